@@ -1,0 +1,112 @@
+"""Text to token ids and back, at the edges of the program: tokenizer.json and the checkpoint's own chat template.
+
+The template is Jinja text written by strangers, so it is rendered in jinja2's immutable sandbox. One function renders
+the prompt, for sampling, training and evaluation alike: a ratio taken under another prompt than the one that produced
+the text means nothing (fault 1 of the official code).
+"""
+
+import datetime
+import json
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from tokenizers import Tokenizer as Backend
+
+from .config import read_json
+from .errors import UserError
+
+
+class Tokenizer:
+    """Encodes and decodes text. `size` is one above the largest id; `eos_ids` end a completion."""
+
+    def __init__(self, folder: Path, vocab_size: int):
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        try:
+            self.backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for every kind of broken file
+            raise UserError(f"{path}: not a tokenizer: {error}") from None
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        if self.size > vocab_size:
+            raise UserError(f"{path}: has ids up to {self.size - 1}, but config.json says vocab_size {vocab_size}")
+        self.config = read_json(folder / "tokenizer_config.json")
+        self.eos_ids = read_eos(folder, self)
+        self.template = read_template(folder, self.config)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text as it stands: special tokens in it are recognised, none is added."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        """Text of the ids; special tokens are left out unless asked for."""
+        return self.backend.decode(list(ids), skip_special_tokens=not special)
+
+    def token_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The prompt text for chat messages ({"role", "content"}), up to where the assistant's turn begins."""
+        if self.template is None:
+            return "".join(m["content"] for m in messages)
+        special = {name: text_of(self.config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        try:
+            return self.template.render(messages=messages, add_generation_prompt=True, tools=None, **special)
+        except Exception as error:  # a stranger's template can raise anything
+            raise UserError(f"chat template: cannot be rendered: {type(error).__name__}: {error}") from None
+
+    def prompt(self, question: str, system: str | None = None) -> list[int]:
+        """Ids of the prompt that asks `question`, with an optional system turn before it."""
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        return self.encode(self.render([*turns, {"role": "user", "content": question}]))
+
+
+def text_of(token) -> str:
+    """A special token stands in tokenizer_config.json as a string or as {"content": string}; absent is empty."""
+    return (token.get("content", "") if isinstance(token, dict) else token) or ""
+
+
+def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends a completion: of generation_config.json, config.json and the tokenizer's own eos_token."""
+    found = set()
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            ids = read_json(folder / name).get("eos_token_id")
+            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    own = text_of(tokenizer.config.get("eos_token"))
+    if own and (own_id := tokenizer.token_id(own)) is not None:
+        found.add(own_id)
+    if not all(isinstance(i, int) and 0 <= i < tokenizer.size for i in found):
+        raise UserError(f"{folder}: eos_token_id {sorted(found)} is not among the tokenizer's {tokenizer.size} ids")
+    if not found:
+        raise UserError(f"{folder}: no eos_token_id in generation_config.json, config.json or tokenizer_config.json")
+    return tuple(sorted(found))
+
+
+def read_template(folder: Path, config: dict) -> jinja2.Template | None:
+    """The compiled chat template: chat_template.jinja, or the text in tokenizer_config.json; None where neither is."""
+    path = folder / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+    if isinstance(text, list):  # several named templates
+        text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
+    if text is None:
+        return None
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(text)
+    except jinja2.TemplateError as error:
+        raise UserError(f"{folder}: chat template: {error}") from None
+
+
+def refuse(message: str):
+    """What templates call to reject a conversation."""
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,110 @@
+"""The decoder of the Qwen2, Qwen3 and Llama families in plain torch: token ids in, hidden states out.
+
+One forward for training, prefill and decode. It takes rows of any leading shape and a function `attend` that turns
+(layer, q, k, v) into the attention's output: causal attention over a padded batch here, attention over a KV cache in
+cache.py. Left out on purpose: dropout and attention masks (batches are padded on the right, where a causal model does
+not look), and logits inside the forward (log-probs come from o1core.kernels, which never holds them).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .config import ModelConfig
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then a gated MLP, each behind an RMSNorm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = self.config = config
+        self.attention_norm = nn.Parameter(torch.empty(c.hidden_size))
+        self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=c.qkv_bias)
+        if c.qk_norm:
+            self.q_norm = nn.Parameter(torch.empty(c.head_dim))
+            self.k_norm = nn.Parameter(torch.empty(c.head_dim))
+        self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+        self.mlp_norm = nn.Parameter(torch.empty(c.hidden_size))
+        self.gate_up = nn.Linear(c.hidden_size, 2 * c.ffn_size, bias=False)
+        self.down = nn.Linear(c.ffn_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend, layer: int) -> Tensor:
+        c = self.config
+        heads = self.qkv(rms_norm(x, self.attention_norm, c)).unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D]
+        qk, v = heads.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=-2)
+        if c.qk_norm:
+            q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
+            qk = torch.cat((rms_norm(q, self.q_norm, c), rms_norm(k, self.k_norm, c)), dim=-2)
+        q, k = rotate(qk, cos, sin).split([c.num_heads, c.num_kv_heads], dim=-2)
+        x = x + self.o(attend(layer, q, k, v).flatten(-2))
+        gate, up = self.gate_up(rms_norm(x, self.mlp_norm, c)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    """A causal language model. Weights come from weights.load; `lm_head` is the embedding where they are tied."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.Parameter(torch.empty(config.hidden_size))
+        if not config.tied:
+            self.head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    @property
+    def lm_head(self) -> Tensor:
+        """[V, H]: the rows that score each token."""
+        return self.embed if self.config.tied else self.head
+
+    def forward(self, ids: Tensor, positions: Tensor, attend, recompute: bool = False) -> Tensor:
+        """Hidden states after the last norm.
+
+        ids: int64, any shape [...]; positions: int64, broadcastable to it; attend: see the module's docstring, q
+        [..., Hq, D], k and v [..., Hkv, D] -> [..., Hq, D]. recompute: gradient checkpointing, a block at a time.
+        Returns [..., H] in the weights' dtype.
+        """
+        x = F.embedding(ids, self.embed)
+        cos, sin = (t.to(x.dtype) for t in rotary(positions, self.config))
+        for layer, block in enumerate(self.blocks):
+            if recompute:
+                x = checkpoint(block, x, cos, sin, attend, layer, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, attend, layer)
+        return rms_norm(x, self.norm, self.config)
+
+    def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
+        """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""
+        return self(ids, torch.arange(ids.shape[1], device=ids.device), causal_attention, recompute)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """float32 logits [B, T, V] of ids [B, T]. For parity and small models: training never holds them."""
+        return F.linear(self.hidden(ids), self.lm_head).float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
+    """RMSNorm over the last dimension, statistics in float32."""
+    return F.rms_norm(x, (x.shape[-1],), weight, config.norm_eps)
+
+
+def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [..., 1, D/2], of the rotary embedding at int64 positions [...] (Su et al., 2104.09864)."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
+    angle = positions[..., None, None].float() / config.rope_theta**exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + D/2}) of x [..., heads, D] by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each row seeing itself and what stands before it."""
+    q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
+    return out.transpose(-3, -2)
