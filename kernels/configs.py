@@ -1,0 +1,95 @@
+"""Launch configurations: block sizes, warps and stages of every Triton kernel, by target chip and element size.
+
+One table for two readers: the launchers, and the ahead-of-time compilation in the tests and in bench/compiled_kernels.py.
+What is compiled there is what ships. There is no autotuning on purpose: it needs a GPU at import or at first call, times
+kernels on live buffers, and picks something else on another day.
+
+Targets: sm_80 (A100, A800), sm_90 (H100, H200), other (any other GPU: within the 99 KB of shared memory that every chip
+since sm_86 has) and interpreter (CPU tensors under TRITON_INTERPRET=1: small blocks, so that small inputs have several).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Launch(NamedTuple):
+    """constants: the kernel's compile-time arguments that depend on the chip or the element size."""
+
+    constants: dict[str, int | str]
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int | str | bool]:
+        """Keyword arguments of the launch. FP fusion is pinned, because its default differs between Triton releases."""
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.constants, **launch}
+
+
+def _product(n: int, v: int, h: int, precision: str, num_warps: int, num_stages: int) -> Launch:
+    return Launch({"BLOCK_N": n, "BLOCK_V": v, "BLOCK_H": h, "PRECISION": precision}, num_warps, num_stages)
+
+
+# By target and bytes an element. fp32 products are three tf32 products (tf32x3): tensor cores at fp32 accuracy.
+LINEAR = {
+    "sm_80": {
+        2: _product(128, 256, 64, "ieee", 8, 3),
+        4: _product(64, 128, 32, "tf32x3", 8, 3),
+        8: _product(32, 64, 16, "ieee", 4, 2),
+    },
+    "sm_90": {
+        2: _product(128, 256, 64, "ieee", 8, 4),
+        4: _product(64, 128, 32, "tf32x3", 8, 3),
+        8: _product(32, 64, 16, "ieee", 4, 2),
+    },
+    "other": {
+        2: _product(128, 128, 32, "ieee", 8, 3),
+        4: _product(64, 64, 32, "tf32x3", 4, 2),
+        8: _product(32, 32, 16, "ieee", 4, 2),
+    },
+    "interpreter": {size: _product(16, 32, 16, "ieee", 1, 1) for size in (2, 4, 8)},
+}
+GATHER = {
+    "gpu": Launch({"BLOCK_V": 4096}, 8, 1),
+    "interpreter": Launch({"BLOCK_V": 64}, 1, 1),
+}
+MERGE = {
+    "gpu": Launch({"BLOCK_T": 32, "BLOCK_N": 32}, 4, 1),
+    "interpreter": Launch({"BLOCK_T": 4, "BLOCK_N": 16}, 1, 1),
+}
+SURROGATE = {
+    "gpu": Launch({"BLOCK": 1024}, 4, 1),
+    "interpreter": Launch({"BLOCK": 16}, 1, 1),
+}
+ADVANTAGE = {
+    "gpu": Launch({"BLOCK_S": 32, "BLOCK_G": 128}, 4, 1),
+    "interpreter": Launch({"BLOCK_S": 8, "BLOCK_G": 16}, 1, 1),
+}
+
+
+def target(device: torch.device) -> str:
+    """The key of LINEAR for tensors on `device`. Raises ValueError for CPU tensors outside Triton's interpreter."""
+    if device.type == "cuda":
+        name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        return name if name in LINEAR else "other"
+    if not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"O1CORE_KERNELS: triton chosen for tensors on {device}, which needs TRITON_INTERPRET=1 set before the start"
+        )
+    return "interpreter"
+
+
+def linear(device: torch.device, dtype: torch.dtype) -> Launch:
+    return LINEAR[target(device)][dtype.itemsize]
+
+
+def elementwise(table: dict[str, Launch], device: torch.device) -> Launch:
+    """The entry of a table that does not tell one GPU from another."""
+    return table["interpreter" if target(device) == "interpreter" else "gpu"]
+
+
+def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """What sums and log-probs are kept in, for torch and for Triton: float32, or float64 where the inputs are."""
+    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)

@@ -1,0 +1,145 @@
+"""The clipped surrogate in Triton: loss, its gradient in every log-prob and the metrics, in one launch.
+
+    l_t = logp_t - ref_logp_t over the unmasked tokens of a sequence with advantage A
+    log r = sum_t l_t ("sequence"),  mean_t l_t ("sequence_mean"),  l_t a token ("token"),  clamped to +-20
+    loss = - sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer
+    d loss / d logp_t = - r A / normalizer  (/ token count for "sequence_mean"),  0 where clip or clamp is active
+
+One program a sequence; it writes seven sums of its own, and torch adds them up over sequences in float64. No atomic: two
+runs give the same bits. Everything a token is in float32 (float64 if logp is).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import configs
+from .surrogate_metrics import SurrogateMetrics
+
+LEVELS = {"sequence": 0, "sequence_mean": 1, "token": 2}
+LIMIT: tl.constexpr = tl.constexpr(20.0)
+TOKEN: tl.constexpr = tl.constexpr(LEVELS["token"])
+MEAN: tl.constexpr = tl.constexpr(LEVELS["sequence_mean"])
+
+
+@triton.jit
+def _clamp(x):
+    return tl.clamp(x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _divergence(log_ratio):
+    """r - 1 - log r (Schulman's k3) of a clamped log-ratio. Below 1/4, where that is a difference of near numbers, its
+    series: x^2/2! + x^3/3! + ... + x^9/9!."""
+    x = _clamp(log_ratio)
+    series = 1 / 5040 + x * (1 / 40320 + x * (1 / 362880))
+    series = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * series))
+    series = 1 / 2 + x * (1 / 6 + x * series)
+    return tl.where(tl.abs(x) < 0.25, x * x * series, tl.exp(x) - 1 - x)
+
+
+@triton.jit
+def _unit(log_ratio, advantage, low, high, per_unit):
+    """Of one unit, or a block of them: its ratio, whether its clip bound is active, its gain min(r A, clip(r) A) and
+    d loss / d log_ratio. The clip is strict and the clamp's edge counts as inside, as in torch."""
+    ratio = tl.exp(_clamp(log_ratio))
+    over = (ratio > high) & (advantage > 0)
+    under = (ratio < low) & (advantage < 0)
+    gain = advantage * tl.where(over, high, tl.where(under, low, ratio))
+    slope = tl.where(over | under | (tl.abs(log_ratio) > LIMIT), 0.0, -per_unit * ratio * advantage)
+    return ratio, over | under, gain, slope
+
+
+@triton.jit
+def _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK: tl.constexpr, ACC: tl.constexpr):
+    """Which tokens count, and logp - ref_logp there. A masked token is not even read: it may hold NaN."""
+    counted = token < end
+    if HAS_MASK:
+        counted = counted & (tl.load(mask + token, mask=counted, other=0) != 0)
+    new = tl.load(logp + token, mask=counted, other=0.0).to(ACC)
+    return counted, new - tl.load(ref_logp + token, mask=counted, other=0.0).to(ACC)
+
+
+@triton.jit
+def surrogate_kernel(
+    logp, ref_logp, advantage, cu_seqlens, mask, d_logp, sums, sequences, low, high, per_unit,
+    LEVEL: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One sequence -> d_logp of its unmasked tokens (zero elsewhere already) and its column of sums [7, S]."""
+    sequence = tl.program_id(0)
+    begin = tl.load(cu_seqlens + sequence).to(tl.int64)
+    end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
+    A = tl.load(advantage + sequence).to(ACC)
+    tokens = tl.zeros((BLOCK,), ACC)
+    divergence = tl.zeros((BLOCK,), ACC)
+    # A token is a unit: sums of units. A sequence is one: only its log-ratio adds up over tokens.
+    clipped_sum = tl.zeros((BLOCK,), ACC)
+    ratio_sum = tl.zeros((BLOCK,), ACC)
+    ratio_max = tl.zeros((BLOCK,), ACC)
+    gain_sum = tl.zeros((BLOCK,), ACC)
+    log_ratio_sum = tl.zeros((BLOCK,), ACC)
+    for start in range(begin, end, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        counted, log_ratio = _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK, ACC)
+        tokens += counted.to(ACC)
+        divergence += tl.where(counted, _divergence(log_ratio), 0.0)
+        if LEVEL == TOKEN:
+            # A as a block: the interpreter cannot combine a block of truths with a single one.
+            ratio, clipped, gain, slope = _unit(log_ratio, A + tl.zeros_like(log_ratio), low, high, per_unit)
+            clipped_sum += (clipped & counted).to(ACC)
+            ratio_sum += tl.where(counted, ratio, 0.0)
+            ratio_max = tl.maximum(ratio_max, tl.where(counted, ratio, 0.0))
+            gain_sum += tl.where(counted, gain, 0.0)
+            tl.store(d_logp + token, slope, mask=counted)
+        else:
+            log_ratio_sum += log_ratio
+    length = tl.sum(tokens, 0)
+    at = sums + sequence
+    tl.store(at + sequences, length)
+    tl.store(at + 4 * sequences, tl.sum(divergence, 0))
+    if LEVEL == TOKEN:
+        tl.store(at, length)
+        tl.store(at + 2 * sequences, tl.sum(clipped_sum, 0))
+        tl.store(at + 3 * sequences, tl.sum(ratio_sum, 0))
+        tl.store(at + 5 * sequences, -tl.sum(gain_sum, 0))
+        tl.store(at + 6 * sequences, tl.max(ratio_max, 0))
+    else:
+        exists = (length > 0).to(ACC)
+        share = exists
+        if LEVEL == MEAN:
+            share = exists / tl.maximum(length, 1.0)
+        ratio, clipped, gain, slope = _unit(tl.sum(log_ratio_sum, 0) * share, A, low, high, per_unit)
+        tl.store(at, exists)
+        tl.store(at + 2 * sequences, exists * clipped.to(ACC))
+        tl.store(at + 3 * sequences, exists * ratio)
+        tl.store(at + 5 * sequences, -exists * gain)
+        tl.store(at + 6 * sequences, exists * ratio)
+        slope *= share
+        # Masked, clipped and zero-advantage sequences end here.
+        if slope != 0:
+            for start in range(begin, end, BLOCK):
+                token = start + tl.arange(0, BLOCK)
+                counted, _ = _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK, ACC)
+                tl.store(d_logp + token, tl.zeros((BLOCK,), ACC) + slope, mask=counted)
+
+
+def surrogate(logp, ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer):
+    """logp, ref_logp [N], advantage [S], cu_seqlens [S + 1], mask [N] bool or None -> loss [], d_logp [N], metrics.
+
+    The loss and its gradient are float32, or float64 if logp is."""
+    sequences = len(advantage)
+    acc, acc_tl = configs.accumulator(logp.dtype)
+    logp = logp.contiguous()
+    d_logp = torch.zeros_like(logp, dtype=acc)
+    sums = logp.new_zeros(7, sequences, dtype=acc)
+    if sequences:
+        surrogate_kernel[(sequences,)](
+            logp, ref_logp.contiguous(), advantage.contiguous(), cu_seqlens.contiguous(),
+            cu_seqlens if mask is None else mask.contiguous(), d_logp, sums,
+            sequences, 1.0 - eps_low, 1.0 + eps_high, 1.0 / normalizer,
+            LEVEL=LEVELS[ratio], HAS_MASK=mask is not None, ACC=acc_tl,
+            **configs.elementwise(configs.SURROGATE, logp.device).options(),
+        )  # fmt: skip
+    totals = sums[:6].double().sum(1)
+    ratio_max = sums[6].double().amax() if sequences else totals.new_zeros(())
+    return (totals[5] / normalizer).to(acc), d_logp, SurrogateMetrics(totals, ratio_max)
