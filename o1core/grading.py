@@ -94,6 +94,7 @@ _THOUSANDS = re.compile(r",\s*\\!\s*(?=\d{3})")
 _NOISE = re.compile(r"(?<!\\)\\[!,;:]|\\?\$|[€£¥]|\\displaystyle|\\dollars?\b")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|mathit)\{([^{}\\]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-Ja-j])\s*\)?(?:[.:)]\s.*)?", re.DOTALL)
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _PERCENT = re.compile(r"\s*(?:percent|percentage points?|pct)$", re.IGNORECASE)
 _SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
 _QUANTITY = re.compile(
@@ -121,23 +122,27 @@ def tidy(answer: str) -> str:
     return _PERCENT.sub(r"\\%", text)
 
 
+def _squeeze(text: str) -> str:
+    return _SPACE.sub("", text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac"))
+
+
 def quick_equal(predicted: str, gold: str) -> bool | None:
     """Decides tidied answers that need no algebra, and None for the others. Equal text is equal; plain integers and
     decimals of at most 6 places (as far as math-verify looks) are compared by value; where the gold answer is a choice
-    letter, so is the other, in either case."""
+    letter, so is the other, in either case. Blanks do not count, except between digits ("1 1/2")."""
     if predicted == gold:
         return gold != ""
     if _PLAIN.fullmatch(predicted) and _PLAIN.fullmatch(gold) and predicted[-1:].isdigit() and gold[-1:].isdigit():
         return Decimal(predicted.replace(",", "")) == Decimal(gold.replace(",", ""))
     if len(gold.strip("()")) == 1 and gold.strip("()") in "ABCDEFGHIJ" and (match := _LETTER.fullmatch(predicted)):
         return match.group(1).upper() == gold.strip("()")
-    return None
+    return True if _squeeze(predicted) == _squeeze(gold) else None
 
 
 class Verdict(NamedTuple):
     correct: bool
     answer: str | None  # as extracted
-    fault: str | None  # why it is wrong without a comparison: "no answer", "too long", "timeout", "death"
+    fault: str | None  # what kept it from a comparison: "no answer", "too long", "timeout", "memory", "death"
 
 
 class _Worker:
@@ -166,8 +171,9 @@ class _Worker:
                 self.stop()
                 return False, "timeout"
             if reply is not None:
-                if reply["retire"]:
+                if reply["swollen"]:
                     self.stop()
+                    return reply["equal"], None if reply["equal"] else "memory"
                 return reply["equal"], None
             if self.stop() == -signal.SIGPROF:
                 return False, "timeout"
@@ -224,10 +230,11 @@ class Grader:
     """Grades completions; the answers that need algebra go to `workers` processes (default: the processors this process
     may use, at most 8), each answer with at most `seconds` of processor time and `memory_mib` of memory.
 
-    An answer that hangs or kills its worker is wrong and holds up that worker alone, which is then replaced; beyond its
-    memory an answer is usually just wrong, since sympy gets a MemoryError. Processes start at the first answer that
-    needs one. `counts` sums up everything since the beginning, for the caller's log: "graded", "algebra" (went to a
-    worker) and each fault of Verdict. Usable as a context manager; thread-safe.
+    An answer that hangs or kills its worker is wrong and holds up that worker alone, which is then replaced. So is a
+    worker that has come to hold more than half its memory, since the next answer is not to suffer for the last.
+    Processes start at the first answer that needs one. `counts` sums up everything since the beginning, for the
+    caller's log: "graded", "algebra" (went to a worker) and each fault of Verdict. Usable as a context manager;
+    thread-safe.
     """
 
     def __init__(self, *, workers: int | None = None, seconds: float = 5.0, memory_mib: int = 1024):

@@ -62,9 +62,9 @@ def main(seconds: float, memory_mib: int) -> None:
         except (Exception, RecursionError):
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        # A process that one answer has swollen would fail the next, innocent one: it asks to be replaced.
+        # math-verify swallows a MemoryError, so the sign of one is a peak of more than half the limit.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * rss_unit
-        reply = {"equal": bool(equal), "retire": peak > memory_mib << 19}
+        reply = {"equal": bool(equal), "swollen": peak > memory_mib << 19}
         replies.write(json.dumps(reply) + "\n")
 
 
