@@ -5,9 +5,13 @@ from pathlib import Path
 import torch
 
 from .config import read_config
+from .engine import Completion, Engine
+from .sampling import SamplingParams
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 from .weights import load_weights
+
+__all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "Transformer", "load"]
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
