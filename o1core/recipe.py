@@ -1,0 +1,120 @@
+"""A recipe: every setting of a run in one flat, frozen dataclass, and where its values come from.
+
+The fields are the command line's flags (their help stands here, with the unit), the keys of a recipe file and the keys
+of the settings.json in a run's folder. The recipes that ship are JSON files in o1core/recipes.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from .config import read_json
+from .errors import UserError
+
+SHIPPED = Path(__file__).with_name("recipes")
+
+
+def setting(default, help: str, choices: tuple[str, ...] | None = None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of O1-Pruner (arXiv 2501.12570); the defaults are the paper's for Marco-o1-7B where it states them."""
+
+    samples: int = setting(16, "K: completions sampled of each problem")
+    picked: int = setting(2, "m: of the K, picked at random to be trained on")
+    problems: int | None = setting(5000, "problems to train on, of those in the file (none: all)")
+    rounds: int = setting(1, "times to sample afresh from the current policy and train on it")
+    temperature: float = setting(0.5, "of sampling; 0 is greedy")
+    top_p: float = setting(0.8, "of sampling, fraction of probability; 1 is no filter")
+    top_k: int = setting(0, "of sampling, words; 0 is no filter")
+    max_new_tokens: int = setting(8192, "of a completion, tokens")
+
+    lam: float = setting(2.0, "lambda: what a right answer is worth against the length")
+    reward_low: float | None = setting(None, "lower bound of the reward (none: unbounded, as in the paper)")
+    reward_high: float | None = setting(None, "upper bound of the reward (none: unbounded, as in the paper)")
+    reward_zscore: bool = setting(False, "standardise the rewards over all picked completions, as the official code")
+    ratio: str = setting("sequence", "level of the ratio", ("sequence", "sequence_mean", "token"))
+    eps_low: float = setting(0.2, "the ratio is clipped below at 1 - this")
+    eps_high: float = setting(0.2, "the ratio is clipped above at 1 + this")
+    truncated: str = setting("keep", "what to do with completions that ran out of tokens: train on them as they were "
+                             "graded, leave them out of the loss, or count them wrong", ("keep", "mask", "wrong"))  # fmt: skip
+
+    lr: float = setting(2e-7, "learning rate, at its peak")
+    schedule: str = setting("cosine", "of the learning rate, after the warm-up", ("cosine", "constant"))
+    warmup: float = setting(0.1, "fraction of all steps over which the learning rate rises from 0")
+    epochs: int = setting(1, "passes over the picked completions of a round")
+    batch: int = setting(32, "completions in an optimiser step")
+    weight_decay: float = setting(0.0, "of AdamW")
+    grad_clip: float = setting(10.0, "the gradient's norm is cut to this")
+    cutoff: int = setting(3072, "longest prompt + completion trained on, tokens; longer ones are left out and counted")
+    train_last_layers: int | None = setting(None, "train the last N layers alone (none: all weights)")
+    micro_tokens: int = setting(16384, "tokens, padding included, in one forward and backward pass")
+    checkpointing: bool = setting(False, "gradient checkpointing: less memory, a third more time")
+    save_every: int = setting(50, "optimiser steps between checkpoints of the training state")
+
+    eval_samples: int = setting(1, "completions of each problem in an evaluation: n of avg@n")
+    eval_temperature: float = setting(0.0, "of sampling in an evaluation; 0 is greedy")
+    seed: int = setting(0, "of everything drawn at random")
+
+    def __post_init__(self):
+        for name, low in (("samples", 2), ("picked", 1), ("rounds", 1), ("epochs", 1), ("batch", 1), ("cutoff", 2),
+                          ("micro_tokens", 1), ("save_every", 1), ("eval_samples", 1), ("max_new_tokens", 1),
+                          ("eps_low", 0), ("eps_high", 0), ("lr", 0), ("weight_decay", 0), ("warmup", 0),
+                          ("temperature", 0), ("eval_temperature", 0), ("lam", 0), ("top_k", 0)):  # fmt: skip
+            if getattr(self, name) < low:
+                raise UserError(f"{flag(name)}: {getattr(self, name)} is below {low}")
+        for name in ("problems", "train_last_layers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{flag(name)}: {value} is below 1")
+        if self.picked > self.samples:
+            raise UserError(f"--picked: {self.picked} of {self.samples} samples cannot be picked")
+        if self.warmup > 1 or not 0 < self.top_p <= 1:
+            raise UserError("--warmup and --top-p are fractions of at most 1, and --top-p is above 0")
+        if self.grad_clip <= 0:
+            raise UserError(f"--grad-clip: {self.grad_clip} is not above 0")
+        if None not in (self.reward_low, self.reward_high) and self.reward_low >= self.reward_high:
+            raise UserError(f"--reward-low: {self.reward_low} is not below --reward-high {self.reward_high}")
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def kind_of(spec: dataclasses.Field) -> tuple[type, bool]:
+    """(type, whether none is allowed) of a Recipe field."""
+    kinds = [k for k in (get_args(spec.type) or (spec.type,)) if k is not type(None)]
+    return kinds[0], type(None) in get_args(spec.type)
+
+
+def read_recipe(name: str) -> dict:
+    """The settings of a shipped recipe ("paper", "official", ...) or of a JSON file; what it leaves out keeps its default.
+
+    Raises UserError naming the file and the key that is unknown or of the wrong type.
+    """
+    path = SHIPPED / f"{name}.json"
+    if Path(name).name != name or not path.exists():
+        path = Path(name)
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.json")))
+        raise UserError(f"--recipe: {name} is neither a recipe that ships ({known}) nor a file")
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a JSON object of settings")
+    specs = {spec.name: spec for spec in dataclasses.fields(Recipe)}
+    for key, value in settings.items():
+        if key not in specs:
+            raise UserError(f"{path}: {key} is no setting; these are: {', '.join(specs)}")
+        kind, optional = kind_of(specs[key])
+        right = (value is None and optional) or type(value) is kind or (kind is float and type(value) is int)
+        choices = specs[key].metadata["choices"]
+        if not right or (choices and value not in choices):
+            raise UserError(f"{path}: {key}: {json.dumps(value)} is not {' or '.join(choices or (kind.__name__,))}")
+    return settings
