@@ -94,6 +94,7 @@ _THOUSANDS = re.compile(r",\s*\\!\s*(?=\d{3})")
 _NOISE = re.compile(r"(?<!\\)\\[!,;:]|\\?\$|[€£¥]|\\displaystyle|\\dollars?\b")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|mathit)\{([^{}\\]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-Ja-j])\s*\)?(?:[.:)]\s.*)?", re.DOTALL)
+_MIXED = re.compile(r"([-+]?\d+)\s+(\d+)\s?/\s?(\d+)")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _PERCENT = re.compile(r"\s*(?:percent|percentage points?|pct)$", re.IGNORECASE)
 _SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
@@ -110,7 +111,8 @@ _NO_UNIT = {
 
 def tidy(answer: str) -> str:
     r"""A bare answer without what does not change its meaning: dollars, spacing commands, a sentence's full stop, bold
-    marks, \text{} around the whole, a unit in plain words after a number, the frame of a set builder."""
+    marks, \text{} around the whole, a unit in plain words after a number, the frame of a set builder. The mixed number
+    "1 1/2" becomes 1\frac{1}{2}, as math-verify reads it."""
     text = _THOUSANDS.sub(",", answer.replace("−", "-"))
     text = _NOISE.sub("", text).strip().strip("*").rstrip(".").strip()
     if (match := _WRAPPED.fullmatch(text)) is not None:
@@ -119,6 +121,8 @@ def tidy(answer: str) -> str:
         return match.group(1)
     if (match := _SET_BUILDER.fullmatch(text)) is not None:
         return match.group(1).strip()
+    if (match := _MIXED.fullmatch(text)) is not None:
+        return r"{}\frac{{{}}}{{{}}}".format(*match.groups())
     return _PERCENT.sub(r"\\%", text)
 
 
@@ -163,7 +167,7 @@ class _Worker:
                 self.process.stdin.write(request)
                 self.process.stdin.flush()
                 # The worker's own limit is processor time; this one is for a process that gets none.
-                reply = self._read(3 * self.seconds + 1)
+                reply = _read_line(self.process.stdout.fileno(), 3 * self.seconds + 1)
             except BrokenPipeError:
                 reply = None
             except TimeoutError:
@@ -194,36 +198,42 @@ class _Worker:
         return process.wait()
 
     def _start(self) -> None:
+        """Sets self.process once the new worker is ready to be asked."""
         self.stop()
         script = str(Path(__file__).with_name("grading_worker.py"))
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", script, str(self.seconds), str(self.memory_mib)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms, and so its work, is the same each time
         )
-        reply = self._read(_START_SECONDS)
-        if reply is None or "error" in reply:
-            status = self.stop()
-            reason = (reply or {}).get("error", f"it ended with status {status}")
+        try:
+            reply = _read_line(process.stdout.fileno(), _START_SECONDS) or {"error": "it ended without a word"}
+        except TimeoutError:
+            reply = {"error": f"it was not ready after {_START_SECONDS} s"}
+        if "error" in reply:
+            process.kill()
+            process.communicate()
             raise UserError(
-                f"the grading worker cannot start: {reason}; check that math-verify is installed for {sys.executable} "
-                f"and that {self.memory_mib} MiB of memory are enough (256 are)"
+                f"the grading worker cannot start: {reply['error']}; check that math-verify is installed for "
+                f"{sys.executable} and that {self.memory_mib} MiB of memory are enough (256 are)"
             )
+        self.process = process
 
-    def _read(self, seconds: float) -> dict | None:
-        """The next reply, or None if the process has ended. Raises TimeoutError."""
-        fd, deadline, line = self.process.stdout.fileno(), time.monotonic() + seconds, b""
-        while not line.endswith(b"\n"):
-            readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
-                raise TimeoutError
-            chunk = os.read(fd, 4096)
-            if not chunk:
-                return None
-            line += chunk
-        return json.loads(line)
+
+def _read_line(fd: int, seconds: float) -> dict | None:
+    """The next reply on a pipe, or None if its writer has ended. Raises TimeoutError."""
+    deadline, line = time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise TimeoutError
+        chunk = os.read(fd, 4096)
+        if not chunk:
+            return None
+        line += chunk
+    return json.loads(line)
 
 
 class Grader:

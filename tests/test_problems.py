@@ -1,0 +1,172 @@
+import json
+import logging
+import random
+from pathlib import Path
+
+import pytest
+
+from o1core.errors import UserError
+from o1core.problems import Problem, fingerprint, load_problems, overlap
+
+DATA = Path(__file__).parent / "data"
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_gsm8k():
+    problems = load_problems(DATA / "gsm8k.jsonl")
+    assert [problem.answer for problem in problems] == ["18", "3", "276,000"]
+    assert problems[0].question.startswith("Janet’s ducks lay 16 eggs per day.")
+    assert (problems[0].level, problems[0].subject, problems[0].system) == (None, None, None)
+
+
+def test_math_takes_the_last_box_of_the_solution():
+    problems = load_problems(DATA / "math.jsonl")
+    assert [problem.answer for problem in problems] == ["0", "8+4i", "2", "(8,38)"]
+    assert (problems[0].level, problems[0].subject) == ("5", "Algebra")
+
+
+def test_math500():
+    problems = load_problems(DATA / "math500.jsonl")
+    assert problems[0].id == "test/precalculus/807.json"
+    assert problems[0].answer == r"\left( 3, \frac{\pi}{2} \right)"
+    assert (problems[0].level, problems[0].subject) == ("2", "Precalculus")
+
+
+def test_gaokao_keeps_its_rows_without_an_answer(caplog):
+    with caplog.at_level(logging.WARNING):
+        problems = load_problems(DATA / "gaokao2023en.jsonl")
+    assert [problem.answer for problem in problems] == [r"\{x|-2\leq x < 1\}", "80", "D", ""]
+    assert problems[2].id == "052023SATS3_14"
+    assert "1 of 4 answers are empty" in caplog.text
+    assert "line 4" in caplog.text
+
+
+def test_o1_pruner_json_list():
+    problems = load_problems(DATA / "o1pruner.json")
+    assert [problem.answer for problem in problems] == [r"\{x|-2\leq x < 1\}", r"\frac{\pi}{3}", "28800"]
+    assert problems[2].question.startswith("A Senate committee")
+
+
+def test_plain_fields(tmp_path):
+    path = write(
+        tmp_path / "data.jsonl",
+        {"problem": "1 + 1?", "answer": 2, "system": "Be brief."},
+        {"question": "2 + 2?", "answer": r"It is \boxed{4}."},
+        "",
+        {"question": "In dollars?", "answer": "$5"},
+    )
+    assert [(p.question, p.answer, p.system) for p in load_problems(path)] == [
+        ("1 + 1?", "2", "Be brief."),
+        ("2 + 2?", "4", None),
+        ("In dollars?", "$5", None),
+    ]
+
+
+def test_choices_become_lettered_lines(tmp_path):
+    path = write(tmp_path / "data.jsonl", {"question": "Which is even?", "choices": ["1", "2", 3], "answer": "b"})
+    (problem,) = load_problems(path)
+    assert (problem.question, problem.answer) == ("Which is even?\n(A) 1\n(B) 2\n(C) 3", "B")
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes('\ufeff{"question": "a\u2028b", "answer": "1"}\r\n{"question": "c", "answer": "2"}'.encode())
+    assert [problem.question for problem in load_problems(path)] == ["a\u2028b", "c"]
+
+
+def test_ids_are_distinct_and_do_not_depend_on_the_place(tmp_path):
+    one, two = {"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}
+    named = [{**two, "id": "x"}, {**two, "id": "x-2"}, {**two, "id": "x"}]
+    problems = load_problems(write(tmp_path / "a.jsonl", one, one, two, *named))
+    ids = [problem.id for problem in problems]
+    assert len(set(ids)) == 6
+    assert ids[1] == ids[0] + "-2"
+    assert ids[3:] == ["x", "x-2", "x-3"]
+    assert load_problems(write(tmp_path / "b.jsonl", two, one))[1].id == ids[0]
+
+
+def test_shuffle_is_seeded_and_precedes_the_limit(tmp_path):
+    path = write(tmp_path / "data.jsonl", *({"question": f"{n}?", "answer": n} for n in range(100)))
+    in_order = [problem.answer for problem in load_problems(path)]
+    shuffled = [problem.answer for problem in load_problems(path, shuffle_seed=42)]
+    assert in_order == [str(n) for n in range(100)]
+    assert shuffled != in_order
+    assert sorted(shuffled) == sorted(in_order)
+    assert [problem.answer for problem in load_problems(path, limit=7, shuffle_seed=42)] == shuffled[:7]
+    assert [problem.answer for problem in load_problems(path, limit=7)] == in_order[:7]
+    assert [problem.answer for problem in load_problems(path, shuffle_seed=43)] != shuffled
+
+
+GOOD = {"question": "1 + 1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, '{"question": "1 + 1?", "answ'], r"line 2, column \d+: not valid JSON"),
+        ([GOOD, "[1, 2]"], "line 2: a list where an object"),
+        (["[", json.dumps(GOOD) + ",", "{"], "line 4, column 1: not valid JSON"),
+        ([json.dumps([GOOD, {"question": "x"}])], r'item 2: no answer; .*"answer".*\(found: question\)'),
+        ([GOOD, {"prompt": "x", "answer": "1"}], r'line 2: no question; .*"problem" \(found: prompt, answer\)'),
+        ([GOOD, {"question": " ", "answer": "1"}], "line 2: no question"),
+        ([{"problem": "x", "solution": "It is 5."}], r'line 1: no \\boxed\{\} in the field "solution"'),
+        ([{"question": "x", "answer": "2*3 = <<2*3=6>>6"}], 'line 1: no final answer in the field "answer"'),
+        ([{"question": "x", "answer": ["1"]}], 'line 1: the field "answer" is a list'),
+        ([{"question": "x", "answer": True}], 'line 1: the field "answer" is a bool'),
+        ([{"question": "x", "choices": ["1", "2"], "answer": "C"}], "line 1: .*'C'; .* a letter from A to B"),
+        ([{"question": "x", "choices": "1, 2", "answer": "A"}], 'line 1: the field "choices" must be a list'),
+        ([{"question": "\ud800", "answer": "A"}], 'line 1: the field "question" holds half a surrogate pair'),
+        (["[" * 100_000], "not readable as JSON"),
+        (["1" * 10_000], "line 1: not readable as JSON"),
+        (["", " "], "no problems in this file"),
+        (["[]"], "no problems in this file"),
+    ],
+)
+def test_bad_files_are_named_with_place_field_and_mend(tmp_path, rows, message):
+    path = write(tmp_path / "data.jsonl", *rows)
+    with pytest.raises(UserError, match=message) as caught:
+        load_problems(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_bytes_that_are_no_text(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load_problems(tmp_path / "missing.jsonl")
+    with pytest.raises(UserError, match="directory"):
+        load_problems(tmp_path)
+    path = tmp_path / "latin1.jsonl"
+    path.write_bytes(b'{"question": "x", "answer": "1"}\n{"question": "caf\xe9", "answer": "1"}\n')
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        load_problems(path)
+
+
+def test_a_broken_line_beyond_the_limit_is_told_too(tmp_path):
+    with pytest.raises(UserError, match="line 2"):
+        load_problems(write(tmp_path / "data.jsonl", GOOD, "{"), limit=1)
+    with pytest.raises(UserError, match="limit"):
+        load_problems(write(tmp_path / "data.jsonl", GOOD), limit=0)
+
+
+def test_fingerprint_follows_texts_answers_and_order_but_not_ids_or_blanks():
+    one, two = Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")
+    assert fingerprint([one, two]) == fingerprint([Problem("c", "1+1?\n", " 2"), two])
+    changed = [[two, one], [one], [Problem("a", "1 + 1?", "3"), two], [Problem("a", "1 + 1?", "2", system="s"), two]]
+    assert len({fingerprint(problems) for problems in [[one, two], *changed]}) == 5
+
+
+def test_overlap_finds_the_shared_questions():
+    train = [Problem("a", "What is  1 + 1?", "2"), Problem("b", "What is 1 - 1?", "0")]
+    test = [Problem("c", "what is 1+1?\n", "2"), Problem("d", "What is 1 / 1?", "1")]
+    assert overlap(train, test) == [test[0]]
+    assert overlap(train, test[1:]) == []
+
+
+def test_a_problem_does_not_depend_on_the_order_of_the_file(tmp_path):
+    lines = (DATA / "math500.jsonl").read_text().splitlines()
+    shuffled = random.Random(1).sample(lines, len(lines))
+    assert set(load_problems(write(tmp_path / "m.jsonl", *shuffled))) == set(load_problems(DATA / "math500.jsonl"))
