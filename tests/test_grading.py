@@ -2,7 +2,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -163,12 +162,12 @@ def test_another_answer_is_wrong(grader, answer, gold):
 
 @st.composite
 def plain_numbers(draw):
-    # At most 14 digits in all: beyond, math-verify compares floats of unequal precision (it takes 1000000000.00001 and
-    # 1000000000.000010 for different numbers), where the quick path is exact.
+    # Where the two differ, math-verify is wrong: beyond 15 digits it compares floats of unequal precision (it takes
+    # 1000000000.00001 and 1000000000.000010 for different numbers), and it reads +1,000 as the pair of 1 and 0.
     whole = draw(st.one_of(st.integers(0, 120), st.integers(0, 10**8)))
     text = draw(st.sampled_from([f"{whole}", f"{whole:,}", f"0{whole}"]))
     decimals = draw(st.sampled_from(["", "", "", ".0", ".5", ".25", ".00001", ".12345"]))
-    return draw(st.sampled_from(["", "", "-", "+"])) + text + decimals
+    return draw(st.sampled_from(["", "", "-"] if "," in text else ["", "-", "+"])) + text + decimals
 
 
 @settings(max_examples=250, deadline=None)
@@ -228,13 +227,19 @@ def test_a_hanging_answer_is_wrong_and_delays_nobody(workers):
         assert grader.counts == {"graded": len(easy) + 1, "algebra": len(easy) + 1, "timeout": 1}
 
 
-def test_an_answer_that_eats_memory_is_wrong_and_stays_below_the_limit():
+def test_an_answer_that_eats_memory_is_wrong_and_counted():
     with Grader(workers=1, seconds=20, memory_mib=300) as grader:
-        verdicts = grader.grade_many([(boxed("2^{10^{10}}"), "x^2"), (boxed("1+x"), "x+1")])
-        grader.close()
-        assert [(verdict.correct, verdict.fault) for verdict in verdicts] == [(False, "memory"), (True, None)]
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 300 << 20
+        verdicts = grader.grade_many([(boxed("2^{10^{10}}"), "x^2"), (boxed("1+x"), "x+1"), (boxed("2+x"), "x+1")])
+        faults = [(verdict.correct, verdict.fault) for verdict in verdicts]
+        assert faults == [(False, "memory"), (True, None), (False, None)]
+
+
+def test_memory_of_the_parent_is_not_the_worker_s():
+    ballast = bytes(range(256)) * (300 << 12)  # 300 MiB
+    with Grader(workers=1, memory_mib=300) as grader:
+        assert grader.grade_many([(boxed("2+x"), "x+1")])[0].fault is None
+        assert grader._workers[0].process is not None
+    assert len(ballast) == 300 << 20
 
 
 def worker_pid(grader):
