@@ -89,7 +89,7 @@ class KVCache:
             lane.rows.clear()
 
     def decode_attention(self):
-        """The `attend` function of one decode step: writes each row's new key and value, then attends over its cache."""
+        """The `attend` of one decode step: writes each row's new key and value, then attends over its cache."""
         pad = 4 if self.dtype == torch.float32 else 1  # below 4 rows MKL's product depends on memory alignment
         plan, start = [], 0
         for lane in self.lanes.values():

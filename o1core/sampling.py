@@ -80,6 +80,8 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
     top, best = logits.max(dim=-1, keepdim=True)
     weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
     lse = top + weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True).log()
+    if not lse.isfinite().all():
+        raise UserError("the model's logits are not finite: its weights are broken, or overflow in this dtype")
     if params.temperature == 0:
         ids = best
     else:

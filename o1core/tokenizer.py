@@ -17,24 +17,27 @@ from tokenizers import Tokenizer as Backend
 from .config import read_json
 from .errors import UserError
 
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")  # what templates are given of tokenizer_config.json
+
 
 class Tokenizer:
     """Encodes and decodes text. `size` is one above the largest id; `eos_ids` end a completion."""
 
     def __init__(self, folder: Path, vocab_size: int):
+        self.folder = folder
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{path}: no such file; only tokenizers in this format are read")
         try:
             self.backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception for every kind of broken file
-            raise UserError(f"{path}: not a tokenizer: {error}") from None
+            raise UserError(f"{path}: not a tokenizer: {one_line(error)}") from None
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
-        if self.size > vocab_size:
-            raise UserError(f"{path}: has ids up to {self.size - 1}, but config.json says vocab_size {vocab_size}")
-        self.config = read_json(folder / "tokenizer_config.json")
+        self.size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not 0 < self.size <= vocab_size:
+            raise UserError(f"{path}: has {self.size} ids, but vocab_size in config.json is {vocab_size}; not a pair")
+        self.config = read_object(folder / "tokenizer_config.json")
         self.eos_ids = read_eos(folder, self)
         self.template = read_template(folder, self.config)
 
@@ -53,11 +56,11 @@ class Tokenizer:
         """The prompt text for chat messages ({"role", "content"}), up to where the assistant's turn begins."""
         if self.template is None:
             return "".join(m["content"] for m in messages)
-        special = {name: text_of(self.config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        special = {name: text for name in SPECIAL if (text := text_of(self.config.get(name)))}
         try:
             return self.template.render(messages=messages, add_generation_prompt=True, tools=None, **special)
         except Exception as error:  # a stranger's template can raise anything
-            raise UserError(f"chat template: cannot be rendered: {type(error).__name__}: {error}") from None
+            raise UserError(f"{self.folder}: chat template cannot be rendered: {one_line(error)}") from None
 
     def prompt(self, question: str, system: str | None = None) -> list[int]:
         """Ids of the prompt that asks `question`, with an optional system turn before it."""
@@ -70,43 +73,64 @@ def text_of(token) -> str:
     return (token.get("content", "") if isinstance(token, dict) else token) or ""
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object in a file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
 def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends a completion: of generation_config.json, config.json and the tokenizer's own eos_token."""
     found = set()
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
-            ids = read_json(folder / name).get("eos_token_id")
+            ids = read_object(folder / name).get("eos_token_id")
             found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     own = text_of(tokenizer.config.get("eos_token"))
     if own and (own_id := tokenizer.token_id(own)) is not None:
         found.add(own_id)
-    if not all(isinstance(i, int) and 0 <= i < tokenizer.size for i in found):
-        raise UserError(f"{folder}: eos_token_id {sorted(found)} is not among the tokenizer's {tokenizer.size} ids")
+    for i in found:
+        if not isinstance(i, int) or not 0 <= i < tokenizer.size:
+            raise UserError(f"{folder}: eos_token_id: {i!r} is not among the tokenizer's {tokenizer.size} ids")
     if not found:
-        raise UserError(f"{folder}: no eos_token_id in generation_config.json, config.json or tokenizer_config.json")
+        raise UserError(f"{folder}: generation_config.json or config.json must state eos_token_id: nothing ends a text")
     return tuple(sorted(found))
 
 
 def read_template(folder: Path, config: dict) -> jinja2.Template | None:
     """The compiled chat template: chat_template.jinja, or the text in tokenizer_config.json; None where neither is."""
     path = folder / "chat_template.jinja"
-    text = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
-    if isinstance(text, list):  # several named templates
-        text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
-    if text is None:
-        return None
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+        if isinstance(text, list):  # several named templates
+            text = next(entry["template"] for entry in text if entry["name"] == "default")
+        return None if text is None else sandbox().from_string(text)
+    except Exception as error:  # unreadable, not text, or not Jinja
+        raise UserError(f"{folder}: chat template cannot be read: {one_line(error)}") from None
+
+
+def sandbox() -> jinja2.Environment:
+    """Jinja as chat templates expect it (the switches and names that transformers gives them), and nothing more."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise UserError(f"{folder}: chat template: {error}") from None
+    return environment
+
+
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """Jinja's own filter escapes HTML; templates expect plain JSON."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def refuse(message: str):
     """What templates call to reject a conversation."""
     raise jinja2.TemplateError(message)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

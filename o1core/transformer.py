@@ -93,7 +93,7 @@ def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [..., 1, D/2], of the rotary embedding at int64 positions [...] (Su et al., 2104.09864)."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
-    angle = positions[..., None, None].float() / config.rope_theta**exponent
+    angle = positions[..., None, None].float() * (1.0 / config.rope_theta**exponent)
     return angle.cos(), angle.sin()
 
 

@@ -1,17 +1,17 @@
 """Checkpoint folders in and out: safetensors to a Transformer and back, every tensor accounted for.
 
 `layout` is the one table between the published names and ours: q, k, v and gate, up are rows of one fused matrix each.
-Loading copies from the memory-mapped file straight into the final storage and dtype, so no second copy of the weights
-exists. Saving writes the published names and shapes, which transformers loads. Left out on purpose: pickled
-checkpoints (.bin, .pt) are never opened.
+Loading copies from the memory-mapped files straight into the final storage and dtype, a tensor at a time: no second
+copy of the weights exists. Saving writes the published names and shapes, which transformers loads. Left out on purpose:
+pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,16 @@ from .errors import UserError
 from .transformer import Transformer
 
 SHARD_BYTES = 4 << 30
-NAME_OF_DTYPE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+COPIED = (  # what a checkpoint holds besides weights and config.json
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
 
 
 def layout(c: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
@@ -57,39 +66,53 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
     another shape, the file that is missing or truncated, or the index entry that leaves the folder.
     """
     config = read_config(folder)
+    stored = stored_tensors(folder)
+    check_tensors(folder, config, stored)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
-    with ExitStack() as stack:
-        files = {}
-        for path in weight_files(folder):
-            try:
-                files[path] = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
-        where = {}
-        for path, file in files.items():
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if name in where:
-                    raise UserError(f"{path}: tensor {name} stands in {where[name].name} too")
-                where[name] = path
-        table = list(layout(config))
-        check_names(folder, config, table, files, where)
-        model.to_empty(device=device)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for theirs, ours, start, shape in table:
-                parameters[ours][start : start + shape[0]].copy_(files[where[theirs]].get_tensor(theirs))
+    model.to_empty(device=device)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for theirs, ours, start, shape in layout(config):
+            # Pages of a mapped file count as the process's memory while it is open: so it is opened for each tensor.
+            with safe_open(stored[theirs].path, framework="pt") as file:
+                parameters[ours][start : start + shape[0]].copy_(file.get_tensor(theirs))
     return model
 
 
+class Stored(NamedTuple):
+    """Where a tensor lies and what its file says of it; dtype in the words of safetensors ("BF16")."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's safetensors files, from their headers."""
+    stored = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+                found = {name: Stored(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+        if twice := stored.keys() & found.keys():
+            raise UserError(
+                f"{path}: tensor {min(twice)} stands in {stored[min(twice)].path.name} too; keep one of them"
+            )
+        stored |= found
+    return stored
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the single one, or those its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        single = folder / "model.safetensors"
-        if not single.exists():
-            raise UserError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
+    """The safetensors files of a folder: the single one, or else those its index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
         return [single]
+    if not index.exists():
+        raise UserError(f"{folder}: neither {single.name} nor {index.name} is there; fetch the weights as safetensors")
     entries = read_json(index)
     entries = entries.get("weight_map") if isinstance(entries, dict) else None
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
@@ -104,24 +127,28 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def check_names(folder: Path, config: ModelConfig, table: list, files: dict, where: dict) -> None:
-    """Hold the tensors that are there against the table, by name and shape, before anything is allocated."""
-    spare = set(where)
-    for theirs, _, _, shape in table:
-        if theirs not in where:
-            raise UserError(f"{folder}: tensor {theirs} is missing; the model in config.json needs it")
-        found = tuple(files[where[theirs]].get_slice(theirs).get_shape())
+def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) -> None:
+    """Hold the tensors that are there against the table, before anything is allocated."""
+    spare = dict(stored)
+    for name, _, _, shape in layout(config):
+        if name not in stored:
+            raise UserError(f"{folder}: tensor {name} is missing; the model in config.json needs it")
+        path, found, dtype = spare.pop(name)
         if found != shape:
-            raise UserError(f"{where[theirs]}: tensor {theirs} has shape {list(found)}, config.json asks for {list(shape)}")
-        spare.discard(theirs)
-    spare = {name for name in spare if not name.endswith("rotary_emb.inv_freq")}  # old exports store this constant
+            raise UserError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
+        if dtype not in ("F32", "BF16", "F16"):
+            raise UserError(f"{path}: tensor {name} is stored as {dtype}; only F32, BF16 and F16 are supported")
     if config.tied and "lm_head.weight" in spare:
-        head, embed = (files[where[n]].get_tensor(n) for n in ("lm_head.weight", "model.embed_tokens.weight"))
-        if not torch.equal(head, embed):
-            raise UserError(f"{folder}: config.json says tie_word_embeddings, but lm_head.weight differs from the embedding")
-        spare.discard("lm_head.weight")
-    if spare:
-        raise UserError(f"{where[min(spare)]}: tensor {min(spare)} is left over; config.json describes no such tensor")
+        path = spare.pop("lm_head.weight").path
+        with safe_open(path, framework="pt") as one:
+            head = one.get_tensor("lm_head.weight")
+        with safe_open(stored["model.embed_tokens.weight"].path, framework="pt") as other:
+            same = torch.equal(head, other.get_tensor("model.embed_tokens.weight"))
+        if not same:
+            raise UserError(f"{path}: lm_head.weight differs from the embedding; set tie_word_embeddings to false")
+    for name, tensor in spare.items():
+        if not name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
+            raise UserError(f"{tensor.path}: tensor {name} is left over; config.json describes no such tensor")
 
 
 def published_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -133,53 +160,56 @@ def published_tensors(model: Transformer) -> dict[str, Tensor]:
 def save_checkpoint(model: Transformer, source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write `folder` as a Hugging Face checkpoint: weights in `dtype` (default: as they are), the rest from `source`.
 
-    The folder appears whole or not at all. Raises UserError where it exists already.
+    The folder appears whole or not at all. Raises UserError where it exists already or cannot be written.
     """
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another place for the checkpoint")
+    config = read_json(source / "config.json")
+    dtype = dtype or model.embed.dtype
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        tensors = {n: t.to("cpu", dtype or t.dtype) for n, t in published_tensors(model).items()}
-        write_shards(partial, tensors)
-        config = read_json(source / "config.json")
-        config.pop("torch_dtype", None)
-        config["dtype"] = NAME_OF_DTYPE[next(iter(tensors.values())).dtype]
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-                     "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"):  # fmt: skip
+        partial.mkdir(parents=True)
+        write_shards(partial, published_tensors(model), dtype)
+        write_json(partial / "config.json", config)
+        for name in COPIED:
             if (source / name).exists():
                 shutil.copyfile(source / name, partial / name)
         os.replace(partial, folder)
-    except BaseException:
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: cannot be written: {error}; make room or choose another place") from None
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write one safetensors file, or several of at most SHARD_BYTES each with an index."""
-    shards, size = [{}], 0
+def write_shards(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write one safetensors file, or several of at most SHARD_BYTES each with an index. Holds one of them at a time."""
+    shards, room = [], 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
+        size = tensor.numel() * dtype.itemsize
+        if not shards or size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
     weight_map = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file({n: tensors[n].to("cpu", dtype) for n in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(t.numel() for t in tensors.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
-    """Fill a new model: norms with one, biases with zero, the rest from a normal of `std` (for training from scratch)."""
+    """Fill a new model for training from scratch: norms with one, biases with zero, the rest from a normal of `std`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
