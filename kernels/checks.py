@@ -1,6 +1,7 @@
 """Arguments checked before any launch: each fault is a ValueError that begins with the argument's name.
 
-A check of values (targets, cu_seqlens, lengths) reads two numbers back, which on a GPU waits for the device. That is microseconds beside products of milliseconds, and the alternative is a read outside the weights.
+A check of values (targets, cu_seqlens, lengths) reads two numbers back, which on a GPU waits for the device. That is
+microseconds beside products of milliseconds, and the alternative is a read outside the weights.
 """
 
 import math
