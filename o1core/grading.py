@@ -32,11 +32,11 @@ from o1core.errors import UserError
 MAX_ANSWER_CHARS = 2000
 _START_SECONDS = 120  # a worker needs about one; a machine under load more
 
-_UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,9}(?!\d)|\d+)(?:\.\d+)?|\.\d+"  # {1,9}: without a bound, quadratic
 _PLAIN = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)?(?:\.\d{1,6})?")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BRACELESS_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[\d.,/]*\d)")
-_GSM8K = re.compile(rf"^\s*####\s*\$?([-+]?\$?(?:{_UNSIGNED})\s*%?)\.?\s*$", re.MULTILINE)
+_GSM8K = re.compile(rf"^[ \t]*####[ \t]*\$?([-+]?\$?(?:{_UNSIGNED})[ \t]*%?)\.?[ \t]*\r?$", re.MULTILINE)
 _CHOICE = re.compile(
     r"\b[Aa]nswer(?:\s+is|\s*:|\s+is\s*:)[\s*$]*(?:[Oo]ption\s+|[Cc]hoice\s+)?(?:\\text\{)?"
     r"(?:\(([A-Ja-j])\)|([A-J])(?=[*$}]*(?:\s*$|\s*\n|[.,;:)])))"
@@ -95,7 +95,7 @@ _NOISE = re.compile(r"(?<!\\)\\[!,;:]|\\?\$|[€£¥]|\\displaystyle|\\dollars?\
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|mathit)\{([^{}\\]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-Ja-j])\s*\)?(?:[.:)]\s.*)?", re.DOTALL)
 _MIXED = re.compile(r"([-+]?\d+)\s+(\d+)\s?/\s?(\d+)")
-_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_BLANK = re.compile(r"(?<!\d) | (?!\d)")
 _PERCENT = re.compile(r"\s*(?:percent|percentage points?|pct)$", re.IGNORECASE)
 _SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
 _QUANTITY = re.compile(
@@ -127,7 +127,7 @@ def tidy(answer: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    return _SPACE.sub("", text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac"))
+    return _BLANK.sub("", " ".join(text.split()).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac"))
 
 
 def quick_equal(predicted: str, gold: str) -> bool | None:
