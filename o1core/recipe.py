@@ -27,6 +27,7 @@ class Recipe:
     samples: int = setting(16, "K: completions sampled of each problem")
     picked: int = setting(2, "m: of the K, picked at random to be trained on")
     problems: int | None = setting(5000, "problems to train on, of those in the file (none: all)")
+    shuffle_seed: int = setting(42, "of the order of the problems in the file; the first ones are trained on")
     rounds: int = setting(1, "times to sample afresh from the current policy and train on it")
     temperature: float = setting(0.5, "of sampling; 0 is greedy")
     top_p: float = setting(0.8, "of sampling, fraction of probability; 1 is no filter")
@@ -57,6 +58,7 @@ class Recipe:
     save_every: int = setting(50, "optimiser steps between checkpoints of the training state")
 
     eval_samples: int = setting(1, "completions of each problem in an evaluation: n of avg@n")
+    eval_problems: int | None = setting(None, "problems to evaluate on (none: all)")
     eval_temperature: float = setting(0.0, "of sampling in an evaluation; 0 is greedy")
     seed: int = setting(0, "of everything drawn at random")
 
@@ -67,7 +69,7 @@ class Recipe:
                           ("temperature", 0), ("eval_temperature", 0), ("lam", 0), ("top_k", 0)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{flag(name)}: {getattr(self, name)} is below {low}")
-        for name in ("problems", "train_last_layers"):
+        for name in ("problems", "eval_problems", "train_last_layers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{flag(name)}: {value} is below 1")
         if self.picked > self.samples:
