@@ -1,8 +1,8 @@
 """What a checkpoint's config.json says, read strictly: nothing is defaulted that a family could differ in.
 
 Families: Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSNorm on the heads of q and k) and Llama (neither). Left out on
-purpose, each refused by name: sliding windows, scaled or partial rotary embeddings, biases elsewhere, quantised weights,
-mixtures of experts.
+purpose, each refused by name: sliding windows, scaled or partial rotary embeddings, biases elsewhere, mixtures of
+experts, quantised weights.
 """
 
 import json

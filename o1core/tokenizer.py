@@ -82,12 +82,12 @@ def read_object(path: Path) -> dict:
 
 
 def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a completion: of generation_config.json, config.json and the tokenizer's own eos_token."""
-    found = set()
+    """Every id that ends a completion: of generation_config.json or else config.json, and the tokenizer's own."""
+    ids = None
     for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
+        if ids is None and (folder / name).exists():
             ids = read_object(folder / name).get("eos_token_id")
-            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    found = set(ids if isinstance(ids, list) else [] if ids is None else [ids])
     own = text_of(tokenizer.config.get("eos_token"))
     if own and (own_id := tokenizer.token_id(own)) is not None:
         found.add(own_id)
