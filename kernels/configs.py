@@ -1,11 +1,11 @@
 """Launch configurations: block sizes, warps and stages of every Triton kernel, by target chip and element size.
 
-One table for two readers: the launchers, and the ahead-of-time compilation in the tests and in bench/compiled_kernels.py.
-What is compiled there is what ships. There is no autotuning on purpose: it needs a GPU at import or at first call, times
-kernels on live buffers, and picks something else on another day.
+One table for two readers: the launchers, and the ahead-of-time compilation (bench/compiled_kernels.py and the tests).
+What is compiled there is what ships. There is no autotuning on purpose: it needs a GPU at the first call, times kernels
+on live buffers, and picks something else on another day.
 
-Targets: sm_80 (A100, A800), sm_90 (H100, H200), other (any other GPU: within the 99 KB of shared memory that every chip
-since sm_86 has) and interpreter (CPU tensors under TRITON_INTERPRET=1: small blocks, so that small inputs have several).
+Targets: sm_80 (A100, A800), sm_90 (H100, H200), other (any other GPU, within the 99 KB of shared memory that every chip
+since sm_86 has) and interpreter (CPU tensors under TRITON_INTERPRET=1: small blocks, so that small inputs have many).
 """
 
 from typing import NamedTuple
@@ -55,6 +55,10 @@ GATHER = {
     "gpu": Launch({"BLOCK_V": 4096}, 8, 1),
     "interpreter": Launch({"BLOCK_V": 64}, 1, 1),
 }
+KEPT = {
+    "gpu": Launch({"BLOCK_N": 16}, 4, 1),
+    "interpreter": Launch({"BLOCK_N": 8}, 1, 1),
+}
 MERGE = {
     "gpu": Launch({"BLOCK_T": 32, "BLOCK_N": 32}, 4, 1),
     "interpreter": Launch({"BLOCK_T": 4, "BLOCK_N": 16}, 1, 1),
@@ -76,7 +80,7 @@ def target(device: torch.device) -> str:
         return name if name in LINEAR else "other"
     if not triton.knobs.runtime.interpret:
         raise ValueError(
-            f"O1CORE_KERNELS: triton chosen for tensors on {device}, which needs TRITON_INTERPRET=1 set before the start"
+            f"O1CORE_KERNELS: triton for tensors on {device} needs TRITON_INTERPRET=1 in the environment at the start"
         )
     return "interpreter"
 

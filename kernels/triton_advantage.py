@@ -15,10 +15,8 @@ from . import configs
 
 
 @triton.jit
-def advantage_kernel(
-    lengths, correct, group, advantage, samples, lam, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr
-):  # fmt: skip
-    """BLOCK_S samples -> their advantage. In float64, so that sums of lengths are exact and the result is rounded once."""
+def advantage_kernel(lengths, correct, group, advantage, samples, lam, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr):
+    """BLOCK_S samples -> their advantage, in float64: sums of lengths are exact and the result is rounded once."""
     sample = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     mine = sample < samples
     own_group = tl.load(group + sample, mask=mine, other=-1)

@@ -20,18 +20,20 @@ FLOOR: tl.constexpr = tl.constexpr(-1e30)
 
 @triton.jit
 def forward_kernel(
-    logits, targets, logp, lse, entropy, columns, row_stride, inv_temperature,
+    logits, targets, logp, lse, entropy, vocab_size, columns, row_stride, inv_temperature,
     ENTROPY: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """One row: logits [V] -> logp, lse, entropy. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
+    """One row: logits [V] -> logp, lse, entropy. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31. Loads are
+    masked by the row's columns, which allows 16 bytes a load, and ids from vocab_size on are dropped afterwards."""
     row = tl.program_id(0).to(tl.int64)
     at = logits + row * row_stride
     top = tl.full((), FLOOR, ACC)
     total = tl.full((), 0.0, ACC)
     moment = tl.full((), 0.0, ACC)
-    for start in range(0, columns, BLOCK_V):
+    for start in range(0, vocab_size, BLOCK_V):
         column = start + tl.arange(0, BLOCK_V)
-        z = tl.load(at + column, mask=column < columns, other=float("-inf")).to(ACC) * inv_temperature
+        z = tl.load(at + column, mask=column < columns, other=0.0).to(ACC) * inv_temperature
+        z = tl.where(column < vocab_size, z, float("-inf"))
         new_top = tl.maximum(top, tl.max(z, 0))
         fall = top - new_top
         z -= new_top
@@ -59,9 +61,8 @@ def backward_kernel(
     """One block of one row: logits -> d_logits, zero from vocab_size on. Both may be the same memory."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
-    real = column < vocab_size
-    z = tl.load(logits + row * row_stride + column, mask=real, other=float("-inf")).to(ACC) * inv_temperature
-    log_p = z - tl.load(lse + row)
+    z = tl.load(logits + row * row_stride + column, mask=column < columns, other=0.0).to(ACC) * inv_temperature
+    log_p = tl.where(column < vocab_size, z, float("-inf")) - tl.load(lse + row)
     slope = tl.load(logp_grad + row)
     pull = slope
     if ENTROPY:
@@ -81,7 +82,7 @@ def forward(logits, targets, inv_temperature, vocab_size, want_entropy):
     if rows:
         forward_kernel[(rows,)](
             logits, targets.contiguous(), logp, lse, entropy if want_entropy else lse,
-            vocab_size, logits.stride(0), inv_temperature,
+            vocab_size, logits.shape[1], logits.stride(0), inv_temperature,
             ENTROPY=want_entropy, ACC=acc_tl, **launch.options(),
         )  # fmt: skip
     return logp, lse, entropy

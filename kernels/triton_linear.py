@@ -6,15 +6,15 @@
 
 Forward, 2NVH FLOPs: one program a tile [BLOCK_N, BLOCK_V] of logits, which it holds in registers in fp32 and folds to
 three numbers a row (maximum, sum of exponentials, and for the entropy their first moment). They go to partial sums
-[ceil(V / BLOCK_V), N] with plain stores; a second kernel merges them. The program whose tile holds a row's target is the
-only one to store that row's target logit. No lock, no atomic: two runs give the same bits.
+[ceil(V / BLOCK_V), N] with plain stores; a second kernel merges them. The program whose tile holds a row's target is
+the only one to store that row's target logit. No lock, no atomic: two runs give the same bits.
 
-Backward, 6NVH: the vocabulary is walked in chunks. A kernel recomputes the tile and writes dZ [N, chunk] in the dtype of
-the inputs (where a product with stored logits would have rounded it too); then dX += dZ W and dW = dZ^T X, plain products
-that the vendor's library does best. dX is summed in fp32 and rounded once; each row of dW is written once.
+Backward, 6NVH: the vocabulary is walked in chunks. A kernel recomputes the tile and writes dZ [N, chunk] in the dtype
+of the inputs (where a product with stored logits would have rounded it too); then dX += dZ W and dW = dZ^T X, plain
+products that the vendor's library does best. dX is summed in fp32 and rounded once; each row of dW is written once.
 
-Left out on purpose: skipping small blocks of dZ (lossy), and gradients formed in the forward pass over chunks of tokens,
-which would need an fp32 sum of the size of the weight.
+Left out on purpose: skipping small blocks of dZ, which is lossy. The form that keeps the exponentials instead of
+recomputing them (6NVH in all) is in triton_kept.py.
 """
 
 import torch
@@ -23,8 +23,13 @@ import triton.language as tl
 
 from . import configs
 
-SCRATCH_BYTES = 512 * 2**20  # of the partial sums, and of dZ with the fp32 sums of a chunk's dW, for any N
-CHUNK = 4096  # columns of dZ below which adding to dX would cost more than a tenth of the product
+# The most that a pass holds beside its arguments and results, for any N: the partial sums; or dZ, with the sums of one
+# chunk of dW. dX in fp32 [N, H] is not counted: it is the result before its one rounding.
+SCRATCH_BYTES = 512 * 2**20
+# Columns a chunk below which reading and writing dX would cost more than a tenth of the products.
+CHUNK = 4096
+# Rows of dZ are padded to a multiple of this, which every BLOCK_V divides: whole tiles fit, and rows begin on 16 bytes.
+ROW_PADDING = 256
 
 # Stands for minus infinity. Finite, because (-inf) - (-inf) and 0 * (-inf) are NaN; no logit comes near it.
 FLOOR: tl.constexpr = tl.constexpr(-1e30)
@@ -32,8 +37,8 @@ FLOOR: tl.constexpr = tl.constexpr(-1e30)
 
 @triton.jit
 def _tile_of(program, rows, columns, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Row tile and column tile of a program: down 8 row tiles, then right, so that neighbours share both operands in L2.
-    One grid axis, because the others end at 65,535."""
+    """Row tile and column tile of a program: down 8 row tiles, then right, so that neighbours share both operands in
+    L2. One grid axis, because the others end at 65,535."""
     row_tiles = tl.cdiv(rows, BLOCK_N)
     column_tiles = tl.cdiv(columns, BLOCK_V)
     band = program // (8 * column_tiles)
@@ -45,22 +50,18 @@ def _tile_of(program, rows, columns, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexp
 @triton.jit
 def _tile_logits(
     hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-    EVEN_H: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """hidden[row] weight[column]^T [BLOCK_N, BLOCK_V]. Past the edge the last row is read again: no mask in the loop,
-    and the caller drops what it makes of it. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
+    """hidden[row] weight[column]^T [BLOCK_N, BLOCK_V]. Past the edge the last row is read again, and the caller drops
+    what it makes of it. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
     k = tl.arange(0, BLOCK_H)
     x_at = hidden + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * hidden_stride + k[None, :]
     w_at = weight + tl.minimum(column, columns - 1).to(tl.int64)[None, :] * weight_stride + k[:, None]
     z = tl.zeros((BLOCK_N, BLOCK_V), dtype=ACC)
     for start in range(0, width, BLOCK_H):
-        if EVEN_H:
-            x = tl.load(x_at)
-            w = tl.load(w_at)
-        else:
-            x = tl.load(x_at, mask=k[None, :] < width - start, other=0.0)
-            w = tl.load(w_at, mask=k[:, None] < width - start, other=0.0)
+        x = tl.load(x_at, mask=k[None, :] < width - start, other=0.0)
+        w = tl.load(w_at, mask=k[:, None] < width - start, other=0.0)
         z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=ACC)
         x_at += BLOCK_H
         w_at += BLOCK_H
@@ -68,25 +69,10 @@ def _tile_logits(
 
 
 @triton.jit
-def _fold(z, column, target, columns, inv_temperature, top, total, moment, target_logit, ENTROPY: tl.constexpr):
-    """Adds the columns of z to the running maximum, sum of exp(z - top), first moment of z - top and target logit."""
-    z = tl.where(column[None, :] < columns, z * inv_temperature, FLOOR)
-    target_logit += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), 1)
-    new_top = tl.maximum(top, tl.max(z, 1))
-    fall = top - new_top
-    z -= new_top[:, None]
-    e = tl.exp(z)
-    if ENTROPY:
-        moment = tl.exp(fall) * (moment + fall * total) + tl.sum(e * z, 1)
-    total = tl.exp(fall) * total + tl.sum(e, 1)
-    return new_top, total, moment, target_logit
-
-
-@triton.jit
 def partial_sums_kernel(
     hidden, weight, targets, maxima, totals, moments, target_logits,
     rows, columns, width, hidden_stride, weight_stride, inv_temperature,
-    ENTROPY: tl.constexpr, EVEN_H: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ENTROPY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One tile of logits -> maxima, totals, moments [ceil(V / BLOCK_V), N] and, once a row, target_logits [N]."""
@@ -95,28 +81,24 @@ def partial_sums_kernel(
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     z = _tile_logits(
         hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-        EVEN_H, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
+        ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
     )  # fmt: skip
-    target = tl.load(targets + row, mask=row < rows, other=-1).to(tl.int32)
-    top = tl.full((BLOCK_N,), FLOOR, ACC)
-    total = tl.zeros((BLOCK_N,), ACC)
-    moment = tl.zeros((BLOCK_N,), ACC)
-    target_logit = tl.zeros((BLOCK_N,), ACC)
-    # In two halves: the exponentials of a whole tile beside the tile do not fit in the registers.
-    left, right = tl.split(tl.permute(tl.reshape(z, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
-    half = column_tile * BLOCK_V + tl.arange(0, BLOCK_V // 2)
-    top, total, moment, target_logit = _fold(
-        left, half, target, columns, inv_temperature, top, total, moment, target_logit, ENTROPY
-    )
-    top, total, moment, target_logit = _fold(
-        right, half + BLOCK_V // 2, target, columns, inv_temperature, top, total, moment, target_logit, ENTROPY
-    )
+    here = row < rows
+    target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
+    # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.
+    local = tl.arange(0, BLOCK_V)
+    first_column = column_tile * BLOCK_V
+    z = tl.where(local[None, :] < columns - first_column, z * inv_temperature, FLOOR)
+    target_logit = tl.sum(tl.where(local[None, :] == (target - first_column)[:, None], z, 0.0), 1)
+    top = tl.max(z, 1)
+    z -= top[:, None]
+    e = tl.exp(z)
     at = column_tile.to(tl.int64) * rows + row
-    tl.store(maxima + at, top, mask=row < rows)
-    tl.store(totals + at, total, mask=row < rows)
+    tl.store(maxima + at, top, mask=here)
+    tl.store(totals + at, tl.sum(e, 1), mask=here)
     if ENTROPY:
-        tl.store(moments + at, moment, mask=row < rows)
-    inside = (target >= column_tile * BLOCK_V) & (target < (column_tile + 1) * BLOCK_V)
+        tl.store(moments + at, tl.sum(e * z, 1), mask=here)
+    inside = (target >= first_column) & (target < first_column + BLOCK_V)
     tl.store(target_logits + row, target_logit, mask=inside)
 
 
@@ -158,17 +140,18 @@ def merge_kernel(
 def logit_gradient_kernel(
     hidden, weight, targets, lse, logp_grad, entropy_grad, entropy, d_logits,
     rows, columns, width, first_column, hidden_stride, weight_stride, d_logits_stride, inv_temperature,
-    ENTROPY: tl.constexpr, EVEN_H: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ENTROPY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One tile of logits, recomputed -> d (hidden weight^T) [N, chunk]. weight and columns are the chunk's, and
-    first_column is its place in the vocabulary."""
+    first_column is its place in the vocabulary. Whole tiles are stored, without a mask that would make the stores
+    narrow: the rows of d_logits have room for the last one."""
     row_tile, column_tile = _tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     z = _tile_logits(
         hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-        EVEN_H, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
+        ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
     )  # fmt: skip
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32) - first_column
@@ -178,21 +161,23 @@ def logit_gradient_kernel(
     pull = slope[:, None]
     if ENTROPY:
         entropy_slope = tl.load(entropy_grad + row, mask=here, other=0.0) * inv_temperature
-        pull += entropy_slope[:, None] * (log_p + tl.load(entropy + row, mask=here, other=0.0)[:, None])
-    hit = column[None, :] == target[:, None]
-    dz = tl.where(hit, slope[:, None], 0.0) - tl.exp(log_p) * pull
+        pull = (slope + entropy_slope * tl.load(entropy + row, mask=here, other=0.0))[:, None]
+        pull += entropy_slope[:, None] * log_p
+    # The target's share is added afterwards, element by element in place: selecting it first spills registers.
+    dz = -tl.exp(log_p) * pull
+    dz = tl.where(column[None, :] == target[:, None], dz + slope[:, None], dz)
     at = d_logits + row.to(tl.int64)[:, None] * d_logits_stride + column[None, :]
-    tl.store(at, dz.to(d_logits.dtype.element_ty), mask=here[:, None] & (column < columns)[None, :])
+    tl.store(at, dz.to(d_logits.dtype.element_ty), mask=here[:, None])
 
 
 def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
-    """hidden [N, H], weight [V, H], targets [N] -> logp, lse, entropy or None, all [N] float32 (float64 for float64)."""
-    hidden = _unit_stride(hidden)
+    """hidden [N, H], weight [V, H], targets [N] -> logp, lse, entropy or None: [N] float32 (float64 for float64)."""
+    hidden = unit_stride(hidden)
     rows, width = hidden.shape
     acc, acc_tl = configs.accumulator(hidden.dtype)
     launch = configs.linear(hidden.device, hidden.dtype)
     merge = configs.elementwise(configs.MERGE, hidden.device)
-    block_n, block_v, block_h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
+    block_n, block_v = launch.constants["BLOCK_N"], launch.constants["BLOCK_V"]
     logp, lse, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(3))
     entropy = hidden.new_empty(rows, dtype=acc) if want_entropy else None
     tiles = triton.cdiv(vocab_size, block_v)
@@ -205,7 +190,7 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
         partial_sums_kernel[(triton.cdiv(size, block_n) * tiles,)](
             hidden[part], weight, targets[part], *parts, target_logits[part],
             size, vocab_size, width, hidden.stride(0), weight.stride(0), inv_temperature,
-            ENTROPY=want_entropy, EVEN_H=width % block_h == 0, ACC=acc_tl, **launch.options(),
+            ENTROPY=want_entropy, ACC=acc_tl, **launch.options(),
         )  # fmt: skip
         merge_kernel[(triton.cdiv(size, merge.constants["BLOCK_N"]),)](
             *parts, target_logits[part], logp[part], lse[part], entropy[part] if want_entropy else lse, size, tiles,
@@ -219,7 +204,7 @@ def backward(
     inv_temperature, vocab_size, need_hidden, need_weight,
 ):  # fmt: skip
     """-> d_hidden [N, H] or None, d_weight [V, H] or None, in the dtypes of hidden and weight."""
-    hidden = _unit_stride(hidden)
+    hidden = unit_stride(hidden)
     rows, width = hidden.shape
     acc, _ = configs.accumulator(hidden.dtype)
     wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize)
@@ -227,7 +212,7 @@ def backward(
     d_weight = torch.empty_like(weight) if need_weight else None
     if need_weight:
         d_weight[vocab_size if rows else 0 :].zero_()
-    scratch = hidden.new_empty(wave, chunk)
+    scratch = hidden.new_empty(wave, padded(chunk))
     for first in range(0, vocab_size if rows else 0, chunk):
         w = weight[first : min(first + chunk, vocab_size)]
         d_w = torch.zeros_like(w, dtype=acc) if need_weight and wave < rows else None
@@ -254,31 +239,37 @@ def logit_gradient(
     hidden, weight, targets, lse, logp_grad, entropy_grad, entropy, first_column, inv_temperature, d_logits
 ):
     """Fills d_logits [N, chunk]: the gradient of hidden weight^T for the chunk of the vocabulary that begins at
-    first_column and whose rows `weight` is."""
+    first_column and whose rows `weight` is. Rows of d_logits have room for padded(chunk) numbers."""
     rows, width = hidden.shape
     columns = len(weight)
     acc, acc_tl = configs.accumulator(hidden.dtype)
     launch = configs.linear(hidden.device, hidden.dtype)
-    block_n, block_v, block_h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
+    block_n, block_v = launch.constants["BLOCK_N"], launch.constants["BLOCK_V"]
     with_entropy = entropy_grad is not None
     logp_grad = logp_grad.to(acc).contiguous()
     entropy_grad = entropy_grad.to(acc).contiguous() if with_entropy else logp_grad
     logit_gradient_kernel[(triton.cdiv(rows, block_n) * triton.cdiv(columns, block_v),)](
         hidden, weight, targets, lse, logp_grad, entropy_grad, entropy if with_entropy else lse, d_logits,
         rows, columns, width, first_column, hidden.stride(0), weight.stride(0), d_logits.stride(0), inv_temperature,
-        ENTROPY=with_entropy, EVEN_H=width % block_h == 0, ACC=acc_tl, **launch.options(),
+        ENTROPY=with_entropy, ACC=acc_tl, **launch.options(),
     )  # fmt: skip
 
 
 def split(rows, columns, width, itemsize):
     """-> rows a wave, columns a chunk, such that dZ [wave, chunk] and, where several waves add to one chunk of dW, its
     sum in fp32 (float64 for float64) stay within SCRATCH_BYTES."""
-    aligned = SCRATCH_BYTES // (max(rows, 1) * itemsize) // 256 * 256
-    if aligned >= min(CHUNK, columns):
-        return rows, min(aligned, columns)
-    chunk = min(CHUNK, columns, max(SCRATCH_BYTES // 4 // (width * max(itemsize, 4)) // 256 * 256, 256))
-    wave = max((SCRATCH_BYTES - chunk * width * max(itemsize, 4)) // (chunk * itemsize) // 128 * 128, 128)
-    return min(wave, rows), chunk
+    fit = SCRATCH_BYTES // (max(rows, 1) * itemsize) // ROW_PADDING * ROW_PADDING
+    if fit >= min(CHUNK, columns):
+        return rows, min(fit, columns)
+    sum_of_row = width * max(itemsize, 4)
+    quarter = SCRATCH_BYTES // 4 // sum_of_row // ROW_PADDING * ROW_PADDING
+    chunk = min(CHUNK, columns, max(quarter, ROW_PADDING))
+    wave = (SCRATCH_BYTES - chunk * sum_of_row) // (padded(chunk) * itemsize)
+    return min(max(wave // 128, 1) * 128, rows), chunk
+
+
+def padded(columns):
+    return triton.cdiv(columns, ROW_PADDING) * ROW_PADDING
 
 
 def add_product(total, a, b):
@@ -291,6 +282,6 @@ def add_product(total, a, b):
         torch.addmm(total, a.to(total.dtype), b.to(total.dtype), out=total)
 
 
-def _unit_stride(hidden):
+def unit_stride(hidden):
     """Rows may lie anywhere, the numbers of a row must be neighbours: loads of 16 bytes need it."""
     return hidden if hidden.stride(1) == 1 else hidden.contiguous()

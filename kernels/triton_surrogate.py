@@ -5,8 +5,8 @@
     loss = - sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer
     d loss / d logp_t = - r A / normalizer  (/ token count for "sequence_mean"),  0 where clip or clamp is active
 
-One program a sequence; it writes seven sums of its own, and torch adds them up over sequences in float64. No atomic: two
-runs give the same bits. Everything a token is in float32 (float64 if logp is).
+One program a sequence; it writes seven sums of its own, and torch adds them up over sequences in float64. No atomic:
+two runs give the same bits. Per token everything is float32 (float64 if logp is).
 """
 
 import torch
@@ -24,7 +24,8 @@ MEAN: tl.constexpr = tl.constexpr(LEVELS["sequence_mean"])
 
 @triton.jit
 def _clamp(x):
-    return tl.clamp(x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+    # With where, a NaN stays one. tl.clamp told to keep it does not compile for float64.
+    return tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
 
 
 @triton.jit
