@@ -106,20 +106,25 @@ def read_template(folder: Path, config: dict) -> jinja2.Template | None:
         text = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
         if isinstance(text, list):  # several named templates
             text = next(entry["template"] for entry in text if entry["name"] == "default")
-        return None if text is None else sandbox().from_string(text)
+        return None if text is None else environment().from_string(text)
     except Exception as error:  # unreadable, not text, or not Jinja
         raise UserError(f"{folder}: chat template cannot be read: {one_line(error)}") from None
 
 
-def sandbox() -> jinja2.Environment:
+class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which lets an unsafe attribute be printed as nothing: here reaching for one is an error."""
+
+    def unsafe_undefined(self, obj, attribute):
+        raise jinja2.exceptions.SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
+
+
+def environment() -> jinja2.Environment:
     """Jinja as chat templates expect it (the switches and names that transformers gives them), and nothing more."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    sandbox.filters["tojson"] = to_json
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return sandbox
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
