@@ -1,6 +1,7 @@
 """Small random checkpoints, made by transformers and so independent of our own loader and saver."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ SMALL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "tie_word_embeddings": True,
 }
+
+
+def pytest_configure() -> None:
+    """Without a GPU, Triton kernels run in Triton's interpreter. It reads this when triton is imported, not later."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def write_tokenizer(folder: Path, template: str | None = CHATML) -> None:
