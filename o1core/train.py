@@ -2,11 +2,11 @@
 
 A run's folder while it trains:
 
-    round-00/rollouts/      what the policy sampled (store.py)
-    round-00/reference.safetensors   log-probs of what was picked, by the trainer's own forward, before the round's first step
-    state-*/                the newest training state (state.py)
-    log.jsonl               one JSON line a step
-    pruned/                 the result, a Hugging Face folder
+    round-00/rollouts/               what the policy sampled (store.py)
+    round-00/reference.safetensors   log-probs of what was picked, by the trainer's own forward before the first step
+    state-*/                         the newest training state (state.py)
+    log.jsonl                        one JSON line a step
+    pruned/                          the result, a Hugging Face folder
 """
 
 import json

@@ -1,0 +1,106 @@
+"""The embedded model pruned under several recipes and seeds: the result table of the README.
+
+    python -m bench.tiny_o1 --seeds 3 [--out runs/bench] [--only tiny-o1]
+
+Each seed has training and test problems of its own. A recipe's first-round samples and its evaluation of the base are
+those of the other recipes of that seed (the same numbers decide them), so they are made once. A run that is done is read.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from o1core.errors import UserError
+from o1core.memory import keep_freed_memory
+from o1core.pipeline import Place, claim, open_job, prune
+from o1core.recipe import Recipe, read_recipe
+
+SIZED = ("problems", "temperature", "top_p", "max_new_tokens", "cutoff", "samples", "micro_tokens",
+         "eval_samples", "eval_problems", "eval_temperature")  # fmt: skip
+
+
+def recipes() -> dict[str, Recipe]:
+    """name: recipe. The paper's and the official one keep their reward, ratio, m, rounds, schedule and batch; what
+    depends on the size of the model and the problems (learning rate, lengths, sampling) is tiny-o1's."""
+    own = Recipe(**read_recipe("tiny-o1"))
+    sized = {name: getattr(own, name) for name in SIZED}
+    return {
+        "tiny-o1": own,
+        "lambda 0": replace(own, lam=0.0),
+        "paper": replace(Recipe(**read_recipe("paper")), **sized, lr=own.lr),
+        "official": replace(Recipe(**read_recipe("official")), **sized, lr=own.lr),
+    }
+
+
+def main() -> int:
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default: %(default)s)")
+    ap.add_argument("--out", type=Path, default=Path("runs/bench-tiny-o1"), help="folder (default: %(default)s)")
+    ap.add_argument("--only", help="run this recipe alone (default: all)")
+    args = ap.parse_args()
+    keep_freed_memory()
+    chosen = {name: r for name, r in recipes().items() if args.only in (None, name)}
+    place = Place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
+    results: dict[str, list[dict]] = {name: [] for name in chosen}
+    try:
+        for seed in range(args.seeds):
+            first = None
+            for name, recipe in chosen.items():
+                job = open_job(None, None, None, "auto", replace(recipe, seed=seed))
+                run = args.out / f"{name.replace(' ', '-')}-seed{seed}"
+                claim(run, job)
+                if first is not None:
+                    share(first, run)
+                results[name].append(prune(job, run, place))
+                first = first or run
+                print(row(f"{name}, seed {seed}", results[name][-1:]), flush=True)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (least to most)\n")
+    print("| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for name, found in results.items():
+        print(row(name, found))
+    return 0
+
+
+def share(source: Path, run: Path) -> None:
+    """Give a run the base's evaluation and the first round's samples of another run of the same seed."""
+    for part in ("base", "round-00/rollouts"):
+        if not (run / part).exists():
+            shutil.copytree(source / part, run / part)
+
+
+def row(name: str, found: list[dict]) -> str:
+    def spread(values, form):
+        low, high = (format(f(values), form) for f in (min, max))
+        return format(mean(values), form) + (f" ({low} to {high})" if len(values) > 1 else "")
+
+    base, pruned = ([r[part] for r in found] for part in ("base", "pruned"))
+    cells = [
+        f"{mean(e['accuracy'] for e in base):.1%}, {mean(e['mean_tokens'] for e in base):.1f}",
+        f"{mean(e['accuracy'] for e in pruned):.1%}, {mean(e['mean_tokens'] for e in pruned):.1f}",
+        spread([r["length_cut"] for r in found], ".1%"),
+        spread([100 * r["accuracy_gain"] for r in found], "+.1f"),
+        spread([r["aes"] for r in found], ".2f"),
+        spread([r["seconds"] for r in found], ".0f"),
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

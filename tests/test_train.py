@@ -1,0 +1,205 @@
+"""Whole runs on a small random checkpoint: killed and resumed, skipped where done, refused where they do not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import o1core
+from o1core.cli import main
+from o1core.state import states
+from o1core.store import read_groups
+
+SETTINGS = ["--samples", "4", "--picked", "3", "--problems", "10", "--rounds", "2", "--max-new-tokens", "24",
+            "--temperature", "1", "--top-p", "1", "--ratio", "token", "--lr", "1e-3", "--batch", "4", "--save-every", "2",
+            "--eval-problems", "3", "--eval-temperature", "1", "--slots", "8", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def problems(tmp_path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{a} + 5 = ?", "answer": str(a + 5)}) + "\n" for a in range(14)))
+    return path
+
+
+@pytest.fixture
+def flags(checkpoint, problems):
+    return ["--model", str(checkpoint), "--data", str(problems), *SETTINGS]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "pruned" / "model.safetensors")
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def run_until(command: list[str], condition, seconds: float = 60) -> bool:
+    """Start o1core in a process of its own and kill -9 it once condition() holds. Whether it was still running then."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "o1core", *command], env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not condition():
+        assert time.monotonic() < deadline, "never came to the point where it was to be killed"
+        time.sleep(0.002)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return running
+
+
+def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path):
+    """The paper's loop over two rounds; kill -9 in the middle of each, between two states."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = ["train", *flags, "--out", str(killed)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that are killed
+    assert main(["train", *flags, "--out", str(whole)]) == 0
+    deaths = 0
+    for steps in (3, 11):
+
+        def reached(steps=steps):
+            return (killed / "log.jsonl").exists() and len((killed / "log.jsonl").read_text().splitlines()) >= steps
+
+        deaths += run_until([*command, *(["--resume"] if steps > 3 else [])], reached)
+    assert deaths == 2, "the run ended before it could be killed"
+    assert not (killed / "pruned").exists()
+    assert main([*command, "--resume"]) == 0
+    torch.set_num_threads(threads)
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    timeless = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(whole)]
+    again = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(killed)]
+    assert timeless == again
+    assert [line["round"] for line in timeless] == [0] * 8 + [1] * 8
+
+
+def test_sampling_goes_on_where_it_was_killed(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("o1core.rollouts.SHARD_COMPLETIONS", 8)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert main(["sample", *flags, "--out", str(whole)]) == 0
+    assert main(["sample", *flags, "--out", str(again)]) == 0
+    rollouts = again / "round-00" / "rollouts"
+    shards = sorted(rollouts.glob("shard-*.jsonl"))
+    assert len(shards) == 5
+    kept = {path: path.stat().st_mtime_ns for path in shards[:3]}
+    for path in shards[3:]:
+        path.unlink()  # what a kill between the two files of a shard leaves
+    assert main(["sample", *flags, "--out", str(again)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    def content(run):
+        return {g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples]
+                for g in read_groups(run / "round-00" / "rollouts")}  # fmt: skip
+
+    assert content(whole) == content(again)
+
+
+def test_a_log_line_says_what_the_issue_of_a_run_is(flags, tmp_path):
+    assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 0
+    line = log(tmp_path / "run")[-1]
+    assert {"step", "loss", "reward", "ratio_mean", "ratio_max", "clip_fraction", "approx_kl", "grad_norm", "lr",
+            "mean_length", "truncated", "tokens_per_second", "peak_memory_mib"} <= line.keys()  # fmt: skip
+    assert line["reference_max"] < 1e-3
+    first = log(tmp_path / "run")[0]
+    assert first["ratio_mean"] == pytest.approx(1, abs=1e-5), "the first step's policy is the reference"
+
+
+def test_prune_skips_what_is_done(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["prune", *flags, "--out", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "length cut" in out and str(run / "pruned") in out and (run / "plot.png").stat().st_size > 10_000
+    result = json.loads((run / "result.json").read_text())
+    assert {"base", "pruned", "length_cut", "accuracy_gain", "aes", "seconds"} <= result.keys()
+    assert 0 <= result["base"]["accuracy"] <= 1 and result["base"]["mean_tokens"] <= 24
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["prune", *flags, "--out", str(run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (run / "result.json").unlink()
+    shutil_free = {path: at for path, at in before.items() if path.name not in ("result.json", "plot.png", "run")}
+    assert main(["prune", *flags, "--out", str(run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in shutil_free} == shutil_free
+    assert main(["show", str(run), "--samples", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "--- base:" in shown and "--- after:" in shown and "tokens, answer" in shown
+
+
+def test_the_pruned_checkpoint_loads_in_transformers_with_the_same_logits(flags, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 0
+    ids = torch.randint(259, (2, 17), generator=torch.Generator().manual_seed(0))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned", dtype=torch.float32)
+    ours, _ = o1core.load(tmp_path / "run" / "pruned", torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_learning_rate_zero_leaves_every_weight_as_it_was(flags, checkpoint, tmp_path):
+    assert main(["train", *flags, "--lr", "0", "--out", str(tmp_path / "run")]) == 0
+    before, after = load_file(checkpoint / "model.safetensors"), weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(line["ratio_max"] == pytest.approx(1, abs=1e-4) for line in log(tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_keeps_the_newest_state(flags, checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--lr", "1e30", "--grad-clip", "1e30", "--out", str(run)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite, in the batch of problems" in error
+    state = load_file(states(run)[-1] / "training.safetensors")
+    assert all(t.isfinite().all() for t in state.values())
+    assert not (run / "pruned").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--lr", "2e-3"], "holds a run with other settings (lr: 0.001 there, 0.002 asked for)"),
+        (["--samples", "1"], "--samples: 1 is below 2"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(flags, tmp_path, capsys, change, message):
+    run = tmp_path / "run"
+    assert main(["sample", *flags, "--out", str(run)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    assert main(["prune", *flags, *change, "--out", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("It was")
+    assert main(["prune", *flags, "--out", str(tmp_path / "thesis")]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_training_on_what_is_evaluated_is_refused(flags, problems, tmp_path, capsys):
+    assert main(["prune", *flags, "--eval-data", str(problems), "--out", str(tmp_path / "run")]) == 2
+    assert "are also trained on" in capsys.readouterr().err
+
+
+def test_train_does_not_go_on_unasked(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--out", str(run)]) == 0
+    for path in (run / "pruned").iterdir():
+        path.unlink()
+    (run / "pruned").rmdir()
+    assert main(["train", *flags, "--out", str(run)]) == 2
+    assert "--resume" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""One update against a float64 autograd twin of the paper's equations, and everything that must not change it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import o1core
+from o1core.errors import UserError
+from o1core.recipe import Recipe
+from o1core.store import Group, Sample
+from o1core.update import (
+    Example,
+    Updater,
+    collate,
+    learning_rate,
+    micro_batches,
+    pick_examples,
+    reference_logprobs,
+)
+
+VOCAB = 259
+RATIOS = ("sequence", "sequence_mean", "token")
+
+
+def make_examples(count: int = 7, seed: int = 0) -> list[Example]:
+    g = torch.Generator().manual_seed(seed)
+    examples = []
+    for i in range(count):
+        t, n = (int(torch.randint(low, high, (), generator=g)) for low, high in ((1, 9), (1, 20)))
+        prompt, ids = (torch.randint(VOCAB, (m,), generator=g, dtype=torch.int32) for m in (t, n))
+        advantage = float(torch.randn((), generator=g))
+        examples.append(Example(f"p{i}", prompt, ids, torch.zeros(n), advantage, False))
+    return examples
+
+
+def shifted(reference: list[torch.Tensor], seed: int = 1) -> list[torch.Tensor]:
+    """References a little off, so that ratios lie on both sides of every clip edge."""
+    g = torch.Generator().manual_seed(seed)
+    return [r + 0.3 * torch.randn(r.shape, generator=g) for r in reference]
+
+
+def gradients(model, recipe: Recipe, examples, reference) -> dict[str, torch.Tensor]:
+    updater = Updater(model, VOCAB, recipe)
+    updater.step(examples, reference, lr=0.0)
+    return {name: master.grad.clone() for name, (_, master) in updater.pairs.items()}
+
+
+@pytest.fixture
+def model(checkpoint):
+    return o1core.load(checkpoint, torch.float32)[0]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_gradient_is_that_of_equation_11_in_float64(checkpoint, model, ratio):
+    recipe = Recipe(ratio=ratio, eps_low=0.2, eps_high=0.3, grad_clip=1e9)
+    examples = make_examples()
+    reference = shifted(reference_logprobs(model, VOCAB, examples, recipe))
+    found = gradients(model, recipe, examples, reference)
+
+    twin = o1core.load(checkpoint, torch.float64)[0]
+    total, units = 0.0, 0
+    for e, ref in zip(examples, reference):
+        ids = torch.cat((e.prompt, e.ids)).long()[None]
+        hidden = twin.hidden(ids)
+        logp = (hidden @ twin.lm_head.T)[0, :, :VOCAB].log_softmax(-1)
+        logp = logp[len(e.prompt) - 1 : -1].gather(1, e.ids.long()[:, None])[:, 0]
+        gap = logp - ref
+        r = {"sequence": gap.sum().exp(), "sequence_mean": gap.mean().exp(), "token": gap.exp()}[ratio]
+        value = torch.minimum(r * e.advantage, r.clamp(0.8, 1.3) * e.advantage)
+        total, units = total - value.sum(), units + value.numel()
+    (total / units).backward()
+    for name, p in twin.named_parameters():
+        scale = p.grad.abs().max().item()
+        torch.testing.assert_close(found[name].double(), p.grad, rtol=0, atol=2e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_micro_batch_size_does_not_change_the_gradient(checkpoint, ratio):
+    examples = make_examples()
+    grads = []
+    for budget in (1, 40, 10_000):
+        model = o1core.load(checkpoint, torch.float32)[0]
+        recipe = Recipe(ratio=ratio, micro_tokens=budget, grad_clip=1e9)
+        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe()))
+        grads.append(gradients(model, recipe, examples, reference))
+    assert any(g.abs().max() > 1e-3 for g in grads[0].values())
+    for other in grads[1:]:
+        for name, g in grads[0].items():
+            scale = g.abs().max().item()
+            torch.testing.assert_close(other[name], g, rtol=0, atol=2e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(checkpoint):
+    examples = make_examples()
+    grads = []
+    for recompute in (False, True):
+        model = o1core.load(checkpoint, torch.float32)[0]
+        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe()))
+        grads.append(gradients(model, Recipe(checkpointing=recompute, ratio="token"), examples, reference))
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_ratio_is_one_at_learning_rate_zero(model, ratio):
+    recipe = Recipe(ratio=ratio, lr=0.0)
+    examples = make_examples(12)
+    reference = reference_logprobs(model, VOCAB, examples, recipe)
+    updater = Updater(model, VOCAB, recipe)
+    for half in (slice(0, 5), slice(5, 12), slice(0, 5)):
+        metrics = updater.step(examples[half], reference[half], lr=0.0)
+        assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-4)
+        assert metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
+        assert metrics["clip_fraction"] == 0
+        assert metrics["approx_kl"] < 1e-8
+
+
+def test_the_sampler_and_the_trainer_agree_on_log_probs(checkpoint):
+    model, tokenizer = o1core.load(checkpoint, torch.float32)
+    prompts = [tokenizer.prompt("2 + 2?"), tokenizer.prompt("What is 13 * 7?")]
+    done = o1core.Engine(model, tokenizer, slots=3).generate(prompts, o1core.SamplingParams(n=4, max_new_tokens=40))
+    examples = [
+        Example("p", torch.tensor(prompt, dtype=torch.int32), torch.tensor(c.ids, dtype=torch.int32), torch.tensor(c.logprobs), 1, False)
+        for prompt, completions in zip(prompts, done)
+        for c in completions
+    ]  # fmt: skip
+    reference = reference_logprobs(model, tokenizer.size, examples, Recipe())
+    for e, r in zip(examples, reference):
+        torch.testing.assert_close(r, e.logprobs, rtol=0, atol=1e-4)
+
+
+def test_collate_predicts_every_completion_token_and_nothing_else():
+    a = Example("a", torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.zeros(2), 1, False)
+    b = Example("b", torch.tensor([6]), torch.tensor([7, 0, 8]), torch.zeros(3), 1, False)
+    batch = collate([a, b], torch.device("cpu"))
+    assert batch.ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    fed = batch.ids.flatten()[batch.places].tolist()
+    assert list(zip(fed, batch.targets.tolist())) == [(3, 4), (4, 5), (6, 7), (7, 0), (0, 8)]
+    assert batch.cu_seqlens.tolist() == [0, 2, 5]
+
+
+def test_micro_batches_keep_the_budget_and_lose_nobody():
+    examples = make_examples(30)
+    cuts = list(micro_batches(examples, 64))
+    assert sorted(i for cut in cuts for i in cut) == list(range(30))
+    assert all(len(cut) * max(examples[i].tokens for i in cut) <= 64 for cut in cuts)
+    padding = sum(len(cut) * max(examples[i].tokens for i in cut) for cut in cuts) - sum(e.tokens for e in examples)
+    assert padding < 0.2 * sum(e.tokens for e in examples)
+
+
+def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
+    """200 steps of 1e-6 move a bf16 weight of 0.25 (neighbours 1e-3 apart) by nothing each, and by 2e-4 together."""
+    model = o1core.load(checkpoint, torch.bfloat16)[0]
+    updater = Updater(model, VOCAB, Recipe(ratio="token", lr=1e-6))
+    examples = make_examples()
+    reference = reference_logprobs(model, VOCAB, examples, Recipe())
+    weight, master = updater.pairs["blocks.0.qkv.weight"]
+    before, start = weight.detach().clone(), master.clone()
+    for _ in range(200):
+        updater.step(examples, reference, lr=1e-6)
+    moved = (master - start).abs()
+    assert moved.median() > 5e-5
+    assert torch.equal(weight, master.to(torch.bfloat16))
+    assert 0 < (weight != before).float().mean() < 0.9
+
+
+def test_last_layers_alone_are_trained(checkpoint):
+    model = o1core.load(checkpoint, torch.float32)[0]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    recipe = Recipe(ratio="token", lr=1e-3, train_last_layers=1)
+    examples = make_examples()
+    Updater(model, VOCAB, recipe).step(examples, reference_logprobs(model, VOCAB, examples, recipe), lr=1e-3)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if name.startswith("blocks.1.")}
+
+
+def test_more_last_layers_than_there_are_is_refused(model):
+    with pytest.raises(UserError, match="--train-last-layers: 3 of the model's 2"):
+        Updater(model, VOCAB, Recipe(train_last_layers=3))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(model):
+    examples = make_examples()
+    reference = reference_logprobs(model, VOCAB, examples, Recipe())
+    examples[3] = replace(examples[3], advantage=math.inf)
+    updater = Updater(model, VOCAB, Recipe(ratio="token"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(UserError, match=r"not finite, in the batch of problems p0, p1, p2, p3"):
+        updater.step(examples, reference, lr=1e-3)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def groups_of(lengths, correct, cut) -> list[Group]:
+    """One problem a row; sample k of problem p has lengths[p][k] tokens."""
+    return [
+        Group(f"p{p}", torch.tensor([1, 2], dtype=torch.int32), tuple(
+            Sample(torch.full((n,), k, dtype=torch.int32), torch.zeros(n), "length" if c else "stop", None, bool(a))
+            for k, (n, a, c) in enumerate(zip(*row))))
+        for p, row in enumerate(zip(lengths, correct, cut))
+    ]  # fmt: skip
+
+
+def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
+    groups = groups_of([[10, 20, 30]] * 40, [[1, 0, 1]] * 40, [[0, 0, 0]] * 40)
+    by_sample = {10: 1 + 2 / 3, 20: -4 / 3, 30: -1 / 3 + 2 / 3}
+    picked = pick_examples(groups, Recipe(samples=3, picked=2), 0)
+    assert len(picked.examples) == 80
+    assert all(e.advantage == pytest.approx(by_sample[len(e.ids)], abs=1e-6) for e in picked.examples)
+    pairs = [(e.problem, len(e.ids)) for e in picked.examples]
+    assert len(set(pairs)) == 80, "a sample is picked twice"
+    assert {n for _, n in pairs} == {10, 20, 30}
+    assert pairs == [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 0).examples]
+    assert pairs != [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 1).examples]
+
+
+def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
+    groups = groups_of([[1, 100, 100, 100]], [[0, 1, 1, 1]], [[0] * 4])
+    recipe = Recipe(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, reward_zscore=True)
+    rewards = torch.tensor([74.25 - 2 * 0.75, *[75.25 / 100 - 1 + 0.5] * 3]).clamp(-2, 4)
+    expected = (rewards - rewards.mean()) / rewards.std(correction=0)
+    found = {int(e.ids[0]): e.advantage for e in pick_examples(groups, recipe, 0).examples}
+    assert [found[k] for k in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("truncated, count", [("keep", 3), ("mask", 2), ("wrong", 3)])
+def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
+    groups = groups_of([[10, 10, 10]], [[1, 1, 1]], [[0, 0, 1]])
+    picked = pick_examples(groups, Recipe(samples=3, picked=3, truncated=truncated), 0)
+    assert (len(picked.examples), picked.masked) == (count, 3 - count)
+    rewards = {int(e.ids[0]): e.advantage for e in picked.examples}
+    right, cut = (2 / 3, -4 / 3) if truncated == "wrong" else (0.0, 0.0)
+    assert rewards[0] == pytest.approx(right, abs=1e-6)
+    assert rewards.get(2, cut) == pytest.approx(cut, abs=1e-6)
+
+
+def test_completions_over_the_cutoff_are_left_out_and_counted():
+    groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
+    picked = pick_examples(groups, Recipe(samples=2, picked=2, cutoff=21), 0)
+    assert ([len(e.ids) for e in picked.examples], picked.over_cutoff) == ([10], 1)
+
+
+def test_learning_rate_rises_over_the_warm_up_and_falls_with_the_cosine():
+    recipe = Recipe(lr=2.0, warmup=0.1)
+    rates = [learning_rate(x, recipe) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    assert rates == pytest.approx([0, 1, 2, 1, 0])
+    constant = replace(recipe, schedule="constant")
+    assert [learning_rate(x, constant) for x in (0.05, 0.5, 1.0)] == pytest.approx([1, 2, 2])
