@@ -92,7 +92,7 @@ class Engine:
                 limit = min(params.max_new_tokens, context - len(prompts[i]))
                 key = stream_key(params.seed, prompts[i], k)
                 row = Row(i, k, key, len(prompts[i]) - 1, prompts[i][-1], limit)
-                self.cache.add(row, *prefilled[1:])
+                self._admit(row, *prefilled[1:])
                 active += 1
             for row in self._step(params):
                 active -= 1
@@ -124,6 +124,10 @@ class Engine:
             tokens = torch.tensor([ids], device=weight.device)
             self.model(tokens, torch.arange(len(ids), device=weight.device), attend)
         return keys, values
+
+    @torch.inference_mode()
+    def _admit(self, row: Row, keys: Tensor, values: Tensor) -> None:
+        self.cache.add(row, keys, values)
 
     @torch.inference_mode()
     def _step(self, params: SamplingParams) -> list[Row]:
