@@ -73,7 +73,7 @@ def test_gradient_is_that_of_equation_11_in_float64(checkpoint, model, ratio):
     (total / units).backward()
     for name, p in twin.named_parameters():
         scale = p.grad.abs().max().item()
-        torch.testing.assert_close(found[name].double(), p.grad, rtol=0, atol=2e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
+        assert (found[name].double() - p.grad).abs().max().item() <= 2e-5 * scale, name
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -89,7 +89,7 @@ def test_micro_batch_size_does_not_change_the_gradient(checkpoint, ratio):
     for other in grads[1:]:
         for name, g in grads[0].items():
             scale = g.abs().max().item()
-            torch.testing.assert_close(other[name], g, rtol=0, atol=2e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
+            assert (other[name] - g).abs().max().item() <= 2e-5 * scale, name
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(checkpoint):
@@ -120,11 +120,11 @@ def test_the_sampler_and_the_trainer_agree_on_log_probs(checkpoint):
     model, tokenizer = o1core.load(checkpoint, torch.float32)
     prompts = [tokenizer.prompt("2 + 2?"), tokenizer.prompt("What is 13 * 7?")]
     done = o1core.Engine(model, tokenizer, slots=3).generate(prompts, o1core.SamplingParams(n=4, max_new_tokens=40))
-    examples = [
-        Example("p", torch.tensor(prompt, dtype=torch.int32), torch.tensor(c.ids, dtype=torch.int32), torch.tensor(c.logprobs), 1, False)
-        for prompt, completions in zip(prompts, done)
-        for c in completions
-    ]  # fmt: skip
+    examples = []
+    for prompt, completions in zip(prompts, done):
+        for c in completions:
+            ints = (torch.tensor(part, dtype=torch.int32) for part in (prompt, c.ids))
+            examples.append(Example("p", *ints, torch.tensor(c.logprobs), 1.0, False))
     reference = reference_logprobs(model, tokenizer.size, examples, Recipe())
     for e, r in zip(examples, reference):
         torch.testing.assert_close(r, e.logprobs, rtol=0, atol=1e-4)
