@@ -116,3 +116,12 @@ class KVCache:
             return out
 
         return attend
+
+
+def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a slot of rows of up to `length` tokens takes in all lanes together."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    span = FIRST_SPAN
+    while span < length:
+        span *= 2
+    return (2 * span - FIRST_SPAN) * per_token

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from . import pipeline
 from .config import DTYPES
@@ -38,14 +39,17 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         args.run(args)
+    except BrokenPipeError:  # `o1core show RUN | head`
+        sys.stderr.close()
     except UserError as error:
         print(f"o1core: error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:  # a full disk, a folder without permission
+        print(f"o1core: error: {error}; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("o1core: stopped; the same command goes on from here (train: with --resume)", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `o1core show RUN | head`
-        sys.stderr.close()
     return 0
 
 
@@ -95,8 +99,8 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     sub.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
                      help="of the weights that compute; bf16 and fp16 ones have fp32 masters "
                           "(default: auto, the checkpoint's; float32 for tiny-o1)")  # fmt: skip
-    sub.add_argument("--slots", metavar="N", type=int, default=256,
-                     help="completions decoded at once; more are faster and need more memory (default: 256)")  # fmt: skip
+    sub.add_argument("--slots", metavar="N", type=int,
+                     help="completions decoded at once (default: as many as half the free memory holds, up to 256)")  # fmt: skip
     group = None
     for spec in dataclasses.fields(Recipe):
         if spec.name in GROUPS:

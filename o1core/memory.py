@@ -1,7 +1,10 @@
-"""Freed memory stays with the process: on Linux each large tensor is otherwise given back and faulted in again."""
+"""Memory: how much is free, and keeping what was freed (on Linux each large tensor is otherwise faulted in again)."""
 
 import contextlib
 import ctypes
+import os
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
@@ -15,3 +18,10 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -7,6 +7,7 @@ A run lives in one folder. settings.json says what it was asked for and on what;
 
 import hashlib
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -15,30 +16,46 @@ from pathlib import Path
 import torch
 
 from . import arithmetic, load
+from .cache import cache_bytes
 from .config import DTYPES, read_config, read_json
 from .engine import Engine
 from .errors import UserError
 from .evaluate import compare, evaluate
+from .memory import free_memory
 from .problems import Problem, fingerprint, load_problems, overlap
 from .recipe import Recipe
 from .report import plot
 from .sampling import SamplingParams
 from .state import states
 from .store import write_json
+from .tokenizer import Tokenizer
 from .train import sample_round, train
+from .transformer import Transformer
 from .update import seed_of
 from .weights import weight_files
 
+log = logging.getLogger(__name__)
+
 EMBEDDED = Path(__file__).with_name("tiny_o1")
+LONG_PROMPT, MOST_SLOTS = 1024, 256  # what a slot is sized for besides the completion; more slots gain little
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run computes: nothing here may change its result, only its speed."""
+    """Where a run computes, and how many completions it decodes at once (None: as many as fit). Nothing here may change
+    a result, only its speed."""
 
     device: torch.device
-    slots: int
+    slots: int | None = None
+
+    def engine(self, model: Transformer, tokenizer: Tokenizer, recipe: Recipe) -> Engine:
+        slots = self.slots
+        if slots is None:
+            tokens = min(recipe.max_new_tokens + LONG_PROMPT, model.config.max_positions)
+            fit = free_memory(self.device) // 2 // cache_bytes(model.config, tokens, model.embed.dtype)
+            slots = max(1, min(MOST_SLOTS, fit))
+        return Engine(model, tokenizer, slots)
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,8 @@ class Job:
 def open_job(model: Path | None, data: Path | None, eval_data: Path | None, dtype: str, recipe: Recipe) -> Job:
     """Read what a run needs. Without a model it is the embedded one, and then the problems are generated.
 
-    Without eval_data the last fifth of the shuffled data is held out. Raises UserError where a problem to evaluate on is
-    also trained on, and for everything that is wrong with the files.
+    Without eval_data the last fifth of the shuffled data is held out. Problems to evaluate on are never trained on.
+    Raises UserError for everything that is wrong with the files.
     """
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
@@ -84,9 +101,11 @@ def open_job(model: Path | None, data: Path | None, eval_data: Path | None, dtyp
         else:
             test = load_problems(eval_data)
         train, test = train[: recipe.problems], test[: recipe.eval_problems]
-    if shared := overlap(train, test):
-        raise UserError(f"{len(shared)} problems to evaluate on are also trained on, the first: {shared[0].id}; take them "
-                        "out of one of the files")  # fmt: skip
+    if shared := overlap(test, train):
+        log.warning("%d problems to evaluate on are in the training data too; they are not trained on", len(shared))
+        train = [p for p in train if p not in shared]
+    if not train:
+        raise UserError(f"{data}: every problem in it is also one to evaluate on; nothing is left to train on")
     return Job(model or EMBEDDED, resolve_dtype(model, dtype), train, test, recipe)
 
 
@@ -138,7 +157,7 @@ def run_sample(job: Job, run: Path, place: Place) -> None:
     """Sample the first round."""
     claim(run, job)
     model, tokenizer = load(job.model, job.dtype, place.device)
-    sample_round(Engine(model, tokenizer, place.slots), tokenizer, job.train, job.recipe, run, 0)
+    sample_round(place.engine(model, tokenizer, job.recipe), tokenizer, job.train, job.recipe, run, 0)
 
 
 def run_train(job: Job, run: Path, place: Place, resume: bool) -> Path:
@@ -147,7 +166,8 @@ def run_train(job: Job, run: Path, place: Place, resume: bool) -> Path:
     if (run / "pruned").exists():
         return run / "pruned"
     model, tokenizer = load(job.model, job.dtype, place.device)
-    return train(model, tokenizer, job.model, job.train, job.recipe, run, place.slots, resume)
+    engine = place.engine(model, tokenizer, job.recipe)
+    return train(engine, tokenizer, job.model, job.train, job.recipe, run, resume)
 
 
 def run_eval(job: Job, checkpoint: Path, folder: Path, place: Place, label: str) -> dict:
@@ -165,7 +185,7 @@ def run_eval(job: Job, checkpoint: Path, folder: Path, place: Place, label: str)
         max_new_tokens=recipe.max_new_tokens,
         seed=seed_of(recipe.seed, "evaluate"),
     )
-    return evaluate(Engine(model, tokenizer, place.slots), tokenizer, job.test, params, folder, label)
+    return evaluate(place.engine(model, tokenizer, recipe), tokenizer, job.test, params, folder, label)
 
 
 def run_evaluation(job: Job, run: Path, place: Place) -> dict:

@@ -32,6 +32,8 @@ class Progress:
 def save_state(run: Path, updater: Updater, progress: Progress) -> None:
     """Write the state after `progress.steps` optimiser steps."""
     folder = run / f"state-{progress.steps:06d}-{progress.round:02d}"
+    if folder.exists():  # a run that goes on at a round's start would write what it has just read
+        return
     partial = run / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -43,7 +45,6 @@ def save_state(run: Path, updater: Updater, progress: Progress) -> None:
                 tensors[f"{moment}.{name}"] = updater.optimiser.state[master][moment]
     save_file(tensors, partial / "training.safetensors")
     write_json(partial / "progress.json", asdict(progress) | {"recipe": updater.recipe.to_json()})
-    shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     for old in states(run)[:-1]:
         shutil.rmtree(old)

@@ -52,10 +52,14 @@ def lengths_and_verdicts(groups: list[Group]) -> tuple[Tensor, Tensor]:
 def write_atomic(path: Path, write) -> None:
     """Let write(temporary path) make a file, flush it to the disk and give it its name."""
     temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value) -> None:

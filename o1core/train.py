@@ -30,7 +30,6 @@ from .sampling import SamplingParams
 from .state import Progress, load_state, save_state, states
 from .store import Group, lengths_and_verdicts, write_atomic
 from .tokenizer import Tokenizer
-from .transformer import Transformer
 from .update import Example, Updater, learning_rate, pick_examples, reference_logprobs, seed_of
 from .weights import save_checkpoint
 
@@ -50,10 +49,9 @@ def sample_round(
 
 
 def train(
-    model: Transformer, tokenizer: Tokenizer, source: Path, problems: list[Problem], recipe: Recipe, run: Path,
-    slots: int, resume: bool = False,
-) -> Path:  # fmt: skip
-    """Prune `model`, loaded from `source`, on `problems`; returns the folder of the pruned checkpoint.
+    engine: Engine, tokenizer: Tokenizer, source: Path, problems: list[Problem], recipe: Recipe, run: Path, resume: bool
+) -> Path:
+    """Prune the engine's model, loaded from `source`, on `problems`; returns the folder of the pruned checkpoint.
 
     With resume, goes on from the newest state in `run`; on a CPU the weights end bitwise as if it had never stopped.
     Raises UserError where `run` holds a state and resume is off, or where a loss or gradient is not finite (the newest
@@ -61,10 +59,9 @@ def train(
     """
     if states(run) and not resume:
         raise UserError(f"{run}: holds the state of a training run; go on with --resume, or choose another --out")
-    updater = Updater(model, tokenizer.size, recipe)
+    updater = Updater(engine.model, tokenizer.size, recipe)
     progress = load_state(run, updater) or Progress()
     trim_log(run / "log.jsonl", progress.steps)
-    engine = Engine(model, tokenizer, slots)
     for round in range(progress.round, recipe.rounds):
         if progress.step == 0:
             save_state(run, updater, progress)  # what the round is sampled from
@@ -80,7 +77,7 @@ def train(
         progress = train_round(run, updater, picked.examples, reference, progress, summary)
     save_state(run, updater, progress)
     if not (run / "pruned").exists():
-        save_checkpoint(model, source, run / "pruned")
+        save_checkpoint(engine.model, source, run / "pruned")
     return run / "pruned"
 
 

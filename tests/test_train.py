@@ -190,9 +190,33 @@ def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsy
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
-def test_training_on_what_is_evaluated_is_refused(flags, problems, tmp_path, capsys):
-    assert main(["prune", *flags, "--eval-data", str(problems), "--out", str(tmp_path / "run")]) == 2
-    assert "are also trained on" in capsys.readouterr().err
+def test_what_is_evaluated_is_not_trained_on(flags, problems, tmp_path, caplog):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(problems.read_text().splitlines(keepends=True)[:3]))
+    assert main(["sample", *flags, "--problems", "none", "--eval-data", str(few), "--out", str(tmp_path / "run")]) == 0
+    assert "3 problems to evaluate on are in the training data too" in caplog.text
+    assert len(read_groups(tmp_path / "run" / "round-00" / "rollouts")) == 11
+
+
+def test_no_problem_left_to_train_on_is_refused(flags, problems, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["prune", *flags, "--eval-problems", "none", "--eval-data", str(problems), "--out", str(run)]) == 2
+    assert "nothing is left to train on" in capsys.readouterr().err
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(flags, tmp_path):
+    """A limit on the size of files fails the same writes as a full disk does."""
+    run = tmp_path / "run"
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n" \
+            "from o1core.cli import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    command = ["train", *flags, "--out", str(run)]
+    done = subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("o1core: error:") and "too large" in last
+    assert states(run) == []
+    assert main([*command, "--resume"]) == 0
 
 
 def test_train_does_not_go_on_unasked(flags, tmp_path, capsys):
