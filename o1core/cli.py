@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"o1core: error: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:  # a full disk, a folder without permission
-        print(f"o1core: error: {error}; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            f"o1core: error: {error}; what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("o1core: stopped; the same command goes on from here (train: with --resume)", file=sys.stderr)
@@ -82,25 +85,45 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
-    sub.add_argument("--model", metavar="DIR", type=Path,
-                     help="a Hugging Face folder: Qwen2, Qwen2.5, Qwen3 or Llama (default: the embedded tiny-o1)")  # fmt: skip
-    sub.add_argument("--data", metavar="FILE", type=Path,
-                     help="problems, JSON or JSONL (default: generated arithmetic, for tiny-o1)")  # fmt: skip
+    sub.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        help="a Hugging Face folder: Qwen2, Qwen2.5, Qwen3 or Llama (default: the embedded tiny-o1)",
+    )
+    sub.add_argument(
+        "--data", metavar="FILE", type=Path, help="problems, JSON or JSONL (default: generated arithmetic, for tiny-o1)"
+    )
     sub.set_defaults(evaluates_alone=name == "eval")
     if name != "eval":
-        sub.add_argument("--eval-data", metavar="FILE", type=Path,
-                         help="problems to evaluate on (default: the last fifth of the shuffled --data)")  # fmt: skip
+        sub.add_argument(
+            "--eval-data",
+            metavar="FILE",
+            type=Path,
+            help="problems to evaluate on (default: the last fifth of the shuffled --data)",
+        )
     sub.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/ and the model's name)")
-    sub.add_argument("--recipe", metavar="NAME|FILE",
-                     help="settings: paper, official, tiny-o1 or a JSON file; single flags override it "
-                          "(default: paper, and tiny-o1 for the embedded model)")  # fmt: skip
+    sub.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="settings: paper, official, tiny-o1 or a JSON file; single flags override it "
+        "(default: paper, and tiny-o1 for the embedded model)",
+    )
     sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, a GPU if any)")
-    sub.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
-                     help="of the weights that compute; bf16 and fp16 ones have fp32 masters "
-                          "(default: auto, the checkpoint's; float32 for tiny-o1)")  # fmt: skip
-    sub.add_argument("--slots", metavar="N", type=int,
-                     help="completions decoded at once (default: as many as half the free memory holds, up to 256)")  # fmt: skip
+    sub.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="of the weights that compute; bf16 and fp16 ones have fp32 masters "
+        "(default: auto, the checkpoint's; float32 for tiny-o1)",
+    )
+    sub.add_argument(
+        "--slots",
+        metavar="N",
+        type=int,
+        help="completions decoded at once (default: as many as half the free memory holds, up to 256)",
+    )
     group = None
     for spec in dataclasses.fields(Recipe):
         if spec.name in GROUPS:
@@ -116,8 +139,9 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
             convert = (lambda text, kind=kind: None if text == "none" else kind(text)) if optional else kind
             if optional:
                 convert.__name__ = kind.__name__
-            group.add_argument(flag(spec.name), type=convert, choices=choices, metavar=metavar, help=text,
-                               default=argparse.SUPPRESS)  # fmt: skip
+            group.add_argument(
+                flag(spec.name), type=convert, choices=choices, metavar=metavar, help=text, default=argparse.SUPPRESS
+            )
 
 
 def resolve(args: argparse.Namespace) -> Recipe:
