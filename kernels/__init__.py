@@ -43,10 +43,9 @@ kept on it. SurrogateMetrics (surrogate_metrics.py) says what each sum means.
 
 import torch
 
-from . import checks
+from . import checks, fused_surrogate
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .dispatch import primitives
-from .fused_surrogate import LinearSurrogate
 from .surrogate_metrics import SurrogateMetrics
 
 __all__ = [
@@ -187,7 +186,7 @@ def linear_surrogate(
     checks.surrogate(
         targets.numel(), ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer, hidden.device
     )
-    return LinearSurrogate.apply(
+    return fused_surrogate.linear_surrogate(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
         targets.reshape(-1),

@@ -41,7 +41,7 @@ def clipped_surrogate(logp, ref_logp, advantage, cu_seqlens, mask, *, ratio, eps
     """-sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer (arXiv 2501.12570, Eq. 11), and
     the metrics. A unit is a sequence with an unmasked token, or an unmasked token for ratio "token"."""
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
-    total = logp.new_zeros(())
+    total = logp[:0].sum()
     units = tokens = clipped = ratio_sum = ratio_max = kl_sum = 0.0
     for s, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist())):
         keep = mask[start:end]

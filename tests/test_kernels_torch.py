@@ -1,0 +1,599 @@
+"""The ops of o1core.kernels on their torch path, held to float64, to torch's own error and to gradcheck.
+
+Small blocks are set so that a few rows and columns cross every block edge that 150,000 columns would.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from o1core.kernels import chunked, dispatch, fused_surrogate, torch_reference
+from torch.autograd import gradcheck
+
+from o1core import kernels
+from tests.kernel_cases import (
+    CLIP,
+    EDGES,
+    RATIOS,
+    TEMPERATURES,
+    assert_as_near_as_torch,
+    edge_case,
+    gradients,
+    head_case,
+    in_float64,
+    surrogate_case,
+    upstream,
+)
+
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["chunked", "reference"])
+
+
+@pytest.fixture(autouse=True)
+def torch_backend(monkeypatch):
+    monkeypatch.setenv("O1CORE_KERNELS", "torch")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 5 columns and at most 4 rows; one pass for token ratios in waves of 3 rows."""
+    for name, value in {"FORWARD_BLOCK": 20, "FORWARD_COLUMNS": 5, "BACKWARD_BLOCK": 20, "BACKWARD_COLUMNS": 5}.items():
+        monkeypatch.setattr(chunked, name, value)
+
+
+@pytest.fixture(params=["one_pass", "two_passes"])
+def passes(request, monkeypatch):
+    """Both ways to the gradients of linear_surrogate, the one pass in waves of 3 rows."""
+    monkeypatch.setattr(fused_surrogate, "wave_rows", lambda weight: 3)
+    monkeypatch.setattr(fused_surrogate, "WAVE_ROWS", 1 if request.param == "one_pass" else 10**9)
+
+
+# gradcheck, float64
+
+
+@both
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(7, 13, None), (5, 10, 8), (1, 11, 6), (4, 5, None), (3, 1, None)])
+def test_linear_logprob_gradcheck(ops, tokens, vocab, known, temperature, small_blocks):
+    hidden, weight, targets = head_case(tokens, vocab, size=3, known=known)
+    for entropy in (False, True):
+        assert gradcheck(
+            lambda h, w, entropy=entropy: ops.linear_logprob(
+                h, w, targets, temperature=temperature, vocab_size=known, entropy=entropy
+            ),
+            (hidden, weight),
+        )
+
+
+@both
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(7, 13, None), (5, 10, 8), (1, 6, 6), (3, 1, None)])
+def test_gather_logprob_gradcheck(ops, tokens, vocab, known, temperature, small_blocks):
+    _, logits, targets = head_case(1, tokens, size=vocab, known=1)
+    targets = torch.randint(0, known or vocab, (tokens,), generator=torch.Generator().manual_seed(5))
+    for entropy in (False, True):
+        assert gradcheck(
+            lambda z, entropy=entropy: ops.gather_logprob(
+                z, targets, temperature=temperature, vocab_size=known, entropy=entropy
+            ),
+            logits,
+        )
+
+
+@both
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("lengths", [(3, 5, 2, 4), (1, 1, 1), (6, 0, 3)])
+@pytest.mark.parametrize("use_mask", [True, False])
+def test_clipped_surrogate_gradcheck(ops, ratio, lengths, use_mask):
+    logp = -torch.rand(sum(lengths), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    logp.requires_grad_()
+    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
+    mask = mask if use_mask else None
+    assert gradcheck(
+        lambda x: ops.clipped_surrogate(x, ref_logp, advantage, cu_seqlens, mask, ratio=ratio, **CLIP, normalizer=2.5)[
+            0
+        ],
+        logp,
+    )
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
+    lengths = (3, 4, 2)
+    hidden, weight, targets = head_case(sum(lengths), 11, size=3, known=9)
+    logp = torch_reference.linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=9)
+    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
+    assert gradcheck(
+        lambda h, w: kernels.linear_surrogate(
+            h, w, targets, ref_logp, advantage, cu_seqlens, mask,
+            ratio=ratio, **CLIP, normalizer=2.5, temperature=temperature, vocab_size=9,
+        )[0],
+        (hidden, weight),
+    )  # fmt: skip
+
+
+# The error against float64
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(37, 301, 290), (1, 300, None), (64, 257, None)])
+def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, tokens, vocab, known, monkeypatch):
+    monkeypatch.setattr(chunked, "FORWARD_COLUMNS", 64)
+    monkeypatch.setattr(chunked, "BACKWARD_COLUMNS", 64)
+    monkeypatch.setattr(chunked, "FORWARD_BLOCK", 2048)
+    monkeypatch.setattr(chunked, "BACKWARD_BLOCK", 2048)
+    hidden, weight, targets = head_case(tokens, vocab, size=48, dtype=dtype, logit_scale=3.0, known=known)
+    above = upstream((tokens,), 1), upstream((tokens,), 2)
+    results = []
+    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
+                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+        out = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known, entropy=True)
+        alone = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known)
+        results.append((*out, *gradients(out, leaves, above), *gradients(alone, leaves, above[:1])))
+    names = ("logp", "entropy", "d_hidden with entropy", "d_weight with entropy", "d_hidden", "d_weight")
+    for name, *values in zip(names, *results):
+        assert_as_near_as_torch(*values, dtype, name)
+    assert results[0][0].dtype == torch.float32 and results[0][2].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_log_probs_of_a_half_precision_head_have_float32_quality(dtype):
+    """Rounding logits of 20 to bf16 would put 0.06 into log p; the products are exact, so fp32 is all that is lost."""
+    hidden, weight, targets = head_case(50, 5000, size=256, dtype=dtype, logit_scale=8.0)
+    truth = torch_reference.linear_logprob(*in_float64(hidden, weight), targets)
+    assert (kernels.linear_logprob(hidden, weight, targets).double() - truth).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gather_logprob_is_as_near_to_float64_as_torch(dtype, temperature):
+    _, logits, _ = head_case(1, 33, size=205, dtype=dtype, logit_scale=40.0)
+    targets = torch.arange(33) * 6
+    above = upstream((33,), 1), upstream((33,), 2)
+    results = []
+    for ops, leaf in ((kernels, logits), (torch_reference, logits), (torch_reference, *in_float64(logits))):
+        out = ops.gather_logprob(leaf, targets, temperature=temperature, vocab_size=200, entropy=True)
+        results.append((*out, *gradients(out, leaf, above)))
+    for name, *values in zip(("logp", "entropy", "d_logits"), *results):
+        assert_as_near_as_torch(*values, dtype, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW])
+@pytest.mark.parametrize("extreme", [90.0, -120.0])
+def test_extreme_logits(dtype, extreme, small_blocks):
+    """One row whose target stands at the extreme and one whose other logits do."""
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype, requires_grad=True)
+    weight = torch.zeros(12, 2, dtype=dtype)
+    weight[7, 0] = extreme
+    weight[:7, 1] = extreme
+    weight.requires_grad_()
+    targets = torch.tensor([7, 11])
+    results = []
+    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
+                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+        out = ops.linear_logprob(*leaves, targets, entropy=True)
+        results.append((*out, *gradients(out, leaves, (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])))))
+    for name, *values in zip(("logp", "entropy", "d_hidden", "d_weight"), *results):
+        assert_as_near_as_torch(*values, dtype, name)
+
+
+# Shapes and options
+
+
+def test_every_id_from_vocab_size_on_has_probability_zero(small_blocks):
+    hidden, weight, targets = head_case(6, 14, known=9)
+    whole = kernels.linear_logprob(hidden, weight, targets, vocab_size=9)
+    cut = kernels.linear_logprob(hidden, weight[:9].contiguous(), targets)
+    torch.testing.assert_close(whole, cut)
+    d_weight = gradients(whole, weight, (upstream((6,)),))[0]
+    assert d_weight[9:].eq(0).all() and d_weight[:9].ne(0).any(1).all()
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_three_dimensional_and_non_contiguous_hidden(index, small_blocks):
+    hidden, weight, targets = head_case(12, 17)
+    flat = kernels.linear_logprob(hidden, weight, targets)
+    expected = gradients(flat, hidden, (upstream((12,)),))
+    batched = hidden.view(3, 4, 16)
+    strided = torch.stack((batched, batched), 2)[:, :, 1]
+    assert not strided.is_contiguous()
+    for value in (batched, strided, batched.transpose(0, 1).contiguous().transpose(0, 1)):
+        logp, entropy = kernels.linear_logprob(value, weight, targets.view(3, 4).to(index), entropy=True)
+        assert logp.shape == entropy.shape == (3, 4)
+        torch.testing.assert_close(logp.view(-1), flat)
+        torch.testing.assert_close(gradients(logp, hidden, (upstream((3, 4)),)), expected)
+
+
+def test_logits_with_a_row_stride_and_gradient_in_place():
+    wide = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    logits, targets = wide[:, 5:25], torch.arange(9)
+    truth = torch_reference.gather_logprob(logits.double(), targets)
+    torch.testing.assert_close(kernels.gather_logprob(logits, targets).double(), truth, atol=1e-5, rtol=0)
+
+    leaf = logits.clone().requires_grad_()
+    z = leaf * 1
+    expected = gradients(kernels.gather_logprob(z, targets), z, (upstream((9,)),))[0]
+    before = z.detach().clone()
+    kept = gradients(kernels.gather_logprob(z, targets), z, (upstream((9,)),))[0]
+    assert torch.equal(z, before) and kept.data_ptr() != z.data_ptr()
+    written = gradients(kernels.gather_logprob(z, targets, inplace_gradient=True), z, (upstream((9,)),))[0]
+    assert torch.equal(written, expected) and written.data_ptr() == z.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW])
+def test_no_tokens(dtype):
+    hidden, weight, targets = head_case(0, 5, dtype=dtype, known=5)
+    logp, entropy = kernels.linear_logprob(hidden, weight, targets, entropy=True)
+    assert logp.shape == entropy.shape == (0,)
+    assert all(g.eq(0).all() for g in gradients(logp, (hidden, weight), (logp,)))
+    assert kernels.gather_logprob(torch.empty(0, 5, dtype=dtype), targets).shape == (0,)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("lengths", [(), (0, 0), (4, 3)])
+def test_nothing_to_learn_gives_zero_loss_and_zero_gradients(ratio, lengths, passes):
+    """No sequence, empty sequences, every token masked."""
+    tokens = sum(lengths)
+    hidden, weight, targets = head_case(tokens, 6, known=6)
+    ref_logp, advantage, cu_seqlens, _ = surrogate_case(torch.zeros(tokens, dtype=torch.float64), lengths)
+    loss, metrics = kernels.linear_surrogate(
+        hidden, weight, targets, ref_logp, advantage, cu_seqlens, torch.zeros(tokens, dtype=torch.bool),
+        ratio=ratio, **CLIP, normalizer=1.0,
+    )  # fmt: skip
+    assert loss == 0
+    assert all(g.eq(0).all() for g in torch.autograd.grad(loss, (hidden, weight)))
+    assert set(metrics.finalize().values()) == {0.0}
+
+
+def test_frozen_head_gets_no_gradient_and_hidden_the_same(small_blocks):
+    hidden, weight, targets = head_case(7, 13)
+    d_hidden = gradients(kernels.linear_logprob(hidden, weight, targets), hidden, (upstream((7,)),))[0]
+    frozen = kernels.linear_logprob(hidden, weight.detach(), targets)
+    torch.testing.assert_close(gradients(frozen, hidden, (upstream((7,)),))[0], d_hidden, rtol=0, atol=0)
+
+
+def test_tied_head_adds_up():
+    """The embedding and the head are one tensor: its gradient is the sum of both uses."""
+    _, table, targets = head_case(8, 11)
+    ids = torch.arange(8)
+    total = [
+        torch.autograd.grad(ops.linear_logprob(table[ids], table, targets).sum(), table)[0]
+        for ops in (kernels, torch_reference)
+    ]
+    torch.testing.assert_close(*total)
+
+
+def test_the_precision_switch_of_the_process_is_put_back():
+    hidden, weight, targets = head_case(3, 7, dtype=torch.bfloat16)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    kernels.linear_logprob(hidden, weight, targets)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+# The surrogate
+
+
+@both
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_on_both_sides_of_every_edge(ops, ratio, dtype):
+    logp, ref_logp, advantage, cu_seqlens, passes = edge_case(dtype)
+    loss, metrics = ops.clipped_surrogate(
+        logp, ref_logp, advantage, cu_seqlens, None, ratio=ratio, **CLIP, normalizer=1.0
+    )
+    (gradient,) = torch.autograd.grad(loss, logp)
+    expected = torch.where(torch.tensor(passes), -advantage * logp.exp(), 0)
+    torch.testing.assert_close(gradient, expected.detach())
+    clipped = [r for r, a, _ in EDGES if (a > 0 and r > 0.263) or (a < 0 and r < -0.2232)]
+    assert metrics.finalize()["clip_fraction"] == pytest.approx(len(clipped) / len(EDGES))
+
+
+@both
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_gradient_is_kept_exactly_on_the_edge(ops, ratio):
+    """Ratio 1 with eps 0 stands on both edges at once; log-ratio 20 stands on the clamp."""
+    logp = torch.tensor([0.0, 0.0, 20.0], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    loss, metrics = ops.clipped_surrogate(
+        logp, torch.zeros(3).double(), advantage, torch.arange(4), None,
+        ratio=ratio, eps_low=0.0, eps_high=0.0, normalizer=1.0,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, logp)
+    assert gradient.tolist() == [-1.0, 1.0, pytest.approx(torch.tensor(20.0).double().exp().item())]
+    assert metrics.finalize()["clip_fraction"] == 0
+
+
+def test_surrogate_by_hand():
+    """Two sequences, ratio e^0.1 and e^-0.5 by sequence; one token is masked and its log-probs are NaN."""
+    logp = torch.tensor([-1.0, -2.0, float("nan"), -3.0], requires_grad=True)
+    ref_logp = torch.tensor([-1.2, -1.9, float("nan"), -2.5])
+    mask = torch.tensor([True, True, False, True])
+    advantage = torch.tensor([2.0, -1.0])
+    loss, metrics = kernels.clipped_surrogate(
+        logp, ref_logp, advantage, torch.tensor([0, 3, 4]), mask,
+        ratio="sequence", eps_low=0.2, eps_high=0.2, normalizer=2,
+    )  # fmt: skip
+    r = 2.718281828459045**0.1
+    assert loss.item() == pytest.approx(-(2 * r - 0.8) / 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    assert gradient.tolist() == pytest.approx([-r, -r, 0, 0], rel=1e-5)
+    e = 2.718281828459045
+    kl = (e**0.2 - 1.2) + (e**-0.1 - 0.9) + (e**-0.5 - 0.5)
+    assert metrics.finalize() == pytest.approx(
+        {
+            "units": 2,
+            "tokens": 3,
+            "clip_fraction": 0.5,
+            "ratio_mean": (r + e**-0.5) / 2,
+            "ratio_max": r,
+            "approx_kl": kl / 3,
+            "loss": -(2 * r - 0.8) / 2,
+        },
+        rel=1e-5,
+    )
+
+
+@st.composite
+def batches(draw):
+    lengths = draw(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+    tokens = sum(lengths)
+    number = st.floats(-3, 3, width=32)
+    column = st.lists(number, min_size=tokens, max_size=tokens)
+    logp, delta = (torch.tensor(draw(column), dtype=torch.float64) for _ in range(2))
+    advantage = torch.tensor(draw(st.lists(number, min_size=len(lengths), max_size=len(lengths))), dtype=torch.float64)
+    mask = torch.tensor(draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)), dtype=torch.bool)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+    return logp.requires_grad_(), logp.detach() + delta, advantage, cu_seqlens, mask
+
+
+def run_surrogate(ops, batch, ratio):
+    loss, metrics = ops.clipped_surrogate(*batch, ratio=ratio, **CLIP, normalizer=7.0)
+    return loss, torch.autograd.grad(loss, batch[0], allow_unused=True)[0], metrics
+
+
+def assert_same_metrics(a, b, rtol=1e-7):
+    torch.testing.assert_close(a.sums, b.sums, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(a.ratio_max, b.ratio_max, rtol=rtol, atol=rtol)
+
+
+@given(batches(), st.sampled_from(RATIOS))
+@settings(max_examples=150, deadline=None)
+def test_surrogate_agrees_with_the_reference(batch, ratio):
+    ours, truth = run_surrogate(kernels, batch, ratio), run_surrogate(torch_reference, batch, ratio)
+    torch.testing.assert_close(ours[0], truth[0])
+    torch.testing.assert_close(ours[1], torch.zeros_like(batch[0]) if truth[1] is None else truth[1])
+    assert_same_metrics(ours[2], truth[2])
+
+
+@given(batches(), batches(), st.sampled_from(RATIOS))
+@settings(max_examples=100, deadline=None)
+def test_two_batches_merged_give_the_sum(first, second, ratio):
+    cu_seqlens = torch.cat((first[3], second[3][1:] + first[3][-1]))
+    logp, ref_logp, advantage, mask = (torch.cat((first[i].detach(), second[i].detach())) for i in (0, 1, 2, 4))
+    merged = run_surrogate(kernels, (logp.requires_grad_(), ref_logp, advantage, cu_seqlens, mask), ratio)
+    a, b = run_surrogate(kernels, first, ratio), run_surrogate(kernels, second, ratio)
+    torch.testing.assert_close(merged[0], a[0] + b[0])
+    torch.testing.assert_close(merged[1], torch.cat((a[1], b[1])))
+    assert_same_metrics(merged[2], a[2].merge(b[2]))
+
+
+# linear_surrogate
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_linear_surrogate_is_linear_logprob_then_clipped_surrogate(ratio, dtype, passes, small_blocks):
+    lengths = (4, 6, 1, 5, 3)
+    hidden, weight, targets = head_case(19, 23, dtype=dtype, known=21)
+    options = {"temperature": 0.7, "vocab_size": 21}
+    logp = kernels.linear_logprob(hidden, weight, targets, **options)
+    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
+    rest = ref_logp, advantage, cu_seqlens, mask
+    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
+    loss, metrics = kernels.clipped_surrogate(logp, *rest, **surrogate)
+    expected = torch.autograd.grad(2 * loss, (hidden, weight))
+    fused_loss, fused_metrics = kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate, **options)
+    fused = torch.autograd.grad(2 * fused_loss, (hidden, weight))
+    tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(fused_loss, loss)
+    torch.testing.assert_close(fused, expected, **tolerance)
+    assert_same_metrics(fused_metrics, metrics, rtol=1e-7 if dtype == torch.float64 else 1e-5)
+    assert 0 < metrics.finalize()["clip_fraction"] < 1, "the case should clip some units and not others"
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_rows_without_a_gradient_are_dropped_before_the_products(ratio, monkeypatch):
+    lengths = (4, 6, 1, 5, 3)
+    hidden, weight, targets = head_case(19, 23)
+    logp = kernels.linear_logprob(hidden, weight, targets).detach().requires_grad_()
+    rest = surrogate_case(logp, lengths)
+    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
+    loss, _ = kernels.clipped_surrogate(logp, *rest, **surrogate)
+    live = torch.autograd.grad(loss, logp)[0].count_nonzero().item()
+    seen = []
+
+    def counting(hidden, *arguments):
+        seen.append(len(hidden))
+        return chunked.backward(hidden, *arguments)
+
+    monkeypatch.setattr(dispatch, "TORCH", dispatch.TORCH._replace(linear_backward=counting))
+    monkeypatch.setattr(fused_surrogate, "WAVE_ROWS", 10**9)
+    kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate)[0].backward()
+    assert seen == [live] and live < 19
+
+
+def test_token_ratio_takes_one_pass_where_the_accumulator_fits():
+    def rows(vocab, size, dtype, frozen=False):
+        return fused_surrogate.wave_rows(torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen))
+
+    assert rows(512, 128, torch.float32) == 2**27 // (4 * 512)
+    assert rows(512, 128, torch.bfloat16) == (2**27 - 4 * 512 * 128) // (4 * 512)
+    assert rows(151936, 896, torch.bfloat16) < 0
+    assert rows(151936, 8, torch.float32) == rows(151936, 8, torch.bfloat16, frozen=True) == 2**27 // (4 * 151936)
+    assert rows(512, 128, torch.float16) == 0
+
+
+# The advantage
+
+
+def test_length_harmonizing_advantage_by_hand():
+    """Group 3: lengths 10 and 30, mean 20, one of two right. Group 0: one sample, so 0."""
+    lengths, correct, group = torch.tensor([10, 50, 30]), torch.tensor([True, True, False]), torch.tensor([3, 0, 3])
+    result = kernels.length_harmonizing_advantage(lengths, correct, group, 2.0)
+    assert result.dtype == torch.float32
+    assert result.tolist() == pytest.approx([20 / 10 - 1 + 2 * 0.5, 0, 20 / 30 - 1 - 2 * 0.5])
+
+
+@given(st.lists(st.tuples(st.integers(1, 8192), st.booleans(), st.integers(0, 5)), max_size=40), st.floats(0, 10))
+@settings(max_examples=100, deadline=None)
+def test_length_harmonizing_advantage_agrees_with_the_reference(samples, lam):
+    lengths, correct, group = (torch.tensor([s[i] for s in samples], dtype=torch.int64) for i in range(3))
+    ours = kernels.length_harmonizing_advantage(lengths.int(), correct.float(), group.int(), lam)
+    truth = torch_reference.length_harmonizing_advantage(lengths, correct, group, lam)
+    torch.testing.assert_close(ours.double(), truth, rtol=1e-6, atol=1e-6)
+
+
+# Wrong arguments
+
+
+def linear(**changes):
+    hidden, weight, targets = head_case(4, 9)
+    return kernels.linear_logprob(**{"hidden": hidden, "weight": weight, "targets": targets} | changes)
+
+
+def gather(**changes):
+    return kernels.gather_logprob(
+        **{"logits": torch.zeros(4, 9), "targets": torch.zeros(4, dtype=torch.long)} | changes
+    )
+
+
+SURROGATE = {
+    "ref_logp": torch.zeros(4, dtype=torch.float64),
+    "advantage": torch.zeros(2, dtype=torch.float64),
+    "cu_seqlens": torch.tensor([0, 3, 4]),
+    "mask": None,
+    "ratio": "token",
+    "normalizer": 1.0,
+    **CLIP,
+}
+
+
+def clipped(**changes):
+    return kernels.clipped_surrogate(**{"logp": torch.zeros(4), **SURROGATE} | changes)
+
+
+def fused(**changes):
+    hidden, weight, targets = head_case(4, 9)
+    return kernels.linear_surrogate(**{"hidden": hidden, "weight": weight, "targets": targets, **SURROGATE} | changes)
+
+
+def advantage(**changes):
+    values = {
+        "lengths": torch.tensor([3, 4]),
+        "correct": torch.tensor([0, 1]),
+        "group": torch.tensor([0, 0]),
+        "lam": 2.0,
+    }
+    return kernels.length_harmonizing_advantage(**values | changes)
+
+
+WRONG_HEAD = [
+    ("targets", torch.tensor([0, 1, 2, -1])),
+    ("targets", torch.tensor([0, 1, 2, 9])),
+    ("targets", torch.tensor([0, 1, 2])),
+    ("targets", torch.tensor([0.0, 1, 2, 3])),
+    ("hidden", torch.zeros(16, dtype=torch.float64)),
+    ("hidden", torch.zeros(4, 16, dtype=torch.int64)),
+    ("weight", torch.zeros(9, 15, dtype=torch.float64)),
+    ("weight", torch.zeros(9, 16, dtype=torch.float32)),
+    ("weight", torch.zeros(16, 9, dtype=torch.float64).T),
+    ("weight", torch.zeros(0, 16, dtype=torch.float64)),
+    ("weight", torch.zeros(9, 16, 1, dtype=torch.float64)),
+    ("temperature", 0.0),
+    ("temperature", float("nan")),
+    ("vocab_size", 0),
+    ("vocab_size", 10),
+    ("vocab_size", 2.5),
+]
+WRONG_SURROGATE = [
+    ("ref_logp", torch.zeros(3)),
+    ("ref_logp", torch.zeros(4, dtype=torch.long)),
+    ("advantage", torch.zeros(3)),
+    ("advantage", torch.zeros(2, dtype=torch.bool)),
+    ("cu_seqlens", torch.tensor([0, 3, 5])),
+    ("cu_seqlens", torch.tensor([1, 3, 4])),
+    ("cu_seqlens", torch.tensor([0, 5, 4])),
+    ("cu_seqlens", torch.tensor([0.0, 3, 4])),
+    ("cu_seqlens", torch.tensor([], dtype=torch.long)),
+    ("mask", torch.ones(4)),
+    ("mask", torch.ones(5, dtype=torch.bool)),
+    ("ratio", "word"),
+    ("eps_low", -0.1),
+    ("eps_high", -0.1),
+    ("normalizer", 0.0),
+    ("normalizer", float("inf")),
+]
+WRONG_REST = [
+    (linear, "targets", {"targets": torch.tensor([0, 1, 2, 7]), "vocab_size": 7}),
+    (gather, "logits", {"logits": torch.zeros(9, 4).T}),
+    (gather, "logits", {"logits": torch.zeros(9)}),
+    (gather, "logits", {"logits": torch.zeros(4, 0)}),
+    (gather, "targets", {"targets": torch.tensor([0, 1, 2, 9])}),
+    (gather, "vocab_size", {"vocab_size": 10}),
+    (clipped, "logp", {"logp": torch.zeros(2, 2)}),
+    (advantage, "lengths", {"lengths": torch.tensor([3, 0])}),
+    (advantage, "correct", {"correct": torch.tensor([1])}),
+    (advantage, "group", {"group": torch.tensor([0, -1])}),
+    (advantage, "group", {"group": torch.tensor([0.0, 1.0])}),
+    (advantage, "lam", {"lam": float("inf")}),
+]
+WRONG = [
+    *((op, name, {name: value}) for op in (linear, fused) for name, value in WRONG_HEAD),
+    *((op, name, {name: value}) for op in (clipped, fused) for name, value in WRONG_SURROGATE),
+    *WRONG_REST,
+]
+
+
+@pytest.mark.parametrize("op, name, changes", WRONG, ids=[f"{op.__name__}-{name}" for op, name, _ in WRONG])
+def test_a_wrong_argument_is_named(op, name, changes):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        op(**changes)
+
+
+@pytest.mark.parametrize("op", [linear, gather, clipped, fused, advantage])
+def test_the_arguments_that_the_wrong_ones_replace_are_right(op):
+    op()
+
+
+def test_an_unknown_backend_is_named(monkeypatch):
+    monkeypatch.setenv("O1CORE_KERNELS", "cuda")
+    with pytest.raises(ValueError, match=r"^O1CORE_KERNELS: "):
+        linear()
+
+
+# Memory
+
+PEAK = """
+import resource, sys, torch
+from o1core import kernels
+torch.set_num_threads(1)
+tokens, vocab = int(sys.argv[1]), 32768
+weight = torch.zeros(vocab, 64, dtype=torch.bfloat16, requires_grad=True)
+hidden = torch.zeros(tokens, 64, dtype=torch.bfloat16, requires_grad=True)
+kernels.linear_logprob(hidden[:2], weight, torch.zeros(2, dtype=torch.long)).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kernels.linear_logprob(hidden, weight, torch.zeros(tokens, dtype=torch.long)).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_scratch_stays_within_its_bound():
+    """8192 tokens of 32768 logits would be 1 GiB in float32; the process grows by the scratch bound at most."""
+    env = {"OMP_NUM_THREADS": "1", "O1CORE_KERNELS": "torch"}
+    grown = subprocess.run([sys.executable, "-c", PEAK, "8192"], env=env, capture_output=True, text=True, check=True)
+    assert int(grown.stdout) * 1024 < chunked.SCRATCH_BYTES
