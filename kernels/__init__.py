@@ -6,10 +6,10 @@ Letters: N tokens, H hidden, V vocabulary, S sequences.
 
 What a backend supplies
 -----------------------
-Six primitives, tensors in and tensors out, no autograd and no checks (dispatch.py lists them). torch: chunked.py.
-Triton: triton_linear.py (forward, backward), triton_gather.py (forward, backward), triton_surrogate.py (surrogate),
-triton_advantage.py (length_harmonizing_advantage). The files are not named after the ops, because importing a submodule
-`linear_logprob` would replace the function of that name in this package.
+Primitives, tensors in and tensors out, no autograd and no checks (dispatch.py lists them). torch: chunked.py. Triton:
+triton_linear.py (forward, backward), triton_kept.py (forward, logit_gradient), triton_gather.py (forward, backward),
+triton_surrogate.py (surrogate), triton_advantage.py (length_harmonizing_advantage). The files are not named after the
+ops, because importing a submodule `linear_logprob` would replace the function of that name in this package.
 
     forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
         -> logp [N], lse [N], entropy [N] or None
@@ -24,6 +24,11 @@ with z = inv_temperature * hidden weight^T, columns from vocab_size on left out,
 
 logp, lse and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The upstream
 gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
+
+    kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
+        -> logp [N], lse [N], kept [N, vocab_size], maxima [any, N]      (what the backend needs to form p again)
+    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature)
+        -> the gradient of hidden weight^T [N, vocab_size]; may be written over kept
 
     gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
         -> logp, lse, entropy or None

@@ -60,15 +60,6 @@ def _bf16_units(dtype: torch.dtype):
         switch.fp32_precision = before
 
 
-def wide_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """hidden weight^T with the sums' own dtype: float32 (float64 for float64), never rounded to half precision."""
-    acc = accumulator(hidden.dtype)
-    if hidden.device.type == "cuda" and hidden.dtype != acc:
-        return torch.mm(hidden, weight.T, out_dtype=acc)
-    with _bf16_units(hidden.dtype):
-        return hidden.to(acc) @ weight.to(acc).T
-
-
 def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
@@ -208,6 +199,33 @@ def backward(
     if need_hidden:
         d_hidden = d_hidden.mul_(scale[:, None]).to(hidden.dtype)
     return d_hidden, d_weight
+
+
+def kept_forward(hidden, weight, targets, inv_temperature, vocab_size):
+    acc = accumulator(hidden.dtype)
+    tokens = hidden.shape[0]
+    kept = hidden.new_empty(tokens, vocab_size, dtype=acc)
+    lse = hidden.new_empty(tokens, dtype=acc)
+    rows = max(64, FORWARD_BLOCK // vocab_size)
+    scratch = hidden.new_empty(min(rows, tokens), vocab_size, dtype=acc)
+    w = weight[:vocab_size].to(acc)
+    with _bf16_units(hidden.dtype):
+        for r in range(0, tokens, rows):
+            part = slice(r, min(r + rows, tokens))
+            z = scratch[: part.stop - r]
+            torch.mm(hidden[part].to(acc), w.T, out=z)
+            if inv_temperature != 1:
+                z *= inv_temperature
+            torch.log_softmax(z, 1, out=kept[part])
+            lse[part] = z[:, 0] - kept[part, 0]
+    return kept.gather(1, targets.long()[:, None])[:, 0], lse, kept, kept.new_empty(0, tokens)
+
+
+def kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature):
+    # What is kept here is log p whole, so neither maxima nor lse is needed.
+    grad = logp_grad.to(kept.dtype)[:, None] * -inv_temperature
+    kept.exp_().mul_(grad)
+    return kept.scatter_(1, targets.long()[:, None], logp.expm1()[:, None] * grad)
 
 
 def gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy):

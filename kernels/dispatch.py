@@ -1,6 +1,6 @@
 """Which primitives run: Triton on a GPU, chunked torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is six functions (their signatures: the docstring of kernels/__init__.py). Triton is imported only when it is
+A backend is eight functions (their signatures: the docstring of kernels/__init__.py). Triton is imported only when it is
 chosen: it costs time at start and does not exist everywhere.
 """
 
@@ -17,6 +17,8 @@ from . import chunked
 class Primitives(NamedTuple):
     linear_forward: Callable
     linear_backward: Callable
+    kept_forward: Callable
+    kept_gradient: Callable
     gather_forward: Callable
     gather_backward: Callable
     surrogate: Callable
@@ -26,6 +28,8 @@ class Primitives(NamedTuple):
 TORCH = Primitives(
     chunked.forward,
     chunked.backward,
+    chunked.kept_forward,
+    chunked.kept_gradient,
     chunked.gather_forward,
     chunked.gather_backward,
     chunked.surrogate,
@@ -35,11 +39,13 @@ TORCH = Primitives(
 
 @cache
 def triton_primitives() -> Primitives:
-    from . import triton_advantage, triton_gather, triton_linear, triton_surrogate
+    from . import triton_advantage, triton_gather, triton_kept, triton_linear, triton_surrogate
 
     return Primitives(
         triton_linear.forward,
         triton_linear.backward,
+        triton_kept.forward,
+        triton_kept.logit_gradient,
         triton_gather.forward,
         triton_gather.backward,
         triton_surrogate.surrogate,

@@ -5,12 +5,12 @@ gradient needs. Rows whose coefficient is exactly zero (masked, clipped, zero ad
 products, n of N rows are left, and nothing is approximated: a dropped row's gradient is zero.
 
 Two passes   a forward without gradients gives every log-prob and coefficient (2NVH FLOPs), the backward recomputes the
-             logits of the rows that are left (6nVH). A sequence ratio needs it: its coefficients wait for the last token.
-One pass     a token's coefficient depends on its own log-prob alone, so logits are formed once, wave by wave, and used
-             for the coefficient and for both gradients (2NVH + 4nVH). The waves add up d_weight, which in half precision
-             takes an fp32 accumulator of 4VH bytes; where it does not fit in the scratch bound beside a wave of
-             WAVE_ROWS rows of logits, two passes are taken. On a CPU that is no loss: in 128 MiB the waves of a large
-             vocabulary are so small that adding up d_weight takes the time that the fourth product would.
+             logits of the rows that are left (6nVH). Any ratio and any size.
+One pass     the exponentials are kept until the coefficients are known and serve both gradients (2NVH + 4nVH). They
+             have to fit in WAVE_BYTES. A token's coefficient depends on its own log-prob alone, so a batch with ratio
+             "token" may go in waves; the coefficients of a sequence wait for its last token, so there the whole batch
+             is one wave. Several waves add up d_weight, in half precision in an fp32 copy of 4VH bytes, and a wave
+             below WAVE_ROWS rows would spend more time on that than the fourth product takes: then two passes.
 """
 
 import torch
@@ -27,22 +27,27 @@ def linear_surrogate(hidden, weight, targets, inv_temperature, vocab_size, primi
     """hidden [N, H] and targets [N]; *surrogate: the arguments of the surrogate primitive from ref_logp on."""
     ratio = surrogate[4]
     need_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    rows = wave_rows(weight) if need_gradient and ratio == "token" else 0
-    if rows >= WAVE_ROWS:
-        return OnePass.apply(hidden, weight, targets, inv_temperature, vocab_size, primitives, rows, *surrogate)
+    wave = rows_a_wave(len(hidden), weight, ratio) if need_gradient else 0
+    if wave:
+        return OnePass.apply(hidden, weight, targets, inv_temperature, vocab_size, primitives, wave, *surrogate)
     return TwoPasses.apply(hidden, weight, targets, inv_temperature, vocab_size, primitives, *surrogate)
 
 
-def wave_rows(weight: torch.Tensor) -> int:
-    """How many rows of logits fit in the scratch bound beside the accumulator of d_weight; 0 for float16, in which the
-    gradient of a logit would underflow."""
+def rows_a_wave(tokens: int, weight: torch.Tensor, ratio: str) -> int:
+    """How many rows a wave of the one pass takes; 0 where two passes are to be taken.
+
+    float16 always takes two: the kept gradient of a logit, divided by the count of units, would underflow."""
+    acc = chunked.accumulator(weight.dtype)
     if weight.dtype == torch.float16:
         return 0
-    dtype = chunked.accumulator(weight.dtype)
-    added_in_place = weight.dtype == dtype or not weight.requires_grad
-    accumulator = 0 if added_in_place else weight.numel() * dtype.itemsize
     bound = WAVE_BYTES_CUDA if weight.device.type == "cuda" else WAVE_BYTES
-    return (bound - accumulator) // (weight.shape[0] * dtype.itemsize)
+    a_row = weight.shape[0] * acc.itemsize
+    wide_copy = 0 if weight.dtype == acc else weight.numel() * acc.itemsize
+    if tokens * a_row <= bound - wide_copy:
+        return tokens
+    sum_of_waves = wide_copy if weight.requires_grad else 0
+    rows = (bound - wide_copy - sum_of_waves) // a_row
+    return rows if ratio == "token" and rows >= WAVE_ROWS else 0
 
 
 class TwoPasses(torch.autograd.Function):
@@ -81,34 +86,37 @@ class OnePass(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         acc = chunked.accumulator(weight.dtype)
         tokens = hidden.shape[0]
-        advantage = advantage.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
+        several = wave < tokens
+        if several:
+            # Waves cut sequences; with ratio "token" every token may as well be a sequence of its own.
+            advantage = advantage.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=acc) if need_weight else None
+        d_weight = torch.zeros_like(weight, dtype=acc if several else None) if need_weight else None
         loss = hidden.new_zeros((), dtype=acc)
         nothing = torch.zeros(len(FIELDS), dtype=torch.float64, device=hidden.device)
         metrics = SurrogateMetrics(nothing, nothing[0])
         for r in range(0, tokens, wave):
             part = slice(r, min(r + wave, tokens))
-            logits = chunked.wide_product(hidden[part], weight)
-            logp, lse, _ = primitives.gather_forward(logits, targets[part], inv_temperature, vocab_size, False)
-            # Every token is a sequence of its own here, which is all that the token ratio knows of sequences.
-            singles = torch.arange(part.stop - r + 1, device=hidden.device)
+            x, t = hidden[part], targets[part]
+            logp, lse, kept, maxima = primitives.kept_forward(x, weight, t, inv_temperature, vocab_size)
+            if several:
+                units = advantage[part], torch.arange(len(t) + 1, device=hidden.device)
+            else:
+                units = advantage, cu_seqlens
             part_loss, d_logp, part_metrics = primitives.surrogate(
-                logp, ref_logp[part], advantage[part], singles, None if mask is None else mask[part], *settings
+                logp, ref_logp[part], *units, None if mask is None else mask[part], *settings
             )
             loss += part_loss
             metrics = metrics.merge(part_metrics)
             rows = d_logp.nonzero()[:, 0]
-            if len(rows) < len(d_logp):
-                logits, lse, d_logp = logits[rows], lse[rows], d_logp[rows]
-            rows += r
-            d_logits = primitives.gather_backward(
-                logits, targets[rows], lse, d_logp, None, None, inv_temperature, vocab_size, True
-            ).to(weight.dtype)
+            if len(rows) < len(t):
+                x, t, logp, lse, d_logp = x[rows], t[rows], logp[rows], lse[rows], d_logp[rows]
+                kept, maxima = kept[rows], maxima[:, rows]
+            d_logits = primitives.kept_gradient(kept, maxima, t, logp, lse, d_logp, inv_temperature).to(weight.dtype)
             if need_hidden:
-                d_hidden[rows] = d_logits @ weight
+                d_hidden[rows + r] = d_logits @ weight[:vocab_size]
             if need_weight:
-                chunked.accumulate(d_weight, d_logits.T, hidden[rows])
+                chunked.accumulate(d_weight[:vocab_size], d_logits.T, x)
         if need_weight:
             d_weight = d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)

@@ -44,11 +44,16 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(chunked, name, value)
 
 
-@pytest.fixture(params=["one_pass", "two_passes"])
+@pytest.fixture(params=["waves", "one_wave", "two_passes"])
 def passes(request, monkeypatch):
-    """Both ways to the gradients of linear_surrogate, the one pass in waves of 3 rows."""
-    monkeypatch.setattr(fused_surrogate, "wave_rows", lambda weight: 3)
-    monkeypatch.setattr(fused_surrogate, "WAVE_ROWS", 1 if request.param == "one_pass" else 10**9)
+    """Every way to the gradients of linear_surrogate; waves of 3 rows are for ratio "token" alone."""
+
+    def rows_a_wave(tokens, weight, ratio):
+        if request.param == "two_passes" or tokens == 0:
+            return 0
+        return 3 if request.param == "waves" and ratio == "token" else tokens
+
+    monkeypatch.setattr(fused_surrogate, "rows_a_wave", rows_a_wave)
 
 
 # gradcheck, float64
@@ -422,20 +427,26 @@ def test_rows_without_a_gradient_are_dropped_before_the_products(ratio, monkeypa
         return chunked.backward(hidden, *arguments)
 
     monkeypatch.setattr(dispatch, "TORCH", dispatch.TORCH._replace(linear_backward=counting))
-    monkeypatch.setattr(fused_surrogate, "WAVE_ROWS", 10**9)
+    monkeypatch.setattr(fused_surrogate, "rows_a_wave", lambda *_: 0)
     kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate)[0].backward()
     assert seen == [live] and live < 19
 
 
-def test_token_ratio_takes_one_pass_where_the_accumulator_fits():
-    def rows(vocab, size, dtype, frozen=False):
-        return fused_surrogate.wave_rows(torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen))
+def test_one_pass_is_taken_where_its_scratch_fits():
+    def rows(tokens, vocab, size, dtype, ratio, frozen=False):
+        weight = torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen)
+        return fused_surrogate.rows_a_wave(tokens, weight, ratio)
 
-    assert rows(512, 128, torch.float32) == 2**27 // (4 * 512)
-    assert rows(512, 128, torch.bfloat16) == (2**27 - 4 * 512 * 128) // (4 * 512)
-    assert rows(151936, 896, torch.bfloat16) < 0
-    assert rows(151936, 8, torch.float32) == rows(151936, 8, torch.bfloat16, frozen=True) == 2**27 // (4 * 151936)
-    assert rows(512, 128, torch.float16) == 0
+    bound = chunked.SCRATCH_BYTES
+    whole = bound // (4 * 512)
+    assert rows(whole, 512, 128, torch.float32, "sequence") == whole
+    assert rows(whole + 1, 512, 128, torch.float32, "sequence") == 0
+    assert rows(whole + 1, 512, 128, torch.float32, "token") == whole
+    wide = 4 * 512 * 128
+    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (4 * 512)
+    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (4 * 512)
+    assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
+    assert rows(4, 512, 128, torch.float16, "token") == 0
 
 
 # The advantage
