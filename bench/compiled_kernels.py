@@ -60,10 +60,19 @@ DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # Arguments divisible by 16, beside all pointers, in every launch at the sizes that matter. The number of rows is not,
 # nor is the size of a vocabulary without its padding.
 POINTERS_OF_INPUT = ("hidden", "weight", "logits", "d_logits", "kept")
-INT64_POINTERS = ("targets", "cu_seqlens", "lengths", "group")
-DIVISIBLE = ("width", "hidden_stride", "weight_stride", "d_logits_stride", "kept_stride", "row_stride", "d_row_stride")
+INT64_POINTERS = ("targets", "picked", "cu_seqlens", "lengths", "group")
+DIVISIBLE = (
+    "room",
+    "width",
+    "hidden_stride",
+    "weight_stride",
+    "d_logits_stride",
+    "kept_stride",
+    "row_stride",
+    "d_row_stride",
+)
 PHYSICAL_COLUMNS = ("gather.forward", "gather.backward")  # there, columns is what a row holds, padding included
-INT_SCALARS = ("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples")
+INT_SCALARS = ("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples", "kept_rows")
 FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam")
 
 
@@ -98,20 +107,24 @@ class Variant:
         return launch
 
 
+_KEPT_FLAGS = {"kept.keep": (), "kept.gradient": (("PICK", True),)}
+
+
 def shipped(targets: list[str]) -> list[Variant]:
-    """Every configuration that a launcher can ask for, less what compiles to nothing new: fp16 and fp64 without the
-    entropy (fp16 is the code of bf16 with another instruction's name, fp64 is for checks), and on other chips the
-    kernels that do not depend on the chip."""
+    """Every configuration that a launcher can ask for, less what compiles to nothing new: fp16 (bf16 with another name
+    of an instruction) only where there is a product, fp16 and fp64 with the entropy only, and on other chips not the
+    kernels whose configuration does not depend on the chip."""
     found = []
     for target in targets:
         for dtype in DTYPES:
             for entropy in (False, True) if dtype in ("bf16", "fp32") else (True,):
                 flags = (("ENTROPY", entropy),)
                 kernels = ["linear.partial_sums", "linear.logit_gradient"]
-                if target != "other":
+                if target != "other" and dtype != "fp16":
                     kernels += ["gather.forward", "gather.backward"]
                 found += [Variant(kernel, target, dtype, flags) for kernel in kernels]
-            found += [Variant(kernel, target, dtype) for kernel in ("kept.keep", "kept.gradient")]
+            kept = ["kept.keep"] if dtype == "fp16" else ["kept.keep", "kept.gradient"]
+            found += [Variant(kernel, target, dtype, _KEPT_FLAGS[kernel]) for kernel in kept]
         if target == "other":
             continue
         for dtype in ("fp32", "fp64"):
@@ -173,8 +186,8 @@ def compile_variant(variant: Variant) -> dict:
 
 
 def _read_machine_code(compiled, variant: Variant, num_warps: int) -> dict:
-    usage, code = _disassemble(compiled.asm["cubin"])
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    code = _disassemble(compiled.asm["cubin"])
+    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", code)[1]) for key in ("REG", "STACK", "LOCAL"))
     # "/*0a10*/  @!P0 LDG.E.128 R4, ..." -> LDG.E.128
     instructions = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code))
 
@@ -204,16 +217,14 @@ def _access(name: str, width: int) -> str:
     return name + suffix[width]
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
+def _disassemble(cubin: bytes) -> str:
+    """Resource usage and machine code, as the disassembler in Triton's wheel prints them."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        outputs = []
-        for option in ("-res-usage", "-sass"):
-            done = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
-            outputs.append(done.stdout + done.stderr)
-    return outputs[0], outputs[1]
+        done = subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def _blocks_an_sm(target: str, registers: int, shared: int, num_warps: int) -> int:

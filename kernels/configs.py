@@ -49,7 +49,7 @@ LINEAR = {
         4: _product(64, 64, 32, "tf32x3", 4, 2),
         8: _product(32, 32, 16, "ieee", 4, 2),
     },
-    "interpreter": {size: _product(16, 32, 16, "ieee", 1, 1) for size in (2, 4, 8)},
+    "interpreter": {size: _product(16, 64, 32, "ieee", 1, 1) for size in (2, 4, 8)},
 }
 GATHER = {
     "gpu": Launch({"BLOCK_V": 4096}, 8, 1),

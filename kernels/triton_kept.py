@@ -52,25 +52,31 @@ def keep_kernel(
 
 @triton.jit
 def kept_gradient_kernel(
-    kept, maxima, targets, logp, lse, logp_grad, rows, columns, kept_stride, inv_temperature,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    kept, d_logits, picked, maxima, targets, logp, lse, logp_grad,
+    rows, kept_rows, columns, room, kept_stride, d_logits_stride, inv_temperature,
+    PICK: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """One tile of kept exponentials -> d (hidden weight^T), in place. BLOCK_V is keep_kernel's, for the maxima are."""
+    """One tile of kept exponentials -> d (hidden weight^T) of the picked rows. Both may be the same memory where all are
+    picked. BLOCK_V is keep_kernel's, for the maxima are. Up to `room` a row may be read and written: a multiple of 16
+    allows 16 bytes a load, which the size of a vocabulary need not be."""
     column_tiles = tl.cdiv(columns, BLOCK_V)
     column_tile = tl.program_id(0) % column_tiles
     row = (tl.program_id(0) // column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     here = row < rows
-    target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
-    slope = tl.load(logp_grad + row, mask=here, other=0.0) * inv_temperature
-    top = tl.load(maxima + column_tile.to(tl.int64) * rows + row, mask=here, other=0.0)
-    scale = tl.exp(top - tl.load(lse + row, mask=here, other=0.0))
-    at_target = slope * (1 - tl.exp(tl.load(logp + row, mask=here, other=0.0)))
-    at = kept + row.to(tl.int64)[:, None] * kept_stride + column[None, :]
-    e = tl.load(at, mask=here[:, None], other=0.0).to(ACC)
-    hit = column[None, :] == target[:, None]
-    dz = tl.where(hit, at_target[:, None], -(slope * scale)[:, None] * e)
-    tl.store(at, dz.to(kept.dtype.element_ty), mask=here[:, None])
+    source = row.to(tl.int64)
+    if PICK:
+        source = tl.load(picked + row, mask=here, other=0)
+    target = tl.load(targets + source, mask=here, other=-1).to(tl.int32)
+    slope = tl.load(logp_grad + source, mask=here, other=0.0) * inv_temperature
+    top = tl.load(maxima + column_tile.to(tl.int64) * kept_rows + source, mask=here, other=0.0)
+    scale = slope * tl.exp(top - tl.load(lse + source, mask=here, other=0.0))
+    at_target = slope * (1 - tl.exp(tl.load(logp + source, mask=here, other=0.0)))
+    inside = here[:, None] & (column < room)[None, :]
+    e = tl.load(kept + source[:, None] * kept_stride + column[None, :], mask=inside, other=0.0).to(ACC)
+    dz = tl.where(column[None, :] == target[:, None], at_target[:, None], -scale[:, None] * e)
+    at = d_logits + row.to(tl.int64)[:, None] * d_logits_stride + column[None, :]
+    tl.store(at, dz.to(d_logits.dtype.element_ty), mask=inside)
 
 
 def rows_a_wave(vocab_size, itemsize):
@@ -103,18 +109,21 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size):
     return logp, lse, kept, maxima
 
 
-def logit_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature):
-    """Overwrites kept [N, vocab_size] with dZ, the gradient of hidden weight^T where d loss / d logp is logp_grad [N],
-    and returns it."""
-    rows, columns = kept.shape
+def logit_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked=None):
+    """dZ, the gradient of hidden weight^T where d loss / d logp is logp_grad [N]: of all rows, written over kept
+    [N, vocab_size]; or of the rows picked [n] int64 alone, in that order, in new memory [n, vocab_size]."""
+    columns = kept.shape[1]
     acc, acc_tl = configs.accumulator(kept.dtype)
     block_v = configs.linear(kept.device, kept.dtype).constants["BLOCK_V"]
     launch = configs.elementwise(configs.KEPT, kept.device)
+    d_logits = kept if picked is None else kept.new_empty(len(picked), padded(columns))[:, :columns]
+    rows = len(d_logits)
     if rows:
         programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(columns, block_v)
         kept_gradient_kernel[(programs,)](
-            kept, maxima, targets.contiguous(), logp, lse, logp_grad.to(acc).contiguous(),
-            rows, columns, kept.stride(0), inv_temperature,
-            ACC=acc_tl, BLOCK_V=block_v, **launch.options(),
+            kept, d_logits, targets if picked is None else picked, maxima, targets.contiguous(), logp, lse,
+            logp_grad.to(acc).contiguous(), rows, len(kept), columns, min(kept.stride(0), d_logits.stride(0)),
+            kept.stride(0), d_logits.stride(0), inv_temperature,
+            PICK=picked is not None, ACC=acc_tl, BLOCK_V=block_v, **launch.options(),
         )  # fmt: skip
-    return kept
+    return d_logits

@@ -172,7 +172,7 @@ def logit_gradient_kernel(
 
 def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
     """hidden [N, H], weight [V, H], targets [N] -> logp, lse, entropy or None: [N] float32 (float64 for float64)."""
-    hidden = unit_stride(hidden)
+    hidden, targets = unit_stride(hidden), targets.contiguous()
     rows, width = hidden.shape
     acc, acc_tl = configs.accumulator(hidden.dtype)
     launch = configs.linear(hidden.device, hidden.dtype)
@@ -249,7 +249,7 @@ def logit_gradient(
     logp_grad = logp_grad.to(acc).contiguous()
     entropy_grad = entropy_grad.to(acc).contiguous() if with_entropy else logp_grad
     logit_gradient_kernel[(triton.cdiv(rows, block_n) * triton.cdiv(columns, block_v),)](
-        hidden, weight, targets, lse, logp_grad, entropy_grad, entropy if with_entropy else lse, d_logits,
+        hidden, weight, targets.contiguous(), lse, logp_grad, entropy_grad, entropy if with_entropy else lse, d_logits,
         rows, columns, width, first_column, hidden.stride(0), weight.stride(0), d_logits.stride(0), inv_temperature,
         ENTROPY=with_entropy, ACC=acc_tl, **launch.options(),
     )  # fmt: skip
