@@ -27,8 +27,9 @@ gradients are float32 (float64), any value a row, any stride. Rows of d_weight f
 
     kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
         -> logp [N], lse [N], kept [N, vocab_size], maxima [any, N]      (what the backend needs to form p again)
-    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature)
-        -> the gradient of hidden weight^T [N, vocab_size]; may be written over kept
+    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked [n] int64 or None)
+        -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows [n, vocab_size], in that
+           order; may be written over kept
 
     gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
         -> logp, lse, entropy or None

@@ -221,11 +221,13 @@ def kept_forward(hidden, weight, targets, inv_temperature, vocab_size):
     return kept.gather(1, targets.long()[:, None])[:, 0], lse, kept, kept.new_empty(0, tokens)
 
 
-def kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature):
+def kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked):
     # What is kept here is log p whole, so neither maxima nor lse is needed.
-    grad = logp_grad.to(kept.dtype)[:, None] * -inv_temperature
-    kept.exp_().mul_(grad)
-    return kept.scatter_(1, targets.long()[:, None], logp.expm1()[:, None] * grad)
+    if picked is not None:
+        kept, targets, logp, logp_grad = kept[picked], targets[picked], logp[picked], logp_grad[picked]
+    scale = logp_grad.to(kept.dtype)[:, None] * -inv_temperature
+    kept.exp_().mul_(scale)
+    return kept.scatter_(1, targets.long()[:, None], logp.expm1()[:, None] * scale)
 
 
 def gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy):

@@ -41,7 +41,7 @@ def rows_a_wave(tokens: int, weight: torch.Tensor, ratio: str) -> int:
     if weight.dtype == torch.float16:
         return 0
     bound = WAVE_BYTES_CUDA if weight.device.type == "cuda" else WAVE_BYTES
-    a_row = weight.shape[0] * acc.itemsize
+    a_row = 2 * weight.shape[0] * acc.itemsize  # kept, and what is picked of it
     wide_copy = 0 if weight.dtype == acc else weight.numel() * acc.itemsize
     if tokens * a_row <= bound - wide_copy:
         return tokens
@@ -109,14 +109,13 @@ class OnePass(torch.autograd.Function):
             loss += part_loss
             metrics = metrics.merge(part_metrics)
             rows = d_logp.nonzero()[:, 0]
-            if len(rows) < len(t):
-                x, t, logp, lse, d_logp = x[rows], t[rows], logp[rows], lse[rows], d_logp[rows]
-                kept, maxima = kept[rows], maxima[:, rows]
-            d_logits = primitives.kept_gradient(kept, maxima, t, logp, lse, d_logp, inv_temperature).to(weight.dtype)
+            picked = rows if len(rows) < len(t) else None
+            d_logits = primitives.kept_gradient(kept, maxima, t, logp, lse, d_logp, inv_temperature, picked)
+            d_logits = d_logits.to(weight.dtype)
             if need_hidden:
                 d_hidden[rows + r] = d_logits @ weight[:vocab_size]
             if need_weight:
-                chunked.accumulate(d_weight[:vocab_size], d_logits.T, x)
+                chunked.accumulate(d_weight[:vocab_size], d_logits.T, x if picked is None else x[picked])
         if need_weight:
             d_weight = d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)

@@ -438,13 +438,13 @@ def test_one_pass_is_taken_where_its_scratch_fits():
         return fused_surrogate.rows_a_wave(tokens, weight, ratio)
 
     bound = chunked.SCRATCH_BYTES
-    whole = bound // (4 * 512)
+    whole = bound // (8 * 512)
     assert rows(whole, 512, 128, torch.float32, "sequence") == whole
     assert rows(whole + 1, 512, 128, torch.float32, "sequence") == 0
     assert rows(whole + 1, 512, 128, torch.float32, "token") == whole
     wide = 4 * 512 * 128
-    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (4 * 512)
-    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (4 * 512)
+    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (8 * 512)
+    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (8 * 512)
     assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
     assert rows(4, 512, 128, torch.float16, "token") == 0
 
