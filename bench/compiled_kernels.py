@@ -112,12 +112,13 @@ _KEPT_FLAGS = {"kept.keep": (), "kept.gradient": (("PICK", True),)}
 
 def shipped(targets: list[str]) -> list[Variant]:
     """Every configuration that a launcher can ask for, less what compiles to nothing new: fp16 (bf16 with another name
-    of an instruction) only where there is a product, fp16 and fp64 with the entropy only, and on other chips not the
-    kernels whose configuration does not depend on the chip."""
+    of an instruction) only where there is a product; fp16, fp64 and other chips with the entropy only; and on other chips
+    not the kernels whose configuration does not depend on the chip."""
     found = []
     for target in targets:
         for dtype in DTYPES:
-            for entropy in (False, True) if dtype in ("bf16", "fp32") else (True,):
+            with_and_without = dtype in ("bf16", "fp32") and target != "other"
+            for entropy in (False, True) if with_and_without else (True,):
                 flags = (("ENTROPY", entropy),)
                 kernels = ["linear.partial_sums", "linear.logit_gradient"]
                 if target != "other" and dtype != "fp16":
@@ -129,7 +130,7 @@ def shipped(targets: list[str]) -> list[Variant]:
             continue
         for dtype in ("fp32", "fp64"):
             found.append(Variant("linear.merge", target, dtype, (("ENTROPY", dtype == "fp32"),)))
-            for level in triton_surrogate.LEVELS.values():
+            for level in triton_surrogate.LEVELS.values() if dtype == "fp32" else (triton_surrogate.LEVELS["token"],):
                 found.append(Variant("surrogate", target, dtype, (("LEVEL", level), ("HAS_MASK", True))))
         found.append(Variant("linear.merge", target, "fp32", (("ENTROPY", False),)))
         found.append(Variant("surrogate", target, "fp32", (("LEVEL", 2), ("HAS_MASK", False))))
@@ -209,6 +210,7 @@ def _read_machine_code(compiled, variant: Variant, num_warps: int) -> dict:
         "stores": {str(width): count(_access("STG", width)) for width in (16, 8, 4)},
         "exponentials": count(r"MUFU\.EX2\b"),
         "barriers": count(r"BAR\b"),
+        "atomics": count(r"(ATOM|ATOMG|ATOMS|RED)\b"),
     }
 
 
