@@ -98,3 +98,8 @@ def assert_as_near_as_torch(ours, torch_own, truth, dtype, name=""):
     error, allowed = ((x.detach().double() - truth.detach()).abs().max().item() for x in (ours, torch_own))
     allowed += EXTRA_ERROR[dtype]
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_same_metrics(a, b, rtol=1e-7):
+    torch.testing.assert_close(a.sums, b.sums, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(a.ratio_max, b.ratio_max, rtol=rtol, atol=rtol)
