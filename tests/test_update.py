@@ -8,6 +8,7 @@ import torch
 
 import o1core
 from o1core.errors import UserError
+from o1core.pipeline import EMBEDDED
 from o1core.recipe import Recipe
 from o1core.store import Group, Sample
 from o1core.update import (
@@ -20,7 +21,7 @@ from o1core.update import (
     reference_logprobs,
 )
 
-VOCAB = 259
+VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
 RATIOS = ("sequence", "sequence_mean", "token")
 
 
@@ -150,17 +151,17 @@ def test_micro_batches_keep_the_budget_and_lose_nobody():
 
 
 def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
-    """200 steps of 1e-6 move a bf16 weight of 0.25 (neighbours 1e-3 apart) by nothing each, and by 2e-4 together."""
+    """60 steps of 1e-6 move a bf16 weight of 0.25 (neighbours 1e-3 apart) by nothing each, and by 6e-5 together."""
     model = o1core.load(checkpoint, torch.bfloat16)[0]
     updater = Updater(model, VOCAB, Recipe(ratio="token", lr=1e-6))
     examples = make_examples()
     reference = reference_logprobs(model, VOCAB, examples, Recipe())
     weight, master = updater.pairs["blocks.0.qkv.weight"]
     before, start = weight.detach().clone(), master.clone()
-    for _ in range(200):
+    for _ in range(60):
         updater.step(examples, reference, lr=1e-6)
     moved = (master - start).abs()
-    assert moved.median() > 5e-5
+    assert moved.median() > 1.5e-5
     assert torch.equal(weight, master.to(torch.bfloat16))
     assert 0 < (weight != before).float().mean() < 0.9
 
@@ -246,3 +247,28 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_with_the_cosine():
     assert rates == pytest.approx([0, 1, 2, 1, 0])
     constant = replace(recipe, schedule="constant")
     assert [learning_rate(x, constant) for x in (0.05, 0.5, 1.0)] == pytest.approx([1, 2, 2])
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # the interpreter computes the lanes past the edge too
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_whole_step_of_tiny_o1_through_the_triton_kernels(ratio, monkeypatch):
+    """In Triton's interpreter (tests/conftest.py chooses it where there is no GPU): loss, metrics and every gradient are
+    those of the torch path."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    examples = make_examples(4)
+    results = []
+    for backend in ("torch", "triton"):
+        monkeypatch.setenv("O1CORE_KERNELS", backend)
+        model, tokenizer = o1core.load(EMBEDDED, torch.float32, device)
+        recipe = Recipe(ratio=ratio, lr=1e-4, grad_clip=1e9)
+        reference = shifted(reference_logprobs(model, tokenizer.size, examples, recipe))
+        updater = Updater(model, tokenizer.size, recipe)
+        metrics = updater.step(examples, reference, lr=1e-4)
+        results.append((reference, metrics, {name: p.grad for name, (p, _) in updater.pairs.items()}))
+    (torch_reference, torch_metrics, torch_grads), (reference, metrics, grads) = results
+    for a, b in zip(torch_reference, reference):
+        assert (a - b).abs().max() < 2e-5
+    assert metrics == pytest.approx(torch_metrics, rel=1e-4, abs=1e-6)
+    assert any(g.abs().max() > 1e-3 for g in grads.values())
+    for name, g in torch_grads.items():
+        assert (grads[name] - g).abs().max() <= 2e-5 * g.abs().max(), name
