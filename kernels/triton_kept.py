@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .triton_linear import FLOOR, SCRATCH_BYTES, _tile_logits, _tile_of, merge_kernel, padded, unit_stride
+from .triton_linear import FLOOR, _tile_logits, _tile_of, merge_kernel, padded, unit_stride
 
 
 @triton.jit
@@ -77,11 +77,6 @@ def kept_gradient_kernel(
     dz = tl.where(column[None, :] == target[:, None], at_target[:, None], -scale[:, None] * e)
     at = d_logits + row.to(tl.int64)[:, None] * d_logits_stride + column[None, :]
     tl.store(at, dz.to(d_logits.dtype.element_ty), mask=inside)
-
-
-def rows_a_wave(vocab_size, itemsize):
-    """How many rows' exponentials fit in SCRATCH_BYTES."""
-    return max(SCRATCH_BYTES // (padded(vocab_size) * itemsize) // 128 * 128, 128)
 
 
 def forward(hidden, weight, targets, inv_temperature, vocab_size):
