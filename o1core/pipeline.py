@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from . import arithmetic, load
-from .cache import cache_bytes
 from .config import DTYPES, read_config, read_json
 from .engine import Engine
 from .errors import UserError
 from .evaluate import compare, evaluate
-from .memory import free_memory
+from .memory import cache_bytes, free_memory
 from .problems import Problem, fingerprint, load_problems, overlap
 from .recipe import Recipe
 from .report import plot
