@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -78,15 +78,18 @@ FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam")
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as it is launched: target chip, dtype of the inputs, compile-time flags beside the launch's own."""
+    """One kernel as it is launched: target chip, dtype of the inputs, compile-time flags beside the launch's own. Sizes
+    of 1 are compile-time constants to Triton; ones is the launch where all of them are."""
 
     kernel: str
     target: str
     dtype: str
     flags: tuple[tuple[str, int], ...] = ()
+    ones: bool = False
 
     def name(self) -> str:
-        return " ".join([self.kernel, self.dtype, *(f"{key}={int(value)}" for key, value in self.flags)])
+        flags = [f"{key}={int(value)}" for key, value in self.flags]
+        return " ".join([self.kernel, self.dtype, *flags, *(["sizes=1"] if self.ones else [])])
 
     def launch(self) -> configs.Launch:
         size = DTYPES[self.dtype]
@@ -135,7 +138,8 @@ def shipped(targets: list[str]) -> list[Variant]:
         found.append(Variant("linear.merge", target, "fp32", (("ENTROPY", False),)))
         found.append(Variant("surrogate", target, "fp32", (("LEVEL", 2), ("HAS_MASK", False))))
         found.append(Variant("advantage", target, "fp32"))
-    return found
+    one_a_kernel = {variant.kernel: variant for variant in found if variant.dtype == "fp32"}
+    return found + [replace(variant, ones=True) for variant in one_a_kernel.values()]
 
 
 def _signature(variant: Variant, constants: dict) -> dict[str, str]:
@@ -162,6 +166,8 @@ def _constants(variant: Variant) -> dict:
     constants = {**variant.launch().constants, **dict(variant.flags)}
     if "ACC" in names:
         constants["ACC"] = tl.float64 if variant.dtype == "fp64" else tl.float32
+    if variant.ones:
+        constants |= dict.fromkeys((*INT_SCALARS, *DIVISIBLE), 1)
     return {name: constants[name] for name in names if name in constants}
 
 
@@ -174,8 +180,8 @@ def compile_variant(variant: Variant) -> dict:
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
         if signature[name].startswith("*")
-        or name in DIVISIBLE
-        or (name == "columns" and variant.kernel in PHYSICAL_COLUMNS)
+        or (name in DIVISIBLE and not variant.ones)
+        or (name == "columns" and variant.kernel in PHYSICAL_COLUMNS and not variant.ones)
     }
     options = {key: value for key, value in launch.options().items() if key not in launch.constants}
     compiled = triton.compile(
@@ -254,7 +260,7 @@ def faults(record: dict) -> list[str]:
     double_without_units = record["dtype"] == "fp64" and record["target"] == "other"
     if record["kernel"] in PRODUCTS and not record["tensor_core"] and not double_without_units:
         found.append("a product without tensor-core instructions")
-    if record["kernel"] in STREAMS and not record["loads"]["16"] + record["async_copies"]:
+    if record["kernel"] in STREAMS and not record["ones"] and not record["loads"]["16"] + record["async_copies"]:
         found.append("neither 16-byte loads nor asynchronous copies")
     return found
 

@@ -74,8 +74,11 @@ ADVANTAGE = {
 
 
 def target(device: torch.device) -> str:
-    """The key of LINEAR for tensors on `device`. Raises ValueError for CPU tensors outside Triton's interpreter."""
+    """The key of LINEAR for tensors on `device`. Raises ValueError for CPU tensors outside Triton's interpreter, and for
+    a GPU that is not the current one, on which Triton would launch."""
     if device.type == "cuda":
+        if device.index != torch.cuda.current_device():
+            raise ValueError(f"tensors on {device} need torch.cuda.set_device({device.index}) first")
         name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
         return name if name in LINEAR else "other"
     if not triton.knobs.runtime.interpret:

@@ -46,6 +46,7 @@ def length_harmonizing_advantage(lengths, correct, group, lam):
     advantage = torch.empty(samples, dtype=torch.float32, device=lengths.device)
     if samples:
         advantage_kernel[(triton.cdiv(samples, launch.constants["BLOCK_S"]),)](
-            lengths.contiguous(), correct.contiguous(), group.contiguous(), advantage, samples, lam, **launch.options()
-        )
+            lengths.contiguous(), correct.contiguous(), group.contiguous(), advantage, samples, float(lam),
+            **launch.options(),
+        )  # fmt: skip
     return advantage

@@ -183,17 +183,18 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
     tiles = triton.cdiv(vocab_size, block_v)
     sums = 3 if want_entropy else 2
     wave = max(SCRATCH_BYTES // (sums * tiles * acc.itemsize) // block_n, 1) * block_n
-    parts = hidden.new_empty(3, tiles * min(wave, rows) if rows else 0, dtype=acc)
+    parts = hidden.new_empty(sums, tiles * min(wave, rows), dtype=acc)
     for start in range(0, rows, wave):
         part = slice(start, min(start + wave, rows))
         size = part.stop - start
         partial_sums_kernel[(triton.cdiv(size, block_n) * tiles,)](
-            hidden[part], weight, targets[part], *parts, target_logits[part],
+            hidden[part], weight, targets[part], parts[0], parts[1], parts[-1], target_logits[part],
             size, vocab_size, width, hidden.stride(0), weight.stride(0), inv_temperature,
             ENTROPY=want_entropy, ACC=acc_tl, **launch.options(),
         )  # fmt: skip
         merge_kernel[(triton.cdiv(size, merge.constants["BLOCK_N"]),)](
-            *parts, target_logits[part], logp[part], lse[part], entropy[part] if want_entropy else lse, size, tiles,
+            parts[0], parts[1], parts[-1], target_logits[part],
+            logp[part], lse[part], entropy[part] if want_entropy else lse, size, tiles,
             ENTROPY=want_entropy, ACC=acc_tl, **merge.options(),
         )  # fmt: skip
     return logp, lse, entropy
