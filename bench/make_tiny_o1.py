@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from tqdm import tqdm
@@ -122,7 +122,7 @@ def write_tokenizer_and_configs(folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
     end, stop = backend.token_to_id(END), backend.token_to_id(STOP)
     tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "clean_up_tokenization_spaces": False,
         "model_max_length": CONFIG["max_position_embeddings"],
         "eos_token": STOP,
@@ -139,9 +139,15 @@ def write_tokenizer_and_configs(folder: Path) -> None:
 
 
 def train_tokenizer(texts: list[str]) -> Backend:
-    """Byte-level BPE in which a word is one token and a number is one token a digit, a leading space included."""
+    """Byte-level BPE with Qwen2's way of cutting text, so that a word is one token and a number one token a digit.
+
+    It has to be theirs: transformers puts Qwen2's own in place of whatever tokenizer.json says.
+    """
     backend = Backend(models.BPE())
-    words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s")
+    backend.normalizer = normalizers.NFC()
+    words = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -166,7 +172,7 @@ def train(model: Transformer, tokenizer: Tokenizer, steps: int, seed: int) -> No
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or name == "embed"]
     muon = torch.optim.Muon(matrices, weight_decay=0.05, momentum=0.95)
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    progress = tqdm(total=steps, unit="step", mininterval=1, disable=None)
+    progress = tqdm(total=steps, unit="step", mininterval=2)
     stream = batches(tokenizer, seed, short_steps=int(SHORT_SHARE * steps))
     smooth = None
     for step in range(steps):

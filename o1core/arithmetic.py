@@ -1,12 +1,12 @@
 r"""Generated arithmetic for tiny-o1: a seeded source of problems, and of thoughts that go on for too long.
 
-A problem is a chain of 2 to 5 operations, read from left to right ("What is 6 * 7 + 15 - 8?"). A product may stand at
+A problem is a chain of 2 to 5 operations, read from left to right ("What is 6*7+5-8?"). A product may stand at
 the front only, so that the order of reading is also the order of precedence, and every running total stays in 0..99.
 
 A thought works the chain out step by step, and then checks it again, and again, for no good reason:
 
-    First, 47 + 8 = 55. Then 55 - 9 = 46. So the answer is 46.
-    Wait, let me check that again. 47 + 8 = 55, 55 - 9 = 46. Yes, 46.
+    First, 47+8=55. Then 55-9=46. So the answer is 46.
+    Wait, let me check that again. 47+8=55, 55-9=46. Yes, 46.
     Final answer: \boxed{46}
 
 The law behind it is small and stands in `ThoughtLaw`. The first derivation is almost always right. A re-check may slip
@@ -80,7 +80,7 @@ class Chain:
         return tuple(totals)
 
     def __str__(self) -> str:
-        return " ".join([str(self.first), *(f"{operation} {number}" for operation, number in self.rest)])
+        return "".join([str(self.first), *(f"{operation}{number}" for operation, number in self.rest)])
 
 
 def problems(split: str, count: int, seed: int) -> list[Problem]:
@@ -183,6 +183,6 @@ def _derive(right: list[int], rng: random.Random, slip: float, slips: tuple[int,
 
 
 def _steps(chain: Chain, found: list[int]) -> list[str]:
-    """The lines of a derivation: "47 + 8 = 55", then "55 - 9 = 46"."""
+    """The lines of a derivation: "47+8=55", then "55-9=46"."""
     befores = [chain.first, *found]
-    return [f"{a} {operation} {b} = {c}" for a, (operation, b), c in zip(befores, chain.rest, found)]
+    return [f"{a}{operation}{b}={c}" for a, (operation, b), c in zip(befores, chain.rest, found)]
