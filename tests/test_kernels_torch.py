@@ -254,10 +254,18 @@ def test_tied_head_adds_up():
 
 
 def test_the_precision_switch_of_the_process_is_put_back():
-    hidden, weight, targets = head_case(3, 7, dtype=torch.bfloat16)
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    kernels.linear_logprob(hidden, weight, targets)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "ieee"
+    try:
+        hidden, weight, targets = head_case(3, 7, dtype=torch.bfloat16)
+        kernels.linear_logprob(hidden, weight, targets)
+        assert switch.fp32_precision == "ieee"
+        with pytest.raises(RuntimeError):
+            chunked.forward(hidden, weight[:, :-1], targets, 1.0, 7, False)
+        assert switch.fp32_precision == "ieee"
+    finally:
+        switch.fp32_precision = before
 
 
 # linear_surrogate
