@@ -62,8 +62,8 @@ def plot(run: Path, summary: dict, path: Path) -> None:
     other.plot(
         steps, [100 * line["clip_fraction"] for line in log], color="#c8553d", linestyle="--", label="clipped (%)"
     )
-    other.set(ylabel="%", ylim=(0, 100))
-    right.legend(handles=[*right.lines, *other.lines], loc="upper right")
+    other.set(ylabel="%", ylim=(0, max([5, *(120 * line["clip_fraction"] for line in log)])))
+    right.legend(handles=[*right.lines, *other.lines], loc="lower left")
     score = "" if summary["aes"] is None else f", AES {summary['aes']:.2f}"
     figure.suptitle(
         f"{summary['base']['mean_tokens']:.0f} to {summary['pruned']['mean_tokens']:.0f} tokens "
