@@ -106,6 +106,19 @@ def test_addresses_beyond_two_to_the_31_in_the_linear_kernels():
     )
     assert offsets(seen, "store", (block_n, block_v), base, 2) == [row * chunk + column + k for k in range(block_v)]
 
+    kept_block = configs.KEPT["interpreter"].constants["BLOCK_N"]
+    options = dict(BLOCK_V=block_v, **configs.KEPT["interpreter"].options())
+    last = triton.cdiv(n, kept_block) * triton.cdiv(v, block_v) - 1
+    for pick in (False, True):  # the picked row is 0 in memory that is not there
+        seen = last_program_of(
+            triton_kept.kept_gradient_kernel, last, x, x, t, z, t, z, z, z, n, n, v, chunk, chunk, chunk, 1.0,
+            PICK=pick, ACC=triton.language.float32, **options,
+        )  # fmt: skip
+        numbers = [column + k for k in range(block_v)]
+        source = 0 if pick else row * chunk
+        assert offsets(seen, "load", (kept_block, block_v), base, 2) == [source + k for k in numbers]
+        assert offsets(seen, "store", (kept_block, block_v), base, 2) == [row * chunk + k for k in numbers]
+
 
 @needs_interpreter
 def test_addresses_beyond_two_to_the_31_in_the_gather_kernels():
