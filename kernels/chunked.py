@@ -2,7 +2,7 @@
 
 Signatures and meaning of every primitive: the docstring of kernels/__init__.py. The [N, V] logits are walked in blocks
 that stay in or near the cache, in buffers that are allocated once a call (fresh pages cost as much as a pass). Scratch is
-at most SCRATCH_BYTES = 128 MiB for hidden sizes up to 4,096, whatever N and V, beside operands of hidden's own shape.
+at most 128 MiB (SCRATCH_BYTES), whatever N and V, beside 12 bytes for each element of hidden.
 
 How a bf16 head is multiplied on a CPU:
 - Forward: torch has no bf16 product with fp32 output on a CPU, and logits rounded to bf16 ruin ratios. bf16 numbers are
@@ -25,9 +25,9 @@ import torch
 from .surrogate_metrics import SurrogateMetrics
 
 SCRATCH_BYTES = 128 * 2**20
-FORWARD_BLOCK = 4 * 2**20  # elements of a block of fp32 logits: 16 MiB, and as much for their log-probs
-FORWARD_COLUMNS = 4096  # a block is at least this wide: a narrower one makes a slow product
-BACKWARD_BLOCK = 16 * 2**20  # elements of a block of probabilities: 32 MiB in bf16
+FORWARD_BLOCK = 16 * 2**20  # bytes of a block of logits, and of as many log-probs
+FORWARD_COLUMNS = 4096  # a block is at least this wide where its operands allow: a narrower one makes a slow product
+BACKWARD_BLOCK = 32 * 2**20  # bytes of a block of probabilities
 BACKWARD_COLUMNS = 2048
 LOG_RATIO_LIMIT = 20.0
 
@@ -37,10 +37,12 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _block(rows: int, columns: int, elements: int, min_columns: int) -> tuple[int, int]:
-    """Rows and columns of a block of at most `elements`, whole rows of the batch first."""
-    width = min(columns, max(min_columns, elements // max(rows, 1)))
-    return max(1, min(rows, elements // width)), width
+def _block(rows: int, columns: int, size: int, elements: int, min_columns: int) -> tuple[int, int]:
+    """Rows and columns of a block of at most `elements`, all rows before more columns; the operands [rows, size] and
+    [columns, size] are not larger than the block."""
+    side = max(256, elements // size)
+    width = min(columns, side, max(min_columns, elements // max(rows, 1)))
+    return max(1, min(rows, side, elements // width)), width
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
     targets = targets.long()
-    rows, columns = _block(tokens, vocab_size, FORWARD_BLOCK, FORWARD_COLUMNS)
+    rows, columns = _block(tokens, vocab_size, hidden.shape[1], FORWARD_BLOCK // acc.itemsize, FORWARD_COLUMNS)
     starts = range(0, vocab_size, columns)
     scratch = hidden.new_empty(2, rows * columns, dtype=acc)
     # One log-sum-exp and one entropy for each block of the vocabulary, merged at the end.
@@ -159,7 +161,7 @@ def backward(
     d_weight = torch.empty_like(weight) if need_weight else None
     if need_weight:
         d_weight[vocab_size:] = 0
-    rows, columns = _block(tokens, vocab_size, BACKWARD_BLOCK, BACKWARD_COLUMNS)
+    rows, columns = _block(tokens, vocab_size, size, BACKWARD_BLOCK // work.itemsize, BACKWARD_COLUMNS)
     scratch = hidden.new_empty(rows * columns, dtype=work)
     w_buffer = hidden.new_ones(columns, x.shape[1], dtype=work)
     for start in range(0, vocab_size, columns):
@@ -206,7 +208,7 @@ def kept_forward(hidden, weight, targets, inv_temperature, vocab_size):
     tokens = hidden.shape[0]
     kept = hidden.new_empty(tokens, vocab_size, dtype=acc)
     lse = hidden.new_empty(tokens, dtype=acc)
-    rows = max(64, FORWARD_BLOCK // vocab_size)
+    rows = max(64, FORWARD_BLOCK // acc.itemsize // vocab_size)
     scratch = hidden.new_empty(min(rows, tokens), vocab_size, dtype=acc)
     w = weight[:vocab_size].to(acc)
     with _bf16_units(hidden.dtype):
@@ -235,7 +237,7 @@ def gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy):
     tokens = logits.shape[0]
     logp, lse = logits.new_empty(tokens, dtype=acc), logits.new_empty(tokens, dtype=acc)
     entropy = torch.empty_like(lse) if want_entropy else None
-    rows, _ = _block(tokens, vocab_size, FORWARD_BLOCK, vocab_size)
+    rows = max(1, min(tokens, FORWARD_BLOCK // acc.itemsize // vocab_size))
     scratch = logits.new_empty(2, rows, vocab_size, dtype=acc)
     for r in range(0, tokens, rows):
         part = slice(r, min(r + rows, tokens))
@@ -254,7 +256,7 @@ def gather_backward(logits, targets, lse, logp_grad, entropy_grad, entropy, inv_
     tokens = logits.shape[0]
     d_logits = logits if inplace else torch.empty_like(logits)
     d_logits[:, vocab_size:] = 0
-    rows, _ = _block(tokens, vocab_size, FORWARD_BLOCK, vocab_size)
+    rows = max(1, min(tokens, FORWARD_BLOCK // acc.itemsize // vocab_size))
     scratch = logits.new_empty(rows, vocab_size, dtype=acc)
     for r in range(0, tokens, rows):
         part = slice(r, min(r + rows, tokens))
