@@ -8,7 +8,6 @@ slots when a row first reaches it, and kept: all lanes together hold at most twi
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
@@ -90,7 +89,6 @@ class KVCache:
 
     def decode_attention(self):
         """The `attend` of one decode step: writes each row's new key and value, then attends over its cache."""
-        pad = 4 if self.dtype == torch.float32 else 1  # below 4 rows MKL's product depends on memory alignment
         plan, start = [], 0
         for lane in self.lanes.values():
             if lane.rows:
@@ -101,27 +99,27 @@ class KVCache:
                 start += len(lane.rows)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
-            grouped = F.pad(q.unflatten(1, (kv_heads, group)), (0, 0, 0, -group % pad))  # [R, Hkv, G, D]
-            out = torch.zeros_like(q)
+            # The query heads that share a key head stand as the query's "time": no copy of the keys per head.
+            grouped = q.unflatten(1, (k.shape[1], -1))  # [R, Hkv, G, D]
+            out = torch.zeros_like(grouped)  # rows that pad the batch have no lane
             for lane, rows, index, position in plan:
                 n = len(lane.rows)
                 keys, values = lane.keys[layer, :n], lane.values[layer, :n]
                 keys[index, :, position] = k[rows]
                 values[index, :, position] = v[rows]
-                # The query heads that share a key head stand as the query's "time": no copy of the keys per head.
-                bias = lane.bias[:n].expand(-1, -1, grouped.shape[2], -1)
-                y = F.scaled_dot_product_attention(grouped[rows], keys, values, attn_mask=bias)
-                out[rows] = y[:, :, :group].flatten(1, 2)
-            return out
+                out[rows] = attention(grouped[rows], keys, values, lane.bias[:n])
+            return out.flatten(1, 2)
 
         return attend
 
 
-def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:
-    """Bytes that a slot of rows of up to `length` tokens takes in all lanes together."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    span = FIRST_SPAN
-    while span < length:
-        span *= 2
-    return (2 * span - FIRST_SPAN) * per_token
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of q [R, Hkv, G, D] over k, v [R, Hkv, T, D] with bias [R, 1, 1, T] added to the scores.
+
+    Two plain products: on a CPU they are up to twice as fast as torch's fused attention for a single query, and their
+    bits do not depend on memory alignment. The scores of a bfloat16 product are rounded before the softmax.
+    """
+    if q.shape[0] * q.shape[1] == 1:  # the product of a single head is split among threads, which changes its bits
+        return attention(*(t.expand(2, -1, -1, -1) for t in (q, k, v, bias)))[:1]
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
+    return scores.softmax(-1).to(v.dtype) @ v

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .errors import UserError
+from .packing import packed_model
 from .sampling import SamplingParams, sample, stream_key, uniforms
 from .tokenizer import Tokenizer
 from .transformer import Transformer, causal_attention
@@ -78,9 +79,14 @@ class Engine:
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < context:
                 raise UserError(f"prompt {i}: {len(prompt)} tokens; the model's context allows 1 to {context - 1}")
+        self._reserve(min(max(map(len, prompts), default=0) + params.max_new_tokens, context))
+        with packed_model(self.model, self.vocab) as head:
+            yield from self._serve(prompts, params, head)
+
+    def _serve(self, prompts: list[list[int]], params: SamplingParams, head) -> Iterator[tuple[int, list[Completion]]]:
+        """Admit, decode and hand over until nobody waits. head: hidden states -> logits."""
+        context = self.model.config.max_positions
         waiting = deque((i, k) for i in range(len(prompts)) for k in range(params.n))
-        longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, context)
-        self._reserve(longest)
         finished: dict[int, dict[int, Completion]] = {}
         prefilled: tuple[int, Tensor, Tensor] | None = None  # the prompt whose samples are being admitted
         active = 0
@@ -94,7 +100,7 @@ class Engine:
                 row = Row(i, k, key, len(prompts[i]) - 1, prompts[i][-1], limit)
                 self._admit(row, *prefilled[1:])
                 active += 1
-            for row in self._step(params):
+            for row in self._step(params, head):
                 active -= 1
                 of_prompt = finished.setdefault(row.prompt, {})
                 of_prompt[row.sample] = Completion(row.ids, row.logprobs, row.finish_reason)
@@ -130,14 +136,14 @@ class Engine:
         self.cache.add(row, keys, values)
 
     @torch.inference_mode()
-    def _step(self, params: SamplingParams) -> list[Row]:
+    def _step(self, params: SamplingParams, head) -> list[Row]:
         """Decode one token for every row. Returns the rows that it finished, which have left the cache."""
         rows, weight = self.cache.rows(), self.model.embed
         pad = -len(rows) % ROW_QUANTUM
         feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=weight.device)
         tokens, positions = F.pad(feed, (0, pad))
         hidden = self.model(tokens, positions, self.cache.decode_attention())
-        logits = F.linear(hidden, self.model.lm_head[: self.vocab])[: len(rows)]
+        logits = head(hidden)[: len(rows)]
         u = uniforms([row.key for row in rows], [len(row.ids) for row in rows])
         ids, logprobs = sample(logits, torch.from_numpy(u).to(logits.device), params)
         over = []

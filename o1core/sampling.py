@@ -97,7 +97,8 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
 def blocks(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
     """exp((logits - top) / temperature), cut into blocks; the last one is filled up with zeros."""
     rows, vocab = logits.shape
-    weights = logits.new_zeros(rows, -(-vocab // BLOCK) * BLOCK)
+    weights = logits.new_empty(rows, -(-vocab // BLOCK) * BLOCK)
+    weights[:, vocab:] = 0
     inside = torch.sub(logits, top, out=weights[:, :vocab])
     if temperature != 1:
         inside /= temperature
