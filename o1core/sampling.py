@@ -77,13 +77,13 @@ def sample(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Ten
 
 
 def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    top, best = logits.max(dim=-1, keepdim=True)
+    top = logits.amax(dim=-1, keepdim=True)
     weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
     lse = top + weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True).log()
     if not lse.isfinite().all():
         raise UserError("the model's logits are not finite: its weights are broken, or overflow in this dtype")
     if params.temperature == 0:
-        ids = best
+        ids = logits.argmax(dim=-1, keepdim=True)
     else:
         if params.temperature != 1:
             weights = blocks(logits, top, params.temperature)

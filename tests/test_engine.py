@@ -7,6 +7,7 @@ import torch
 
 import o1core
 from o1core import Engine, SamplingParams
+from o1core.cache import attention
 from o1core.errors import UserError
 from o1core.sampling import sample, stream_key, uniforms
 
@@ -56,18 +57,9 @@ class Watched(Engine):
 LENGTHS = [63, 1, 130, 64, 5, 62, 65, 220, 2]
 
 
-@pytest.fixture
-def two_threads():
-    """Products that are small enough for one thread hide what a split among threads does to their bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_completion_has_the_same_bits_in_any_company(folders, shape, dtype, two_threads):
+def test_a_completion_has_the_same_bits_in_any_company(folders, shape, dtype):
     model, tokenizer = o1core.load(folders[shape], dtype=dtype)
     prompts, params = prompts_of(LENGTHS), SamplingParams(n=3, max_new_tokens=75, seed=5)
     expected = Engine(model, tokenizer, slots=8).generate(prompts, params)
@@ -81,6 +73,26 @@ def test_a_completion_has_the_same_bits_in_any_company(folders, shape, dtype, tw
     assert [alone.generate([p], params)[0] for p in prompts[:4]] == expected[:4]
     fewer = Engine(model, tokenizer, slots=5).generate(prompts[4:], dataclasses.replace(params, n=1))
     assert [group[:1] for group in expected[4:]] == fewer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kv_heads", "group"), [(1, 7), (1, 1), (2, 3)])
+def test_attention_of_a_row_has_the_same_bits_in_any_batch(kv_heads, group, dtype):
+    generator = torch.Generator().manual_seed(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # a product that is alone would be split between them
+    for span in (64, 512):
+        q, k, v = (torch.randn(20, kv_heads, n, 16, generator=generator).to(dtype) for n in (group, span, span))
+        lengths = torch.randint(1, span, (20, 1, 1, 1), generator=generator)
+        bias = torch.zeros(20, 1, 1, span, dtype=dtype).masked_fill_(torch.arange(span) >= lengths, -torch.inf)
+        whole = attention(q, k, v, bias)
+        exact = (q.double() @ k.double().mT / 4 + bias).softmax(-1) @ v.double()
+        torch.testing.assert_close(whole.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
+        for rows in (1, 2, 3, 8):
+            for i in range(0, 20 - rows):
+                part = slice(i, i + rows)
+                assert torch.equal(attention(q[part], k[part], v[part], bias[part]), whole[part])
+    torch.set_num_threads(threads)
 
 
 def slow_twin(model, tokenizer, prompt: list[int], k: int, params: SamplingParams) -> tuple[list[int], list[float]]:
