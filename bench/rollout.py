@@ -2,15 +2,18 @@
 
     python -m bench.rollout --model DIR --data FILE [--prompts 16 --samples 4 --new-tokens 128 --runs 3] [--json FILE]
 
-Same checkpoint, dtype (bf16), prompts and sampling law (temperature 1, no filter) for both, in turn. Two cases: "fixed",
-where every completion has exactly --new-tokens (end-of-text is switched off on both sides), and "mixed", where each ends
-where it ends, at --mixed-tokens at the latest: there transformers decodes until the slowest of the batch is done, and
-only tokens up to the end of a completion are counted. The floor is the products' FLOPs over the rate of a large bf16
-product measured in the same run.
+Same checkpoint, dtype (bf16), prompts and sampling law (temperature 1, no filter) for all, in turn, each run in a process
+of its own: o1core as its command runs it, transformers as it comes, and transformers with o1core.memory.keep_freed_memory,
+which spares it most of its page faults. Two cases: "fixed", where every completion has exactly --new-tokens (end-of-text
+is switched off on both sides), and "mixed", where each ends where it ends, at --mixed-tokens at the latest: there
+transformers decodes until the slowest of the batch is done, and only tokens up to the end of a completion are counted.
+The floor is the products' FLOPs over the best rate of a large bf16 product measured between the runs.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +24,9 @@ import o1core
 from bench.peers import import_transformers
 from o1core.memory import keep_freed_memory
 from o1core.problems import load_problems
+from o1core.train import peak_memory
+
+ENGINES = ("o1core", "transformers", "transformers, memory kept")
 
 
 def main() -> None:
@@ -34,32 +40,58 @@ def main() -> None:
     ap.add_argument("--runs", type=int, default=3, help="of each engine in each case (default: %(default)s)")
     ap.add_argument("--cases", nargs="+", default=["fixed", "mixed"], choices=["fixed", "mixed"])
     ap.add_argument("--json", type=Path, help="write the figures there too")
+    ap.add_argument("--child", nargs=3, metavar=("ENGINE", "CASE", "SEED"), help=argparse.SUPPRESS)
     args = ap.parse_args()
-    keep_freed_memory()
-    transformers = import_transformers()
-    model, tokenizer = o1core.load(args.model, torch.bfloat16)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
-    prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
-    peak = product_rate()
-    results = {"threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
+    if args.child:
+        print(json.dumps(one_run(args, *args.child)))
+        return
+    results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     for case in args.cases:
-        limit = args.new_tokens if case == "fixed" else args.mixed_tokens
-        rates = {"o1core": [], "transformers": []}
-        for run in range(args.runs):
-            rates["o1core"].append(ours(model, tokenizer, prompts, args.samples, limit, case, run))
-            rates["transformers"].append(generate(theirs, tokenizer, prompts, args.samples, limit, case, run))
-        print(f"{case}: {args.prompts} prompts x {args.samples} samples x {limit} new tokens, {args.runs} runs in turn")
-        for name, found in rates.items():
-            print(f"  {name:13} tokens/s p20 / p50 / p80: " + " / ".join(f"{x:.0f}" for x in quantiles(found)))
-        ratio = quantiles([a / b for a, b in zip(*rates.values())])
-        print("  ratio         p20 / p50 / p80: " + " / ".join(f"{x:.2f}" for x in ratio))
-        floor = peak / flops_a_token(model, prompts, args.samples, args.new_tokens)
-        if case == "fixed":
-            print(f"  floor         {floor:.0f} tokens/s: the products alone at {peak / 1e12:.2f} TFLOP/s; "
-                  f"o1core reaches {np.median(rates['o1core']) / floor:.0%} of it")  # fmt: skip
-        results[case] = rates | {"ratio": ratio, "floor": floor}
+        runs = {name: [] for name in ENGINES}
+        peak = product_rate()
+        for seed in range(args.runs):
+            for name, found in runs.items():
+                command = [sys.executable, "-m", "bench.rollout", *sys.argv[1:], "--child", name, case, str(seed)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+                peak = max(peak, product_rate())
+        report(args, case, runs, peak)
+        results[case] = runs | {"product_flops": peak}
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def report(args, case: str, runs: dict[str, list[dict]], peak: float) -> None:
+    limit = args.new_tokens if case == "fixed" else args.mixed_tokens
+    print(f"{case}: {args.prompts} prompts x {args.samples} samples x {limit} new tokens, {args.runs} runs in turn")
+    ours = [run["rate"] for run in runs["o1core"]]
+    for name, found in runs.items():
+        rates = [run["rate"] for run in found]
+        line = " / ".join(f"{x:.0f}" for x in quantiles(rates))
+        ratio = " / ".join(f"{x:.2f}" for x in quantiles([a / b for a, b in zip(ours, rates)]))
+        memory = max(run["peak_gib"] for run in found)
+        print(f"  {name:26} tokens/s p20 / p50 / p80: {line:18} o1core is {ratio} x   peak {memory:.1f} GiB")
+    floor = peak / runs["o1core"][0]["flops_a_token"]
+    print(f"  floor: {floor:.0f} tokens/s by the products alone at {peak / 1e12:.2f} TFLOP/s; "
+          f"o1core reaches {np.median(ours) / floor:.0%} of it", flush=True)  # fmt: skip
+
+
+def one_run(args, name: str, case: str, seed: str) -> dict:
+    """Tokens a second of one engine, its model loaded before the clock starts, and the process's peak memory."""
+    if name != "transformers":
+        keep_freed_memory()
+    limit = args.new_tokens if case == "fixed" else args.mixed_tokens
+    model, tokenizer = o1core.load(args.model, torch.bfloat16)
+    prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
+    flops = flops_a_token(model, prompts, args.samples, limit)
+    if name == "o1core":
+        rate = ours(model, tokenizer, prompts, args.samples, limit, case, int(seed))
+    else:
+        del model
+        transformers = import_transformers()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
+        rate = generate(theirs, tokenizer, prompts, args.samples, limit, case, int(seed))
+    return {"rate": rate, "flops_a_token": flops, "peak_gib": peak_memory(torch.device("cpu")) / 1024}
 
 
 def ours(model, tokenizer, prompts, samples: int, limit: int, case: str, seed: int) -> float:
