@@ -88,8 +88,8 @@ def test_attention_of_a_row_has_the_same_bits_in_any_batch(kv_heads, group, dtyp
         whole = attention(q, k, v, bias)
         exact = (q.double() @ k.double().mT / 4 + bias).softmax(-1) @ v.double()
         torch.testing.assert_close(whole.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
-        for rows in (1, 2, 3, 8):
-            for i in range(0, 20 - rows):
+        for rows in (1, 2, 8):
+            for i in range(0, 20 - rows, rows):
                 part = slice(i, i + rows)
                 assert torch.equal(attention(q[part], k[part], v[part], bias[part]), whole[part])
     torch.set_num_threads(threads)
