@@ -25,10 +25,10 @@ import torch
 from .surrogate_metrics import SurrogateMetrics
 
 SCRATCH_BYTES = 128 * 2**20
-FORWARD_BLOCK = 16 * 2**20  # bytes of a block of logits, and of as many log-probs
-FORWARD_COLUMNS = 4096  # a block is at least this wide where its operands allow: a narrower one makes a slow product
-BACKWARD_BLOCK = 32 * 2**20  # bytes of a block of probabilities
-BACKWARD_COLUMNS = 2048
+FORWARD_BLOCK = 8 * 2**20  # bytes of a block of logits, and of as many log-probs
+FORWARD_COLUMNS = 2048  # a block is at least this wide where its operands allow: a narrower one makes a slow product
+BACKWARD_BLOCK = 16 * 2**20  # bytes of a block of probabilities
+BACKWARD_COLUMNS = 1024
 LOG_RATIO_LIMIT = 20.0
 
 
