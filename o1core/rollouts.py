@@ -1,6 +1,7 @@
 """Sampling as a job: problems in, graded rollouts on disk out, and on again where a kill left it."""
 
 import logging
+import time
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-SHARD_COMPLETIONS = 2048  # so many are lost at most when a run is killed
+# A shard is written after so many completions or seconds, whichever comes first: that is what a kill can lose.
+SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
 
 
 def sample_problems(
@@ -31,6 +33,7 @@ def sample_problems(
     prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
     pending: list[tuple[Problem, list[int], list[Completion]]] = []
     total = len(problems) * params.n
+    written = time.monotonic()
     with Grader() as grader, tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample") as bar:
 
         def flush():
@@ -42,8 +45,9 @@ def sample_problems(
         for i, completions in engine.stream(prompts, params):
             pending.append((todo[i], prompts[i], completions))
             bar.update(params.n)
-            if len(pending) * params.n >= SHARD_COMPLETIONS:
+            if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                 flush()
+                written = time.monotonic()
         if pending:
             flush()
         faults = {name: n for name, n in grader.counts.items() if name in ("timeout", "memory", "death", "too long")}
