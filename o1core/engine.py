@@ -7,6 +7,8 @@ cache is bounded by its own length, see cache.py) and speculative decoding.
 
 A completion depends on (seed, prompt, sample index) alone. On a CPU this holds to the bit for any number of slots and
 any order of arrival: no product sees a shape that depends on other rows, but for their count, which is rounded up to 8.
+(Seen to fail only where the number of threads is no power of two: torch's SiLU rounds differently at a seam between two
+threads, and such a seam can fall inside a row.)
 """
 
 from collections import deque
