@@ -36,7 +36,10 @@ def worth_packing(model: Transformer) -> bool:
 
 @contextmanager
 def packed_model(model: Transformer, vocab: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Inside, the model's matrices are packed; yields the head's product, logits [..., vocab] of hidden states [..., H]."""
+    """Inside, the model's matrices are packed; yields the head's product, logits [..., vocab] of hidden states [..., H].
+
+    No gradient flows through packed matrices, and they do not follow an update: train after the rollouts, not between.
+    """
     packed = worth_packing(model)
     linears = [module for module in model.modules() if packed and isinstance(module, nn.Linear)]
     try:
