@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel that ships, without a GPU: python -m bench.compiled_kernels
 
-Compiles each kernel in each shipped configuration (o1core/kernels/configs.py) ahead of time and reads the machine code
+Compiles each kernel in each shipped configuration (kernels/configs.py) ahead of time and reads the machine code
 with the tools in Triton's own wheel: registers, spills, shared memory, occupancy, instruction counts, load widths. Then
 FLOPs, bytes and the roofline time on A800 and H100 at the sizes of Qwen2-7B and -32B heads.
 
