@@ -167,44 +167,39 @@ def start(args: argparse.Namespace, recipe: Recipe) -> tuple[pipeline.Job, Path,
     return job, args.out or Path("runs") / (args.model.resolve().name if args.model else "tiny-o1"), place
 
 
-def dry(args: argparse.Namespace, recipe: Recipe) -> bool:
-    if args.dry_run:
-        print(json.dumps(recipe.to_json(), indent=2))
-    return args.dry_run
+def on_a_job(work):
+    """A command that resolves its recipe, prints it and stops if asked to, and else hands the opened job to `work`."""
+
+    def run(args: argparse.Namespace) -> None:
+        recipe = resolve(args)
+        if args.dry_run:
+            print(json.dumps(recipe.to_json(), indent=2))
+        else:
+            work(args, *start(args, recipe))
+
+    return run
 
 
-def prune(args: argparse.Namespace) -> None:
-    recipe = resolve(args)
-    if dry(args, recipe):
-        return
-    job, run, place = start(args, recipe)
+@on_a_job
+def prune(args: argparse.Namespace, job: pipeline.Job, run: Path, place: pipeline.Place) -> None:
     summary = pipeline.prune(job, run, place)
     print(table(summary))
     print(f"plot: {run / 'plot.png'}\npruned checkpoint: {summary['checkpoint']}\nlook at samples: o1core show {run}")
 
 
-def sample(args: argparse.Namespace) -> None:
-    recipe = resolve(args)
-    if dry(args, recipe):
-        return
-    job, run, place = start(args, recipe)
+@on_a_job
+def sample(args: argparse.Namespace, job: pipeline.Job, run: Path, place: pipeline.Place) -> None:
     pipeline.run_sample(job, run, place)
     print(f"sampled; train on it with: o1core train --out {run} and the same flags")
 
 
-def train(args: argparse.Namespace) -> None:
-    recipe = resolve(args)
-    if dry(args, recipe):
-        return
-    job, run, place = start(args, recipe)
+@on_a_job
+def train(args: argparse.Namespace, job: pipeline.Job, run: Path, place: pipeline.Place) -> None:
     print(f"pruned checkpoint: {pipeline.run_train(job, run, place, args.resume)}")
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    recipe = resolve(args)
-    if dry(args, recipe):
-        return
-    job, run, place = start(args, recipe)
+@on_a_job
+def evaluate(args: argparse.Namespace, job: pipeline.Job, run: Path, place: pipeline.Place) -> None:
     print(json.dumps(pipeline.run_evaluation(job, run, place), indent=2))
 
 
