@@ -36,7 +36,7 @@ def main() -> None:
     ap.add_argument("--prompts", type=int, default=16, help="problems (default: %(default)s)")
     ap.add_argument("--samples", type=int, default=4, help="completions of each (default: %(default)s)")
     ap.add_argument("--new-tokens", type=int, default=128, help="of a completion, fixed case (default: %(default)s)")
-    ap.add_argument("--mixed-tokens", type=int, default=256, help="at most, mixed case (default: %(default)s)")
+    ap.add_argument("--mixed-tokens", type=int, default=512, help="at most, mixed case (default: %(default)s)")
     ap.add_argument("--runs", type=int, default=3, help="of each engine in each case (default: %(default)s)")
     ap.add_argument("--cases", nargs="+", default=["fixed", "mixed"], choices=["fixed", "mixed"])
     ap.add_argument("--json", type=Path, help="write the figures there too")
