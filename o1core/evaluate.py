@@ -18,7 +18,8 @@ from .tokenizer import Tokenizer
 def evaluate(
     engine: Engine, tokenizer: Tokenizer, problems: list[Problem], params: SamplingParams, folder: Path, label: str
 ) -> dict:
-    """Sample params.n completions of each problem into folder/rollouts and sum them up in folder/result.json.
+    """Sample params.n completions of each problem into folder/rollouts and sum them up in folder/result.json; what was
+    asked is in folder/problems.json.
 
     Returns fractions from 0 to 1 (accuracy, accuracy_low and accuracy_high of the 95 % interval, truncated), tokens
     (mean_tokens, median_tokens), problems, samples (n), seconds and tokens_per_second, which count what this call
@@ -27,6 +28,7 @@ def evaluate(
     result = folder / "result.json"
     if result.exists():
         return read_json(result)
+    write_problems(folder, problems)
     start = time.perf_counter()
     groups = sample_problems(engine, tokenizer, problems, params, folder / "rollouts", label)
     seconds = time.perf_counter() - start
@@ -48,14 +50,42 @@ def evaluate(
     return summary
 
 
-def compare(base: dict, pruned: dict) -> dict:
-    """A pruned model's evaluation against its base's: length_cut, accuracy_gain (a difference of fractions) and AES.
+def write_problems(folder: Path, problems: list[Problem]) -> None:
+    """folder/problems.json: what a page or a study says of a problem beside its rollouts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = ("id", "question", "answer", "level", "subject")
+    write_json(folder / "problems.json", [{name: getattr(p, name) for name in fields} for p in problems])
+
+
+def compare(base: dict[str, dict], pruned: dict[str, dict]) -> dict:
+    """A pruned model's evaluations against its base's, test by test and on average (O1-Pruner, Table 2).
+
+    Returns what `score` does for the averages over the tests (of aes: the mean of the tests'), and "tests": {name: the
+    same of one test}.
+    """
+    tests = {name: score(base[name], pruned[name]) for name in base}
+    total = score(average(list(base.values())), average(list(pruned.values())))
+    scores = [test["aes"] for test in tests.values()]
+    return total | {"aes": None if None in scores else sum(scores) / len(scores), "tests": tests}
+
+
+def average(results: list[dict]) -> dict:
+    """The unweighted mean of several evaluations; of one, itself. An average has no interval."""
+    if len(results) == 1:
+        return results[0]
+    names = ("accuracy", "mean_tokens", "median_tokens", "truncated", "tokens_per_second")
+    mean = {name: sum(r[name] for r in results) / len(results) for name in names}
+    return mean | {"problems": sum(r["problems"] for r in results), "samples": results[0]["samples"]}
+
+
+def score(base: dict, pruned: dict) -> dict:
+    """base, pruned, length_cut (a fraction), accuracy_gain (a difference of fractions) and AES.
 
     aes is None where the base got nothing right: the score is relative to it.
     """
     gain = pruned["accuracy"] - base["accuracy"]
     cut = 1 - pruned["mean_tokens"] / base["mean_tokens"]
-    score = None
+    value = None
     if base["accuracy"] > 0:
-        score = aes(base["accuracy"], base["mean_tokens"], pruned["accuracy"], pruned["mean_tokens"])
-    return {"base": base, "pruned": pruned, "length_cut": cut, "accuracy_gain": gain, "aes": score}
+        value = aes(base["accuracy"], base["mean_tokens"], pruned["accuracy"], pruned["mean_tokens"])
+    return {"base": base, "pruned": pruned, "length_cut": cut, "accuracy_gain": gain, "aes": value}

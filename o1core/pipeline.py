@@ -2,7 +2,7 @@
 
 A run lives in one folder. settings.json says what it was asked for and on what; a folder is never shared by two runs:
 
-    settings.json   base/   round-*/   state-*/   log.jsonl   pruned/   after/   result.json   plot.png
+    settings.json   base/TEST/   round-*/   state-*/   log.jsonl   pruned/   after/TEST/   result.json   plot.png
 """
 
 import hashlib
@@ -20,22 +20,24 @@ from .config import DTYPES, read_config, read_json
 from .engine import Engine
 from .errors import UserError
 from .evaluate import compare, evaluate
+from .examples import seed_of
 from .memory import cache_bytes, free_memory
-from .problems import Problem, fingerprint, load_problems, overlap
+from .plots import plot_run
+from .problems import Problem, fingerprint, load_problems, overlap, parse_levels, select
+from .prompts import drawn_budget, instruct, put
 from .recipe import Recipe
-from .report import plot
 from .sampling import SamplingParams
 from .state import states
 from .store import write_json
 from .tokenizer import Tokenizer
 from .train import sample_round, train
 from .transformer import Transformer
-from .update import seed_of
 from .weights import weight_files
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).with_name("tiny_o1")
+GYM = "reasoning-gym:"
 LONG_PROMPT, MOST_SLOTS = 1024, 256  # what a slot is sized for besides the completion; more slots gain little
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 
@@ -59,12 +61,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is about: a checkpoint, problems to train on, problems to evaluate on, a recipe."""
+    """What a run is about: a checkpoint, problems to train on, tests (name: problems) to evaluate on, a recipe.
+
+    The problems are as the base is asked them; `instructed` adds what the method asks besides.
+    """
 
     model: Path
     dtype: torch.dtype
     train: list[Problem]
-    test: list[Problem]
+    tests: dict[str, list[Problem]]
     recipe: Recipe
 
     def settings(self) -> dict:
@@ -73,48 +78,103 @@ class Job:
             "dtype": str(self.dtype).removeprefix("torch."),
             "model_print": model_print(self.model),
             "train_print": fingerprint(self.train),
-            "test_print": fingerprint(self.test),
+            "tests": {name: fingerprint(test) for name, test in self.tests.items()},
         }
 
+    def instructed(self, problems: list[Problem], training: bool) -> list[Problem]:
+        """Problems with the method's instruction. Each has a budget of its own in training, all the same one after it."""
+        r = self.recipe
+        fixed = r.eval_budget or (r.budget_low + r.budget_high) // 2
+        span = (r.budget_low, r.budget_high, r.seed)
+        return [instruct(p, r.instruction, drawn_budget(p.id, *span) if training else fixed) for p in problems]
 
-def open_job(model: Path | None, data: Path | None, eval_data: Path | None, dtype: str, recipe: Recipe) -> Job:
+
+def open_job(model: Path | None, data: str | None, tests: list[str] | None, dtype: str, recipe: Recipe) -> Job:
     """Read what a run needs. Without a model it is the embedded one, and then the problems are generated.
 
-    Without eval_data the last fifth of the shuffled data is held out. Problems to evaluate on are never trained on.
-    Raises UserError for everything that is wrong with the files.
+    data and tests: problem files, or reasoning-gym:NAME. Without tests the last fifth of the shuffled data is held out.
+    Problems to evaluate on are never trained on. Raises UserError for everything that is wrong with the files.
     """
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
     if data is None:
-        train = arithmetic.problems("train", recipe.problems or 1000, recipe.seed)
-        test = arithmetic.problems("test", recipe.eval_problems or 1000, recipe.seed)
+        train = selected(arithmetic.problems("train", recipe.problems or 1000, recipe.seed), recipe)
+        tests = open_tests(tests, recipe) or {"arithmetic": generated_tests(recipe)}
     else:
-        train = load_problems(data, shuffle_seed=recipe.shuffle_seed)
-        if eval_data is None:
+        train = selected(read_problems(data, recipe, recipe.shuffle_seed, "train"), recipe)
+        tests = open_tests(tests, recipe)
+        if not tests:
             held = max(1, int(len(train) * HELD_OUT))
             if held == len(train):
                 raise UserError(
                     f"{data}: one problem cannot be both trained and evaluated on; add more, or --eval-data"
                 )
-            train, test = train[:-held], train[-held:]
-        else:
-            test = load_problems(eval_data)
-        train, test = train[: recipe.problems], test[: recipe.eval_problems]
-    if shared := overlap(test, train):
+            train, tests = train[:-held], {test_name(data): train[-held:][: recipe.eval_problems]}
+        train = train[: recipe.problems]
+    shared = [problem for test in tests.values() for problem in overlap(test, train)]
+    if shared:
         log.warning("%d problems to evaluate on are in the training data too; they are not trained on", len(shared))
         train = [p for p in train if p not in shared]
     if not train:
         raise UserError(f"{data}: every problem in it is also one to evaluate on; nothing is left to train on")
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), train, test, recipe)
+    tests = {name: asked(test, recipe) for name, test in tests.items()}
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), asked(train, recipe), tests, recipe)
 
 
-def open_evaluation(model: Path | None, data: Path | None, dtype: str, recipe: Recipe) -> Job:
+def open_evaluation(model: Path | None, data: str | None, dtype: str, recipe: Recipe) -> Job:
     """A job that evaluates alone, on all of `data` or on the embedded model's test problems."""
     if data is None:
-        test = arithmetic.problems("test", recipe.eval_problems or 1000, recipe.seed)
+        name, test = "arithmetic", selected(generated_tests(recipe), recipe)
     else:
-        test = load_problems(data, limit=recipe.eval_problems)
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], test, recipe)
+        name, test = test_name(data), selected(read_problems(data, recipe, None, "test"), recipe)
+    tests = {name: asked(test[: recipe.eval_problems], recipe)}
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], tests, recipe)
+
+
+def open_tests(tests: list[str] | None, recipe: Recipe) -> dict[str, list[Problem]]:
+    """name: problems of each test file. Raises UserError where two have one name."""
+    named = {test_name(test): test for test in tests or []}
+    if len(named) < len(tests or []):
+        raise UserError(f"--eval-data: two files have one name; they are told apart by it ({', '.join(named)})")
+    return {name: read_problems(test, recipe, None, "test")[: recipe.eval_problems] for name, test in named.items()}
+
+
+def read_problems(source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
+    """Problems of a file, or of a reasoning-gym task; those to train and to evaluate on are drawn with other seeds."""
+    if source.startswith(GYM):
+        from .gym import gym_problems
+
+        count = (recipe.problems if purpose == "train" else recipe.eval_problems) or 1000
+        return gym_problems(source.removeprefix(GYM), count, seed_of(recipe.seed, purpose) % 2**31)
+    return load_problems(Path(source), shuffle_seed=shuffle_seed)
+
+
+def test_name(source: str) -> str:
+    """What a test is called in folders and tables: the file's stem, or the task's name."""
+    return source.removeprefix(GYM) if source.startswith(GYM) else Path(source).stem
+
+
+def generated_tests(recipe: Recipe) -> list[Problem]:
+    return arithmetic.problems("test", recipe.eval_problems or 1000, recipe.seed)
+
+
+def generated_by_level(recipe: Recipe) -> dict[str, list[Problem]]:
+    """Three tests of generated problems, of 2, of 3 and of 4 or 5 operations: easy to hard."""
+    count = recipe.eval_problems or 300
+    drawn = arithmetic.problems("test", 5 * count, recipe.seed)
+    levels = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "45"}
+    return {name: [p for p in drawn if p.level in chosen][:count] for name, chosen in levels.items()}
+
+
+def selected(problems: list[Problem], recipe: Recipe) -> list[Problem]:
+    """Those of the recipe's levels and subjects."""
+    levels = None if recipe.levels is None else parse_levels(recipe.levels)
+    subjects = None if recipe.subjects is None else [part.strip() for part in recipe.subjects.split(",")]
+    return select(problems, levels, subjects)
+
+
+def asked(problems: list[Problem], recipe: Recipe) -> list[Problem]:
+    return [put(problem, recipe.prompt, recipe.system) for problem in problems]
 
 
 def resolve_dtype(model: Path | None, dtype: str) -> torch.dtype:
@@ -156,7 +216,8 @@ def run_sample(job: Job, run: Path, place: Place) -> None:
     """Sample the first round."""
     claim(run, job)
     model, tokenizer = load(job.model, job.dtype, place.device)
-    sample_round(place.engine(model, tokenizer, job.recipe), tokenizer, job.train, job.recipe, run, 0)
+    engine = place.engine(model, tokenizer, job.recipe)
+    sample_round(engine, tokenizer, job.instructed(job.train, training=True), job.recipe, run, 0)
 
 
 def run_train(job: Job, run: Path, place: Place, resume: bool) -> Path:
@@ -166,17 +227,26 @@ def run_train(job: Job, run: Path, place: Place, resume: bool) -> Path:
         return run / "pruned"
     model, tokenizer = load(job.model, job.dtype, place.device)
     engine = place.engine(model, tokenizer, job.recipe)
-    return train(engine, tokenizer, job.model, job.train, job.recipe, run, resume)
+    return train(engine, tokenizer, job.model, job.instructed(job.train, training=True), job.recipe, run, resume)
 
 
-def run_eval(job: Job, checkpoint: Path, folder: Path, place: Place, label: str) -> dict:
-    """Evaluate a checkpoint on the job's test problems into `folder`."""
-    recipe = job.recipe
-    if (folder / "result.json").exists():
-        return read_json(folder / "result.json")
-    model, tokenizer = load(checkpoint, job.dtype, place.device)
+def run_eval(
+    job: Job, checkpoint: Path, tests: dict[str, list[Problem]], folder: Path, place: Place, label: str
+) -> dict[str, dict]:
+    """Evaluate a checkpoint on tests into folder/NAME; returns each one's result."""
+    todo = [name for name in tests if not (folder / name / "result.json").exists()]
+    if todo:
+        model, tokenizer = load(checkpoint, job.dtype, place.device)
+        engine = place.engine(model, tokenizer, job.recipe)
+        for name in todo:
+            evaluate(engine, tokenizer, tests[name], eval_params(job.recipe), folder / name, f"{label}, {name}")
+    return {name: read_json(folder / name / "result.json") for name in tests}
+
+
+def eval_params(recipe: Recipe) -> SamplingParams:
+    """How an evaluation samples."""
     greedy = recipe.eval_temperature == 0
-    params = SamplingParams(
+    return SamplingParams(
         n=recipe.eval_samples,
         temperature=recipe.eval_temperature,
         top_p=1.0 if greedy else recipe.top_p,
@@ -184,30 +254,34 @@ def run_eval(job: Job, checkpoint: Path, folder: Path, place: Place, label: str)
         max_new_tokens=recipe.max_new_tokens,
         seed=seed_of(recipe.seed, "evaluate"),
     )
-    return evaluate(place.engine(model, tokenizer, recipe), tokenizer, job.test, params, folder, label)
 
 
 def run_evaluation(job: Job, run: Path, place: Place) -> dict:
-    """Evaluate the job's model alone, in a folder of its own."""
+    """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
     claim(run, job)
-    return run_eval(job, job.model, run, place, "evaluate")
+    (test,) = job.tests.values()
+    model, tokenizer = load(job.model, job.dtype, place.device)
+    engine = place.engine(model, tokenizer, job.recipe)
+    return evaluate(engine, tokenizer, job.instructed(test, training=False), eval_params(job.recipe), run, "evaluate")
 
 
 def prune(job: Job, run: Path, place: Place) -> dict:
-    """The main job. Returns what RUN/result.json says: base, pruned, length_cut, accuracy_gain, aes, seconds, ..."""
+    """The main job. Returns what RUN/result.json says: evaluate.compare's figures, seconds, checkpoint, settings."""
     start = time.perf_counter()
     claim(run, job)
     result = run / "result.json"
     if result.exists():
         return read_json(result)
-    base = run_eval(job, job.model, run / "base", place, "evaluate the base")
-    checkpoint = run_train(job, run, place, resume=bool(states(run)))
-    after = run_eval(job, checkpoint, run / "after", place, "evaluate the pruned")
+    base = run_eval(job, job.model, job.tests, run / "base", place, "evaluate the base")
+    trains = job.recipe.objective != "none"
+    checkpoint = run_train(job, run, place, resume=bool(states(run))) if trains else job.model
+    tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
+    after = run_eval(job, checkpoint, tests, run / "after", place, "evaluate the pruned")
     summary = compare(base, after) | {
         "seconds": time.perf_counter() - start,  # of this call: a run that was killed and went on counts its last part
         "checkpoint": str(checkpoint),
         "settings": job.settings(),
     }
-    plot(run, summary, run / "plot.png")
+    plot_run(run, summary, run / "plot.png")
     write_json(result, summary)
     return summary

@@ -18,7 +18,7 @@ def show(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[st
     samples: completions of each problem and side, spread from the shortest to the longest. Raises UserError where the
     folder holds no rollouts or not the problem.
     """
-    sides = {name: {g.problem: g for g in read_groups(run / name / "rollouts")} for name in FOLDERS}
+    sides = {side: {g.problem: g for folder in tests(run / side) for g in read_groups(folder)} for side in FOLDERS}
     sides = {name: groups for name, groups in sides.items() if groups}
     if not sides:
         places = (run / "rollouts", run / "round-00" / "rollouts")
@@ -37,6 +37,11 @@ def show(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[st
             if name in groups:
                 yield from show_group(groups[name], side, tokenizer, samples)
         yield ""
+
+
+def tests(side: Path) -> list[Path]:
+    """The rollout folders of an evaluation before or after, one a test."""
+    return sorted(side.glob("*/rollouts"))
 
 
 def show_group(group: Group, side: str, tokenizer: Tokenizer, count: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .engine import Engine
 from .errors import UserError
+from .examples import Example, between_percentiles, pick_examples, seed_of
 from .problems import Problem
 from .recipe import Recipe
 from .rollouts import sample_problems
@@ -30,7 +31,7 @@ from .sampling import SamplingParams
 from .state import Progress, load_state, save_state, states
 from .store import Group, lengths_and_verdicts, write_atomic
 from .tokenizer import Tokenizer
-from .update import Example, Updater, learning_rate, pick_examples, reference_logprobs, seed_of
+from .update import Updater, learning_rate, reference_logprobs
 from .weights import save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,17 @@ def train(
     Raises UserError where `run` holds a state and resume is off, or where a loss or gradient is not finite (the newest
     state stays).
     """
+    if recipe.objective == "none":
+        raise UserError("--objective none: there is nothing to train; `o1core prune` evaluates its instruction")
     if states(run) and not resume:
         raise UserError(f"{run}: holds the state of a training run; go on with --resume, or choose another --out")
     updater = Updater(engine.model, tokenizer.size, recipe)
     progress = load_state(run, updater) or Progress()
     trim_log(run / "log.jsonl", progress.steps)
+    if recipe.percentiles is not None:  # after the first round its rollouts are there, and nothing is sampled
+        everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
+        kept = {group.problem for group in between_percentiles(everything, recipe.percentiles)}
+        problems = [problem for problem in problems if problem.id in kept]
     for round in range(progress.round, recipe.rounds):
         if progress.step == 0:
             save_state(run, updater, progress)  # what the round is sampled from
@@ -69,10 +76,12 @@ def train(
         picked = pick_examples(groups, recipe, round)
         if not picked.examples:
             raise UserError(f"round {round + 1}: no completion may be trained on ({picked.over_cutoff} over --cutoff, "
-                            f"{picked.masked} truncated and masked)")  # fmt: skip
+                            f"{picked.masked} truncated and masked, {picked.uniform} of {len(groups)} problems with "
+                            "nothing to tell their samples apart)")  # fmt: skip
         reference = load_reference(run / f"round-{round:02d}", updater, picked.examples, progress)
         summary = describe(groups) | distance(picked.examples, reference)
         summary |= {"picked": len(picked.examples), "over_cutoff": picked.over_cutoff, "masked": picked.masked}
+        summary |= {"uniform": picked.uniform}
         log.info("round %d: %s", round + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
         progress = train_round(run, updater, picked.examples, reference, progress, summary)
     save_state(run, updater, progress)
@@ -86,7 +95,12 @@ def train_round(
 ) -> Progress:
     """The optimiser steps of one round, from progress.step on. Returns the progress at the start of the next."""
     recipe = updater.recipe
-    batches = [b for epoch in range(recipe.epochs) for b in shuffled(len(examples), recipe, progress.round, epoch)]
+    size = recipe.together
+    batches = [
+        [size * unit + i for unit in batch for i in range(size)]
+        for epoch in range(recipe.epochs)
+        for batch in shuffled(len(examples) // size, recipe, progress.round, epoch)
+    ]
     label = f"train, round {progress.round + 1} of {recipe.rounds}"
     with open(run / "log.jsonl", "a", encoding="utf-8", buffering=1) as lines:
         for batch in tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches)):

@@ -1,14 +1,10 @@
-"""One update: picked rollouts become a gradient, and a gradient becomes new weights.
+"""One update: picked completions become a gradient (objectives.py), and a gradient becomes new weights.
 
-    loss = - mean over units of min(r R, clip(r, 1 - eps_low, 1 + eps_high) R)            (arXiv 2501.12570, Eq. 11)
-
-The units are sequences or tokens (Recipe.ratio). Every micro-batch is divided by the unit count of the whole batch, so
-how a batch is cut cannot change the gradient. Log-probs and loss come from o1core.kernels; positions, never token values,
-say what belongs to a completion, so its end-of-text token is trained. Left out on purpose: value net, KL term, entropy
-bonus; the method has none.
+Every micro-batch is divided by the unit count of the whole batch, so how a batch is cut cannot change the gradient.
+Positions, never token values, say what belongs to a completion, so its end-of-text token is trained. Left out on purpose:
+value net, KL term, entropy bonus; the method has none.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,77 +13,24 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .kernels import linear_logprob, linear_surrogate
+from .examples import Example
+from .kernels import linear_logprob
+from .objectives import objective, units_of
 from .recipe import Recipe
-from .rewards import clip_reward, length_harmonizing, standardise
-from .store import Group, lengths_and_verdicts
 from .transformer import Transformer
 
 
-@dataclass(frozen=True)
-class Example:
-    """A picked completion. prompt int32 [T], ids int32 [L], the sampler's logprobs float32 [L], advantage: its reward."""
+def micro_batches(examples: list[Example], budget: int, together: int = 1) -> Iterator[list[int]]:
+    """Cut a batch into index lists of at most `budget` tokens, padding included; alike lengths together.
 
-    problem: str
-    prompt: Tensor
-    ids: Tensor
-    logprobs: Tensor
-    advantage: float
-    truncated: bool
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt) + len(self.ids)
-
-
-@dataclass(frozen=True)
-class Picked:
-    """What a round trains on, and what was left out of it: over the cut-off, or truncated and masked."""
-
-    examples: list[Example]
-    over_cutoff: int
-    masked: int
-
-
-def pick_examples(groups: list[Group], recipe: Recipe, round: int) -> Picked:
-    """Reward all K samples of each problem, pick m of them at random and keep those that may be trained on."""
-    lengths, correct = lengths_and_verdicts(groups)
-    truncated = torch.tensor([[s.finish_reason == "length" for s in g.samples] for g in groups])
-    if recipe.truncated == "wrong":
-        correct &= ~truncated
-    reward = length_harmonizing(lengths, correct, recipe.lam)
-    generator = torch.Generator().manual_seed(seed_of(recipe.seed, round, "pick"))
-    chosen = torch.rand(reward.shape, generator=generator).argsort(dim=1)[:, : recipe.picked]
-    advantage = reward.gather(1, chosen)
-    if recipe.reward_low is not None or recipe.reward_high is not None:
-        advantage = clip_reward(advantage, recipe.reward_low, recipe.reward_high)
-    if recipe.reward_zscore:
-        advantage = standardise(advantage)
-    examples, over, masked = [], 0, 0
-    for group, ks, rewards in zip(groups, chosen.tolist(), advantage.tolist()):
-        for k, r in zip(ks, rewards):
-            s = group.samples[k]
-            cut = s.finish_reason == "length"
-            if len(group.prompt) + s.length > recipe.cutoff:
-                over += 1
-            elif cut and recipe.truncated == "mask":
-                masked += 1
-            else:
-                examples.append(Example(group.problem, group.prompt, s.ids, s.logprobs, r, cut))
-    return Picked(examples, over, masked)
-
-
-def seed_of(*parts) -> int:
-    """A 63-bit seed of what a random choice is for: no state to carry over a resume."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
-def micro_batches(examples: list[Example], budget: int) -> Iterator[list[int]]:
-    """Cut a batch into index lists of at most `budget` tokens, padding included; alike lengths together."""
-    order = sorted(range(len(examples)), key=lambda i: -examples[i].tokens)
+    together: so many examples in a row (a pair of DPO: 2) are never parted.
+    """
+    units = [range(i, i + together) for i in range(0, len(examples), together)]
+    longest = [max(examples[i].tokens for i in unit) for unit in units]
+    order = sorted(range(len(units)), key=lambda u: -longest[u])
     while order:
-        count = max(1, budget // examples[order[0]].tokens)
-        yield order[:count]
+        count = max(1, budget // (together * longest[order[0]]))
+        yield [i for u in order[:count] for i in units[u]]
         order = order[count:]
 
 
@@ -163,32 +106,29 @@ class Updater:
         )
 
     def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
-        """One optimiser step on a batch. Returns the metrics of Eq. 11 before the step.
+        """One optimiser step on a batch. Returns the objective's metrics before the step.
 
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite.
         """
         recipe, device = self.recipe, self.model.embed.device
-        units = sum(len(e.ids) for e in examples) if recipe.ratio == "token" else len(examples)
+        units = units_of(examples, recipe)
         total = None
         for master in self.masters:
             if master.grad is not None:
                 master.grad.zero_()
-        for chosen in micro_batches(examples, recipe.micro_tokens):
+        for chosen in micro_batches(examples, recipe.micro_tokens, recipe.together):
             batch = collate([examples[i] for i in chosen], device)
             hidden = self.model.hidden(batch.ids, recompute=recipe.checkpointing).flatten(0, 1)[batch.places]
-            loss, metrics = linear_surrogate(
+            loss, metrics = objective(
                 hidden,
                 self.model.lm_head,
                 batch.targets,
                 torch.cat([reference[i] for i in chosen]).to(device),
                 torch.tensor([examples[i].advantage for i in chosen], device=device),
                 batch.cu_seqlens,
-                None,
-                ratio=recipe.ratio,
-                eps_low=recipe.eps_low,
-                eps_high=recipe.eps_high,
-                normalizer=units,
-                vocab_size=self.vocab,
+                recipe,
+                units,
+                self.vocab,
             )
             loss.backward()
             total = metrics if total is None else total.merge(metrics)

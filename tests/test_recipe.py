@@ -20,14 +20,15 @@ def test_the_paper_recipe_is_section_4_of_the_method():
     assert (paper.samples, paper.picked, paper.lam, paper.ratio) == (16, 2, 2.0, "sequence")
     assert (paper.lr, paper.schedule, paper.warmup, paper.grad_clip, paper.batch) == (2e-7, "cosine", 0.1, 10.0, 32)
     assert (paper.temperature, paper.top_p, paper.max_new_tokens, paper.cutoff) == (0.5, 0.8, 8192, 3072)
-    assert (paper.reward_low, paper.reward_high, paper.reward_zscore) == (None, None, False)
+    assert (paper.reward, paper.reward_low, paper.reward_high) == ("length-harmonizing", None, None)
+    assert (paper.objective, paper.advantage) == ("surrogate", "reward")
     assert paper == Recipe()
 
 
 def test_the_official_recipe_differs_in_reward_and_ratio_alone():
     paper, official = read_recipe("paper"), read_recipe("official")
     changed = {k: v for k, v in official.items() if paper.get(k) != v}
-    assert changed == {"reward_low": -2.0, "reward_high": 4.0, "reward_zscore": True, "ratio": "sequence_mean"}
+    assert changed == {"reward_low": -2.0, "reward_high": 4.0, "advantage": "z-score", "ratio": "sequence_mean"}
 
 
 def dry_run(capsys, *flags) -> dict:
@@ -36,8 +37,8 @@ def dry_run(capsys, *flags) -> dict:
 
 
 def test_a_flag_overrides_its_recipe(capsys):
-    resolved = dry_run(capsys, "--recipe", "official", "--lam", "5", "--no-reward-zscore", "--problems", "none")
-    assert (resolved["lam"], resolved["reward_zscore"], resolved["problems"]) == (5.0, False, None)
+    resolved = dry_run(capsys, "--recipe", "official", "--lam", "5", "--dynamic-sampling", "--limit", "none")
+    assert (resolved["lam"], resolved["dynamic_sampling"], resolved["problems"]) == (5.0, True, None)
     assert resolved["ratio"] == "sequence_mean"
 
 
@@ -76,6 +77,10 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
         ({"grad_clip": 0.0}, "--grad-clip"),
         ({"reward_low": 1.0, "reward_high": 0.0}, "--reward-low"),
         ({"train_last_layers": 0}, "--train-last-layers"),
+        ({"percentiles": "70-30"}, "--percentiles: 70-30 is not LOW-HIGH"),
+        ({"percentiles": "all"}, "--percentiles: all is not"),
+        ({"budget_low": 9, "budget_high": 8}, "--budget-low: 9 is above"),
+        ({"reward": "l1-max"}, "--reward l1-max: needs --instruction"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
@@ -87,4 +92,4 @@ def test_an_unknown_recipe_names_those_that_ship(capsys):
     assert main(["prune", "--recipe", "fast", "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "official, paper, tiny-o1" in error
+    assert "marco-o1, official, paper, qwq-32b, tiny-o1" in error

@@ -8,18 +8,11 @@ import torch
 
 import o1core
 from o1core.errors import UserError
+from o1core.examples import Example, between_percentiles, pick_examples
 from o1core.pipeline import EMBEDDED
 from o1core.recipe import Recipe
 from o1core.store import Group, Sample
-from o1core.update import (
-    Example,
-    Updater,
-    collate,
-    learning_rate,
-    micro_batches,
-    pick_examples,
-    reference_logprobs,
-)
+from o1core.update import Updater, collate, learning_rate, micro_batches, reference_logprobs
 
 VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
 RATIOS = ("sequence", "sequence_mean", "token")
@@ -217,7 +210,7 @@ def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
 
 def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
     groups = groups_of([[1, 100, 100, 100]], [[0, 1, 1, 1]], [[0] * 4])
-    recipe = Recipe(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, reward_zscore=True)
+    recipe = Recipe(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, advantage="z-score")
     rewards = torch.tensor([74.25 - 2 * 0.75, *[75.25 / 100 - 1 + 0.5] * 3]).clamp(-2, 4)
     expected = (rewards - rewards.mean()) / rewards.std(correction=0)
     found = {int(e.ids[0]): e.advantage for e in pick_examples(groups, recipe, 0).examples}

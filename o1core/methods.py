@@ -1,0 +1,33 @@
+"""The methods: what each sets of a recipe, and nothing else. All of them are one loop (train.py).
+
+The first five are O1-Pruner and its baselines (arXiv 2501.12570), the others what came after. What depends on the model
+(learning rates, lengths, rounds) is the recipe's: its own settings for a method stand under "methods" in its file.
+"""
+
+ON_POLICY = {"objective": "surrogate", "ratio": "token", "eps_low": 0.2, "eps_high": 0.2}
+
+METHODS: dict[str, dict] = {
+    # As the recipe says: `paper` is the paper's, other recipes fit it to a model.
+    "o1-pruner": {},
+    # The paper's own objective, whatever the recipe: one round, m = 2, ratio of the sequence.
+    "o1-pruner-paper": {
+        "objective": "surrogate", "reward": "length-harmonizing", "advantage": "reward", "reward_low": None,
+        "reward_high": None, "lam": 2.0, "ratio": "sequence", "eps_low": 0.2, "eps_high": 0.2, "rounds": 1, "picked": 2,
+        "epochs": 1, "batch": 32, "warmup": 0.1, "schedule": "cosine", "grad_clip": 10.0,
+    },
+    "fast-prompt": {"objective": "none", "instruction": "fast"},
+    "sft": {"objective": "sft", "picked": 2, "rounds": 1},
+    "dpo": {"objective": "dpo", "dpo_beta": 0.1, "rounds": 1},
+    # The length counts among right answers only; the rest is O1-Pruner's.
+    "correct-only": {"objective": "surrogate", "reward": "correct-only"},
+    # arXiv 2510.15110: truncation as the only penalty, advantages over the batch, clip-higher, groups without variance
+    # dropped.
+    "dler": ON_POLICY | {"eps_high": 0.28, "reward": "truncation", "advantage": "batch", "dynamic_sampling": True},
+    # arXiv 2502.04463
+    "arora-zanette": ON_POLICY | {"reward": "arora-zanette", "advantage": "rloo", "alpha": 0.4},
+    # arXiv 2501.12599
+    "kimi": ON_POLICY | {"reward": "kimi", "advantage": "centred", "alpha": 1.0},
+    # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.
+    "l1-exact": ON_POLICY | {"reward": "l1-exact", "advantage": "group", "instruction": "exact", "alpha": 3e-4},
+    "l1-max": ON_POLICY | {"reward": "l1-max", "advantage": "group", "instruction": "max", "alpha": 3e-4},
+}  # fmt: skip
