@@ -1,9 +1,25 @@
-"""The rewards on hand-computed numbers, and the hole in the paper's."""
+"""The rewards and advantages on hand-computed numbers, and the hole in the paper's."""
+
+import math
 
 import pytest
 import torch
 
-from o1core.rewards import clip_reward, length_harmonizing, standardise
+from o1core.rewards import (
+    ADVANTAGES,
+    REWARDS,
+    advantage,
+    arora_zanette,
+    clip_reward,
+    correct_only,
+    kimi,
+    l1_exact,
+    l1_max,
+    length_harmonizing,
+    reward,
+    standardise,
+    truncation,
+)
 
 
 def test_hand_computed_rewards():
@@ -45,6 +61,84 @@ def test_standardise_of_equal_rewards_is_zero():
     assert torch.equal(standardise(torch.ones(2, 3)), torch.zeros(2, 3))
 
 
-def test_tables_of_different_shape_are_refused():
+@pytest.mark.parametrize("kind", REWARDS)
+def test_tables_of_different_shape_are_refused(kind):
     with pytest.raises(ValueError, match=r"lengths \[2, 3\] and correct \[2, 2\]"):
-        length_harmonizing(torch.ones(2, 3), torch.ones(2, 2), 2.0)
+        reward(kind, torch.ones(2, 3), torch.ones(2, 2), torch.ones(2), 2.0, 1.0)
+
+
+LENGTHS = torch.tensor([[10, 20, 30, 40], [8, 8, 4, 16]])
+RIGHT = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_correct_only_gives_a_wrong_answer_nothing_for_being_short():
+    # The right ones of the first row: 10 and 30, mean 20; its accuracy is a half. The second row has none.
+    expected = [[20 / 10 - 1 + 1, -1, 20 / 30 - 1 + 1, -1], [0.0, 0, 0, 0]]
+    torch.testing.assert_close(correct_only(LENGTHS, RIGHT, 2.0), torch.tensor(expected))
+
+
+def test_correct_only_closes_the_hole():
+    lengths, correct = torch.tensor([[4] + [60] * 15]), torch.tensor([[False] + [True] * 15])
+    earned = correct_only(lengths, correct, 2.0)[0]
+    assert earned[0] < 0 < earned[1]
+
+
+def test_truncation_counts_what_is_not_finished_in_time_as_wrong():
+    right = torch.ones_like(LENGTHS)
+    expected = [[1.0, 1, 0, 0], [1, 1, 1, 0]]
+    torch.testing.assert_close(truncation(LENGTHS, right, torch.tensor([20.0, 15.0])), torch.tensor(expected))
+    assert truncation(LENGTHS, 0 * right, torch.tensor([99.0, 99.0])).sum() == 0
+
+
+def test_arora_zanette_takes_z_scores_among_the_right():
+    # Right: 10 and 30, mean 20, standard deviation 10: z = -1 and 1.
+    low, high = 1 / (1 + math.e), 1 / (1 + math.exp(-1))
+    expected = [[1 - 0.4 * low, 0, 1 - 0.4 * high, 0], [0.0, 0, 0, 0]]
+    torch.testing.assert_close(arora_zanette(LENGTHS, RIGHT, 0.4), torch.tensor(expected))
+
+
+def test_arora_zanette_of_equal_lengths_is_one_less_half_of_alpha():
+    lengths, correct = torch.tensor([[7, 7, 50]]), torch.tensor([[1, 1, 0]])
+    torch.testing.assert_close(arora_zanette(lengths, correct, 0.4), torch.tensor([[0.8, 0.8, 0.0]]))
+
+
+def test_kimi_pays_short_right_answers_and_never_wrong_ones():
+    # 0.5 - (L - 10) / 30: 1/2, 1/6, -1/6, -1/2; the second row over 4..16: 1/6, 1/6, 1/2, -1/2, none of them right.
+    expected = [[1 + 1 / 2, 0, 1 - 1 / 6, -1 / 2], [0.0, 0, 0, -1 / 2]]
+    torch.testing.assert_close(kimi(LENGTHS, RIGHT, 1.0), torch.tensor(expected))
+    torch.testing.assert_close(kimi(torch.full((1, 2), 9), torch.tensor([[1, 0]]), 1.0), torch.tensor([[1.0, 0.0]]))
+
+
+def test_l1_exact_pays_for_the_distance_to_the_budget_right_or_wrong():
+    expected = [[1 - 0.1, 0 - 0.0, 1 - 0.1, 0 - 0.2], [-0.08, -0.08, -0.12, 0.0]]
+    torch.testing.assert_close(l1_exact(LENGTHS, RIGHT, torch.tensor([20.0, 16.0]), 0.01), torch.tensor(expected))
+
+
+def test_l1_max_pays_right_answers_below_the_budget_up_to_one():
+    right = torch.ones_like(LENGTHS)
+    # 0.1 (20 - L) + 0.5 = 1.5, 0.5, -0.5, -1.5, cut to 0..1; 0.1 (10 - L) + 0.5 = 0.7, 0.7, 1.1, -0.1.
+    expected = [[1.0, 0.5, 0.0, 0.0], [0.7, 0.7, 1.0, 0.0]]
+    torch.testing.assert_close(l1_max(LENGTHS, right, torch.tensor([20.0, 10.0]), 0.1), torch.tensor(expected))
+    assert l1_max(LENGTHS, 0 * right, torch.tensor([20.0, 10.0]), 0.1).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("reward", [[1.0, 3.0], [5.0, 5.0]]),
+        ("z-score", [[1.0, 3.0], [5.0, 5.0]]),  # standardised later, over what was picked
+        ("centred", [[-1.0, 1.0], [0.0, 0.0]]),
+        ("rloo", [[-2.0, 2.0], [0.0, 0.0]]),  # 1 - 3, 3 - 1
+        ("group", [[-1.0, 1.0], [0.0, 0.0]]),
+        ("batch", [[-(2**0.5), 2**0.5], [0.0, 0.0]]),  # the centred four have the spread sqrt(1/2)
+    ],
+)
+def test_advantages(kind, expected):
+    torch.testing.assert_close(advantage(kind, torch.tensor([[1.0, 3.0], [5.0, 5.0]])), torch.tensor(expected))
+
+
+def test_every_named_reward_and_advantage_exists():
+    for kind in REWARDS:
+        assert reward(kind, LENGTHS, RIGHT, torch.tensor([20.0, 20.0]), 2.0, 0.1).shape == LENGTHS.shape
+    for kind in ADVANTAGES:
+        assert advantage(kind, LENGTHS.float()).shape == LENGTHS.shape

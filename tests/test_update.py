@@ -8,10 +8,9 @@ import torch
 
 import o1core
 from o1core.errors import UserError
-from o1core.examples import Example, between_percentiles, pick_examples
+from o1core.examples import Example
 from o1core.pipeline import EMBEDDED
 from o1core.recipe import Recipe
-from o1core.store import Group, Sample
 from o1core.update import Updater, collate, learning_rate, micro_batches, reference_logprobs
 
 VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
@@ -53,21 +52,65 @@ def test_gradient_is_that_of_equation_11_in_float64(checkpoint, model, ratio):
     reference = shifted(reference_logprobs(model, VOCAB, examples, recipe))
     found = gradients(model, recipe, examples, reference)
 
-    twin = o1core.load(checkpoint, torch.float64)[0]
+    twin, logps = log_probs_in_float64(checkpoint, examples)
     total, units = 0.0, 0
-    for e, ref in zip(examples, reference):
-        ids = torch.cat((e.prompt, e.ids)).long()[None]
-        hidden = twin.hidden(ids)
-        logp = (hidden @ twin.lm_head.T)[0, :, :VOCAB].log_softmax(-1)
-        logp = logp[len(e.prompt) - 1 : -1].gather(1, e.ids.long()[:, None])[:, 0]
+    for e, logp, ref in zip(examples, logps, reference):
         gap = logp - ref
         r = {"sequence": gap.sum().exp(), "sequence_mean": gap.mean().exp(), "token": gap.exp()}[ratio]
         value = torch.minimum(r * e.advantage, r.clamp(0.8, 1.3) * e.advantage)
         total, units = total - value.sum(), units + value.numel()
     (total / units).backward()
+    assert_same_gradients(found, twin)
+
+
+def log_probs_in_float64(checkpoint, examples):
+    """A twin's log-probs [L] of each example, by log-softmax over whole logits."""
+    twin = o1core.load(checkpoint, torch.float64)[0]
+    found = []
+    for e in examples:
+        hidden = twin.hidden(torch.cat((e.prompt, e.ids)).long()[None])
+        logp = (hidden @ twin.lm_head.T)[0, :, :VOCAB].log_softmax(-1)
+        found.append(logp[len(e.prompt) - 1 : -1].gather(1, e.ids.long()[:, None])[:, 0])
+    return twin, found
+
+
+def assert_same_gradients(found, twin):
     for name, p in twin.named_parameters():
-        scale = p.grad.abs().max().item()
-        assert (found[name].double() - p.grad).abs().max().item() <= 2e-5 * scale, name
+        assert (found[name].double() - p.grad).abs().max().item() <= 2e-5 * p.grad.abs().max().item(), name
+
+
+def test_gradient_of_sft_is_that_of_the_mean_log_prob_in_float64(checkpoint, model):
+    recipe, examples = Recipe(objective="sft", grad_clip=1e9), make_examples()
+    found = gradients(model, recipe, examples, reference_logprobs(model, VOCAB, examples, recipe))
+    twin, logp = log_probs_in_float64(checkpoint, examples)
+    (-torch.cat(logp).mean()).backward()
+    assert_same_gradients(found, twin)
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_gradient_of_dpo_is_that_of_its_equation_in_float64(checkpoint, model, budget):
+    """Whole pairs stay in one micro-batch, however small it is."""
+    recipe = Recipe(objective="dpo", dpo_beta=0.3, grad_clip=1e9, micro_tokens=budget)
+    examples = make_examples(8)
+    reference = shifted(reference_logprobs(model, VOCAB, examples, recipe))
+    found = gradients(model, recipe, examples, reference)
+    twin, logp = log_probs_in_float64(checkpoint, examples)
+    gap = [(p - r).sum() for p, r in zip(logp, reference)]
+    losses = [-(1 / (1 + (-0.3 * (gap[i] - gap[i + 1])).exp())).log() for i in range(0, 8, 2)]
+    (sum(losses) / 4).backward()
+    assert_same_gradients(found, twin)
+
+
+def test_dpo_and_sft_report_loss_and_distance(model):
+    examples = make_examples(6)
+    for objective, loss in (("dpo", math.log(2)), ("sft", None)):
+        recipe = Recipe(objective=objective)
+        reference = reference_logprobs(model, VOCAB, examples, recipe)
+        metrics = Updater(model, VOCAB, recipe).step(examples, reference, lr=0.0)
+        mean = -torch.cat(reference).mean().item()
+        assert metrics["loss"] == pytest.approx(mean if loss is None else loss, rel=1e-5)
+        assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-5) and abs(metrics["approx_kl"]) < 1e-8
+        assert metrics["clip_fraction"] == 0
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -139,6 +182,9 @@ def test_micro_batches_keep_the_budget_and_lose_nobody():
     cuts = list(micro_batches(examples, 64))
     assert sorted(i for cut in cuts for i in cut) == list(range(30))
     assert all(len(cut) * max(examples[i].tokens for i in cut) <= 64 for cut in cuts)
+    pairs = list(micro_batches(examples, 64, together=2))
+    assert sorted(i for cut in pairs for i in cut) == list(range(30))
+    assert all(sorted(cut) == sorted({i ^ side for i in cut for side in (0, 1)}) for cut in pairs), "a pair is parted"
     padding = sum(len(cut) * max(examples[i].tokens for i in cut) for cut in cuts) - sum(e.tokens for e in examples)
     assert padding < 0.2 * sum(e.tokens for e in examples)
 
@@ -183,55 +229,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(model):
     with pytest.raises(UserError, match=r"not finite, in the batch of problems p0, p1, p2, p3"):
         updater.step(examples, reference, lr=1e-3)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def groups_of(lengths, correct, cut) -> list[Group]:
-    """One problem a row; sample k of problem p has lengths[p][k] tokens."""
-    return [
-        Group(f"p{p}", torch.tensor([1, 2], dtype=torch.int32), tuple(
-            Sample(torch.full((n,), k, dtype=torch.int32), torch.zeros(n), "length" if c else "stop", None, bool(a))
-            for k, (n, a, c) in enumerate(zip(*row))))
-        for p, row in enumerate(zip(lengths, correct, cut))
-    ]  # fmt: skip
-
-
-def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
-    groups = groups_of([[10, 20, 30]] * 40, [[1, 0, 1]] * 40, [[0, 0, 0]] * 40)
-    by_sample = {10: 1 + 2 / 3, 20: -4 / 3, 30: -1 / 3 + 2 / 3}
-    picked = pick_examples(groups, Recipe(samples=3, picked=2), 0)
-    assert len(picked.examples) == 80
-    assert all(e.advantage == pytest.approx(by_sample[len(e.ids)], abs=1e-6) for e in picked.examples)
-    pairs = [(e.problem, len(e.ids)) for e in picked.examples]
-    assert len(set(pairs)) == 80, "a sample is picked twice"
-    assert {n for _, n in pairs} == {10, 20, 30}
-    assert pairs == [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 0).examples]
-    assert pairs != [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 1).examples]
-
-
-def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
-    groups = groups_of([[1, 100, 100, 100]], [[0, 1, 1, 1]], [[0] * 4])
-    recipe = Recipe(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, advantage="z-score")
-    rewards = torch.tensor([74.25 - 2 * 0.75, *[75.25 / 100 - 1 + 0.5] * 3]).clamp(-2, 4)
-    expected = (rewards - rewards.mean()) / rewards.std(correction=0)
-    found = {int(e.ids[0]): e.advantage for e in pick_examples(groups, recipe, 0).examples}
-    assert [found[k] for k in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-@pytest.mark.parametrize("truncated, count", [("keep", 3), ("mask", 2), ("wrong", 3)])
-def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
-    groups = groups_of([[10, 10, 10]], [[1, 1, 1]], [[0, 0, 1]])
-    picked = pick_examples(groups, Recipe(samples=3, picked=3, truncated=truncated), 0)
-    assert (len(picked.examples), picked.masked) == (count, 3 - count)
-    rewards = {int(e.ids[0]): e.advantage for e in picked.examples}
-    right, cut = (2 / 3, -4 / 3) if truncated == "wrong" else (0.0, 0.0)
-    assert rewards[0] == pytest.approx(right, abs=1e-6)
-    assert rewards.get(2, cut) == pytest.approx(cut, abs=1e-6)
-
-
-def test_completions_over_the_cutoff_are_left_out_and_counted():
-    groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
-    picked = pick_examples(groups, Recipe(samples=2, picked=2, cutoff=21), 0)
-    assert ([len(e.ids) for e in picked.examples], picked.over_cutoff) == ([10], 1)
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_with_the_cosine():
