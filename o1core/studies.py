@@ -126,8 +126,9 @@ def difficulties(problems: list, correct: Tensor) -> list[str]:
 
 def by_lambda(recipe: Recipe, values: str) -> list[Variant]:
     """A run a lambda; values: "0,1,2,5"."""
+    texts = items("--values", values)
     try:
-        numbers = [float(text) for text in items("--values", values)]
+        numbers = [float(text) for text in texts]
     except ValueError:
         raise UserError(f"--values: {values} is not a list of numbers, such as 0,1,2,5") from None
     return [Variant(f"lambda {value:g}", value, replace(recipe, lam=value)) for value in numbers]
