@@ -30,6 +30,7 @@ SETTINGS = {
     "marco-o1": {
         "train_last_layers": None,  # all weights
         "problems": 5000, "shuffle_seed": 42,
+        "prompt": "paper",  # of the released scripts, and so is their system turn
         "samples": 16, "picked": 2,
         "lam": 2.0,
         "lr": 2e-7, "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
@@ -44,6 +45,7 @@ SETTINGS = {
     "qwq-32b": {
         "train_last_layers": 48,
         "problems": 5000, "shuffle_seed": 42,
+        "prompt": "paper",
         "samples": 12, "picked": 2,
         "lam": 5.0,
         "lr": 2e-6, "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
