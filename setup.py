@@ -11,7 +11,7 @@ setup(
     python_requires=">=3.11",
     packages=["o1core", "o1core.kernels"],
     package_dir={"o1core.kernels": "kernels"},
-    package_data={"o1core": ["tiny_o1/*", "recipes/*.json"]},
+    package_data={"o1core": ["tiny_o1/*", "recipes/*.json", "*.html"]},
     entry_points={"console_scripts": ["o1core = o1core.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.14",
@@ -27,5 +27,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "transformers>=4.56", "ruff>=0.6"],
         "bench": ["transformers>=4.56"],
+        "gym": ["reasoning-gym>=0.1.25"],
     },
 )

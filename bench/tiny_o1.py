@@ -7,8 +7,6 @@ those of the other recipes of that seed (the same numbers decide them), so they 
 """
 
 import argparse
-import json
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -17,10 +15,13 @@ from statistics import mean
 
 import torch
 
+from o1core.config import read_json
 from o1core.errors import UserError
 from o1core.memory import keep_freed_memory
-from o1core.pipeline import Place, claim, open_job, prune
+from o1core.pipeline import Place, open_job
 from o1core.recipe import Recipe, read_recipe
+from o1core.store import write_json
+from o1core.studies import Variant, run_variants
 
 SIZED = ("problems", "temperature", "top_p", "max_new_tokens", "cutoff", "samples", "micro_tokens",
          "eval_samples", "eval_problems", "eval_temperature")  # fmt: skip
@@ -46,42 +47,25 @@ def main() -> int:
     ap.add_argument("--only", help="run this recipe alone (default: all)")
     args = ap.parse_args()
     keep_freed_memory()
-    chosen = {name: r for name, r in recipes().items() if args.only in (None, name)}
+    variants = [Variant(name, name, recipe) for name, recipe in recipes().items() if args.only in (None, name)]
     place = Place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
-    results: dict[str, list[dict]] = {name: [] for name in chosen}
     try:
-        for seed in range(args.seeds):
-            first = None
-            for name, recipe in chosen.items():
-                job = open_job(None, None, None, "auto", replace(recipe, seed=seed))
-                run = args.out / f"{name.replace(' ', '-')}-seed{seed}"
-                claim(run, job)
-                if first is not None:
-                    share(first, run)
-                results[name].append(prune(job, run, place))
-                first = first or run
-                print(row(f"{name}, seed {seed}", results[name][-1:]), flush=True)
+        opener = lambda recipe: open_job(None, None, None, "auto", recipe)  # noqa: E731
+        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, place)["rows"][1:]
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    results = {row["label"]: [read_json(args.out / run / "result.json") for run in row["runs"]] for row in rows}
+    write_json(args.out / "results.json", results)
     print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (least to most)\n")
     print("| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name, found in results.items():
-        print(row(name, found))
+        print(line(name, found))
     return 0
 
 
-def share(source: Path, run: Path) -> None:
-    """Give a run the base's evaluation and the first round's samples of another run of the same seed."""
-    for part in ("base", "round-00/rollouts"):
-        if not (run / part).exists():
-            shutil.copytree(source / part, run / part)
-
-
-def row(name: str, found: list[dict]) -> str:
+def line(name: str, found: list[dict]) -> str:
     def spread(values, form):
         low, high = (format(f(values), form) for f in (min, max))
         return format(mean(values), form) + (f" ({low} to {high})" if len(values) > 1 else "")
