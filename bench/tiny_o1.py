@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -50,7 +51,7 @@ def main() -> int:
     variants = [Variant(name, name, recipe) for name, recipe in recipes().items() if args.only in (None, name)]
     place = Place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
     try:
-        opener = lambda recipe: open_job(None, None, None, "auto", recipe)  # noqa: E731
+        opener = partial(open_job, None, None, None, "auto")
         rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, place)["rows"][1:]
     except UserError as error:
         print(error, file=sys.stderr)

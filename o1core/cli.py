@@ -13,6 +13,7 @@ import logging
 import pydoc
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -109,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("report", report, "write one page, report.html, of runs and studies: tables, charts, samples side by side")
     sub.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folders given as --out")
     sub.add_argument("--out", metavar="FILE", type=Path, help="(default: report.html in the first folder)")
-    sub = command("show", page, "page through a run's samples: short to long, right or wrong, before against after")
+    sub = command("show", samples, "page through a run's samples: short to long, right or wrong, before against after")
     sub.add_argument("run_folder", metavar="RUN", type=Path, help="the folder given as --out")
     sub.add_argument("--problem", metavar="ID", help="show this problem alone (default: all)")
     sub.add_argument("--samples", metavar="N", type=int, default=4, help="completions a problem (default: 4)")
@@ -284,8 +285,7 @@ def study(args: argparse.Namespace) -> None:
     if args.dry_run:
         return print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
     place, folder = open_place(args), folder_of(args, f"study-{args.command}-")
-    opener = lambda recipe: open_job(args, recipe)  # noqa: E731
-    told(folder, study_table(studies.run_study(args.command, opener, variants, args.seeds, folder, place)))
+    told(folder, study_table(studies.run_study(args.command, partial(open_job, args), variants, args.seeds, folder, place)))
 
 
 def told(folder: Path, table: str) -> None:
@@ -300,7 +300,7 @@ def report(args: argparse.Namespace) -> None:
     print(write_page(args.run_folders, args.out or args.run_folders[0] / "report.html"))
 
 
-def page(args: argparse.Namespace) -> None:
+def samples(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise UserError(f"--samples: {args.samples} is below 1")
     lines = show(args.run_folder, args.problem, args.samples)
