@@ -27,7 +27,7 @@ from o1core.store import lengths_and_verdicts, read_groups, write_json
 RECIPE = Recipe(
     samples=8, picked=4, problems=64, prompt="boxed", rounds=2, temperature=0.7, top_p=0.95, max_new_tokens=400,
     lam=2.0, ratio="token", eps_low=0.2, eps_high=0.28, lr=1e-5, warmup=0.1, batch=16, grad_clip=1.0, cutoff=1024,
-    micro_tokens=4096, save_every=1000, eval_problems=200,
+    micro_tokens=1536, save_every=1000, eval_problems=200,
 )  # fmt: skip
 
 

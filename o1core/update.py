@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .errors import UserError
 from .examples import Example
@@ -72,7 +73,8 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
     vocab: ids at or above it have probability 0, as in the sampler.
     """
     result = [None] * len(examples)
-    for chosen in micro_batches(examples, recipe.micro_tokens):
+    batches = list(micro_batches(examples, recipe.micro_tokens))
+    for chosen in tqdm(batches, desc="reference log-probs", unit="batch"):
         batch = collate([examples[i] for i in chosen], model.embed.device)
         hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 import o1core
 from o1core.cli import main
+from o1core.examples import between_percentiles
+from o1core.prompts import drawn_budget
 from o1core.state import states
 from o1core.store import read_groups
 
@@ -188,6 +190,55 @@ def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsy
     assert main(["prune", *flags, "--out", str(tmp_path / "thesis")]) == 2
     assert "choose another --out" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_percentiles_keep_the_same_problems_in_every_round(flags, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--percentiles", "40-80", "--out", str(run)]) == 0
+    first, second = (read_groups(run / f"round-0{i}" / "rollouts") for i in (0, 1))
+    assert (len(first), len(second)) == (10, 4)
+    assert {g.problem for g in second} == {g.problem for g in between_percentiles(first, "40-80")}
+    assert log(run)[0]["units"] <= sum(s.length for g in first for s in g.samples) / 2
+
+
+def test_a_method_that_does_not_train_is_evaluated_with_its_instruction(flags, checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--method", "fast-prompt", "--out", str(run)]) == 2
+    assert "there is nothing to train" in capsys.readouterr().err
+    assert main(["prune", *flags, "--method", "fast-prompt", "--out", str(run)]) == 0
+    assert json.loads((run / "result.json").read_text())["checkpoint"] == str(checkpoint)
+    asked = [json.loads((run / side / "problems" / "problems.json").read_text()) for side in ("base", "after")]
+    assert [p["question"] for p in asked[0]] == [p["question"].partition("\nBe confident")[0] for p in asked[1]]
+    prompts = [len(read_groups(run / side / "problems" / "rollouts")[0].prompt) for side in ("base", "after")]
+    assert prompts[0] < prompts[1]
+
+
+def test_budgets_stand_in_the_prompts_that_are_sampled_trained_and_evaluated(flags, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    budgets = ["--budget-low", "5", "--budget-high", "20", "--eval-budget", "9"]
+    assert main(["prune", *flags, "--method", "l1-max", *budgets, "--out", str(run)]) == 0
+    tokenizer = o1core.load(checkpoint)[1]
+    for group in read_groups(run / "round-01" / "rollouts"):
+        text = tokenizer.decode(group.prompt.tolist())
+        assert f"Think for maximum {drawn_budget(group.problem, 5, 20, 0)} tokens." in text
+    after = [tokenizer.decode(g.prompt.tolist()) for g in read_groups(run / "after" / "problems" / "rollouts")]
+    assert all("Think for maximum 9 tokens." in text for text in after)
+    assert "Think" not in tokenizer.decode(read_groups(run / "base" / "problems" / "rollouts")[0].prompt.tolist())
+
+
+def test_levels_and_subjects_are_chosen_before_the_problems_are_counted(flags, tmp_path, capsys):
+    rows = [{"problem": f"{a} + 5 = ?", "answer": "1", "level": str(a % 3), "subject": "Sums" if a < 9 else "Other"}
+            for a in range(15)]  # fmt: skip
+    data = tmp_path / "levelled.json"
+    data.write_text(json.dumps(rows))
+    command = ["sample", *flags, "--data", str(data), "--levels", "1-2", "--out"]
+    assert main([*command, str(tmp_path / "a"), "--problems", "none"]) == 0
+    assert len(read_groups(tmp_path / "a" / "round-00" / "rollouts")) == 8  # ten of them, less the two held out
+    assert main([*command, str(tmp_path / "b"), "--subjects", "sums", "--limit", "2"]) == 0
+    assert len(read_groups(tmp_path / "b" / "round-00" / "rollouts")) == 2
+    assert main([*command, str(tmp_path / "c"), "--subjects", "Poetry"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "Poetry" in error and "Sums" in error
 
 
 def test_what_is_evaluated_is_not_trained_on(flags, problems, tmp_path, caplog):
