@@ -9,9 +9,9 @@ setup(
     description="O1-Pruner from scratch: make a long-thought model think 40 % shorter and no worse",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["o1core", "o1core.kernels"],
+    packages=["o1core", "o1core.page", "o1core.kernels"],
     package_dir={"o1core.kernels": "kernels"},
-    package_data={"o1core": ["tiny_o1/*", "recipes/*.json", "*.html"]},
+    package_data={"o1core": ["tiny_o1/*", "recipes/*.json"], "o1core.page": ["page.*"]},
     entry_points={"console_scripts": ["o1core = o1core.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.14",

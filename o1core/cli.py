@@ -24,6 +24,7 @@ from .config import DTYPES
 from .errors import UserError
 from .memory import keep_freed_memory
 from .methods import METHODS
+from .page import write_page
 from .recipe import Recipe, flag, kind_of, read_recipe
 from .report import disharmony_table, study_table, table
 from .show import show
@@ -295,8 +296,6 @@ def told(folder: Path, table: str) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from .page import write_page
-
     print(write_page(args.run_folders, args.out or args.run_folders[0] / "report.html"))
 
 

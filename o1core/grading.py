@@ -5,6 +5,9 @@ plain numbers and choice letters, in microseconds), and math-verify for the rest
 time and of memory each (grading_worker.py). Completions are strangers' text: "9^{9^{9^{9}}}" must cost its time limit
 and nothing else.
 
+A problem of reasoning-gym brings a scorer of its own: `extract_final` finds the answer as it was written, line breaks
+and all, and the same workers score it.
+
 Left out on purpose: partial credit, a judge model, and tolerance beyond math-verify's six decimals.
 """
 
@@ -30,6 +33,7 @@ from typing import NamedTuple
 from o1core.errors import UserError
 
 MAX_ANSWER_CHARS = 2000
+MAX_TASK_ANSWER_CHARS = 20_000  # a board, a list of moves
 _START_SECONDS = 120  # a worker needs about one; a machine under load more
 
 _UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,9}(?!\d)|\d+)(?:\.\d+)?|\.\d+"  # {1,9}: without a bound, quadratic
@@ -41,6 +45,9 @@ _CHOICE = re.compile(
     r"\b[Aa]nswer(?:\s+is|\s*:|\s+is\s*:)[\s*$]*(?:[Oo]ption\s+|[Cc]hoice\s+)?(?:\\text\{)?"
     r"(?:\(([A-Ja-j])\)|([A-J])(?=[*$}]*(?:\s*$|\s*\n|[.,;:)])))"
 )
+_LONE_LETTER = re.compile(r"[ \t*(]{0,8}([A-J])[).* \t]{0,8}")
+_ANSWER_IS = re.compile(r"\b[Aa]nswer(?:\s*:|\s+is\b(?:\s*:)?)")
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _NUMBER = re.compile(
     rf"-?\\[dt]?frac\{{-?\d+\}}\{{\d+\}}|(?<![\w.])(?:(?<![\w)}}])[-−])?(?:{_UNSIGNED})(?:\s?/\s?\d+)?(?:\s?\\?%)?"
 )
@@ -52,7 +59,7 @@ def extract_answer(text: str) -> str | None:
     1. the last \boxed{...} or \fbox{...} with balanced braces that is not empty (of nested ones the inner; a box cut
        off at the end of the text does not count; "\boxed 17" does);
     2. the last line that is GSM8K's "#### 1,234";
-    3. the last "answer is (B)" or "Answer: B", letters A to J;
+    3. the last "answer is (B)" or "Answer: B", letters A to J; or a last line that is a letter alone, "**B**" or "(B)";
     4. the last bare number: "1,234.5", "-3", "3/4", "\frac{3}{4}", "50%".
     """
     box = _last_box(text)
@@ -62,10 +69,34 @@ def extract_answer(text: str) -> str | None:
         return found[-1].strip()
     if "nswer" in text and (found := _CHOICE.findall(text)):
         return (found[-1][0] or found[-1][1]).upper()
+    if (match := _LONE_LETTER.fullmatch(text.rstrip().rpartition("\n")[2])) is not None:
+        return match.group(1)
     for line in reversed(text.splitlines()):
         if found := _NUMBER.findall(line):
             return found[-1].strip()
     return None
+
+
+def extract_final(text: str) -> str | None:
+    r"""The answer of a completion to a task whose answer may be anything (a word, a board of several lines), or None.
+
+    In this order: the last \boxed{...} as above, without a \text{} around the whole; the last <answer>...</answer>;
+    what follows the last "Answer:" or "answer is" on its line, or below it up to a blank line; the last line.
+    """
+    box = _last_box(text)
+    if box is not None:
+        wrapped = _WRAPPED.fullmatch(box)
+        return wrapped.group(1).strip() if wrapped else box
+    before, tag, _ = text.rpartition("</answer>")
+    if tag and "<answer>" in before:
+        return before.rpartition("<answer>")[2].strip() or None
+    start = max((match.end() for match in _ANSWER_IS.finditer(text)), default=None) if "nswer" in text else None
+    if start is not None:
+        line, _, below = text[start:].partition("\n")
+        answer = line.strip(" \t\r*$`") or _BLANK_LINE.split(below.strip())[0].strip(" \t\r*$`\n")
+        if answer:
+            return answer
+    return text.strip().rpartition("\n")[2].strip() or None
 
 
 def _last_box(text: str) -> str | None:
@@ -156,16 +187,18 @@ class _Worker:
         self.seconds, self.memory_mib = seconds, memory_mib
         self.process: subprocess.Popen | None = None
 
-    def ask(self, predicted: str, gold: str) -> tuple[bool, str | None]:
+    def ask(self, predicted: str, gold: str, task: str | None) -> tuple[bool, str | None]:
         """Returns (equal, fault). A death is tried once more in a fresh process: it may have been another's doing (an
         out-of-memory killer). A timeout is not."""
-        request = json.dumps({"predicted": predicted, "gold": gold}).encode() + b"\n"
+        question = {"predicted": predicted} if task is not None else {"predicted": predicted, "gold": gold}
         for _ in range(2):
             if self.process is None or self.process.poll() is not None:
                 self._start()
             try:
-                self.process.stdin.write(request)
-                self.process.stdin.flush()
+                if task is not None:
+                    self._send({"task": task})
+                    self._await_ready(self.process, "check that reasoning-gym is installed: pip install 'o1core[gym]'")
+                self._send(question)
                 # The worker's own limit is processor time; this one is for a process that gets none.
                 reply = _read_line(self.process.stdout.fileno(), 3 * self.seconds + 1)
             except BrokenPipeError:
@@ -182,6 +215,10 @@ class _Worker:
             if self.stop() == -signal.SIGPROF:
                 return False, "timeout"
         return False, "death"
+
+    def _send(self, request: dict) -> None:
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
 
     def stop(self) -> int | None:
         """Ends the process, if there is one, and returns its exit status (negative: the signal that killed it)."""
@@ -201,13 +238,25 @@ class _Worker:
         """Sets self.process once the new worker is ready to be asked."""
         self.stop()
         script = str(Path(__file__).with_name("grading_worker.py"))
+        # PYTHONHASHSEED: sympy's order of terms, and so its work, is the same each time. One thread, because numpy would
+        # set aside memory for one a processor.
+        single = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", script, str(self.seconds), str(self.memory_mib)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms, and so its work, is the same each time
+            env={**os.environ, **single},
         )
+        self._await_ready(
+            process,
+            f"check that math-verify is installed for {sys.executable} and that {self.memory_mib} MiB of memory are "
+            "enough (256 are)",
+        )
+        self.process = process
+
+    def _await_ready(self, process: subprocess.Popen, mend: str) -> None:
+        """Waits until the process has loaded a library. Raises UserError, and ends it, where it cannot."""
         try:
             reply = _read_line(process.stdout.fileno(), _START_SECONDS) or {"error": "it ended without a word"}
         except TimeoutError:
@@ -215,11 +264,7 @@ class _Worker:
         if "error" in reply:
             process.kill()
             process.communicate()
-            raise UserError(
-                f"the grading worker cannot start: {reply['error']}; check that math-verify is installed for "
-                f"{sys.executable} and that {self.memory_mib} MiB of memory are enough (256 are)"
-            )
-        self.process = process
+            raise UserError(f"the grading worker cannot start: {reply['error']}; {mend}")
 
 
 def _read_line(fd: int, seconds: float) -> dict | None:
@@ -243,8 +288,8 @@ class Grader:
     An answer that hangs or kills its worker is wrong and holds up that worker alone, which is then replaced. So is a
     worker that has come to hold more than half its memory, since the next answer is not to suffer for the last.
     Processes start at the first answer that needs one. `counts` sums up everything since the beginning, for the
-    caller's log: "graded", "algebra" (went to a worker) and each fault of Verdict. Usable as a context manager;
-    thread-safe.
+    caller's log: "graded", "algebra" (went to a worker, as a task's answers always do) and each fault of Verdict.
+    Usable as a context manager; thread-safe.
     """
 
     def __init__(self, *, workers: int | None = None, seconds: float = 5.0, memory_mib: int = 1024):
@@ -256,15 +301,16 @@ class Grader:
         self._workers = [_Worker(seconds, memory_mib) for _ in range(workers)]
         self._lock = threading.Lock()
 
-    def grade_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts of (completion text, gold answer) pairs, in their order."""
+    def grade_many(self, pairs: list[tuple[str, str] | tuple[str, str, str | None]]) -> list[Verdict]:
+        """Verdicts of (completion text, gold answer) pairs, in their order. A third element, where there is one that is
+        not None, is Problem.task: its scorer judges the answer, whatever the gold answer."""
         verdicts: list[Verdict | None] = []
-        hard: dict[tuple[str, str], list[int]] = {}  # samples of one problem often agree: each pair is compared once
-        for at, (text, gold) in enumerate(pairs):
-            verdict, tidied = _decide(text, gold)
+        hard: dict[tuple[str, str, str | None], list[int]] = {}  # samples often agree: each pair is compared once
+        for at, (text, gold, *task) in enumerate(pairs):
+            verdict, open_question = _decide(text, gold) if task in ([], [None]) else _decide_task(text, gold, *task)
             verdicts.append(verdict)
-            if tidied is not None:
-                hard.setdefault(tidied, []).append(at)
+            if open_question is not None:
+                hard.setdefault(open_question, []).append(at)
         with self._lock:
             for (equal, fault), places in zip(self._compare(list(hard)), hard.values()):
                 for at in places:
@@ -274,23 +320,23 @@ class Grader:
             self.counts.update(verdict.fault for verdict in verdicts if verdict.fault is not None)
         return verdicts
 
-    def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[bool, str | None]]:
-        if not pairs:
+    def _compare(self, questions: list[tuple[str, str, str | None]]) -> list[tuple[bool, str | None]]:
+        if not questions:
             return []
         idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             idle.put(worker)
 
-        def compare(pair: tuple[str, str]) -> tuple[bool, str | None]:
+        def compare(question: tuple[str, str, str | None]) -> tuple[bool, str | None]:
             worker = idle.get()
             try:
-                return worker.ask(*pair)
+                return worker.ask(*question)
             finally:
                 idle.put(worker)
 
         # Threads only wait on pipes here; a thread a worker is the simplest way to wait on several.
-        with ThreadPoolExecutor(min(len(pairs), len(self._workers))) as pool:
-            return list(pool.map(compare, pairs))
+        with ThreadPoolExecutor(min(len(questions), len(self._workers))) as pool:
+            return list(pool.map(compare, questions))
 
     def close(self) -> None:
         """Ends the worker processes. A later grade_many starts new ones."""
@@ -305,8 +351,8 @@ class Grader:
         self.close()
 
 
-def _decide(text: str, gold: str) -> tuple[Verdict, tuple[str, str] | None]:
-    """The verdict, and the tidied pair of answers if it still needs a worker."""
+def _decide(text: str, gold: str) -> tuple[Verdict, tuple[str, str, None] | None]:
+    """The verdict, and what to ask a worker if that is still needed: the tidied pair of answers."""
     answer = extract_answer(text)
     if answer is None:
         return Verdict(False, None, "no answer"), None
@@ -317,7 +363,17 @@ def _decide(text: str, gold: str) -> tuple[Verdict, tuple[str, str] | None]:
         return Verdict(equal, answer, None), None
     tidied = tidy(answer), tidy(gold)
     equal = quick_equal(*tidied) if all(tidied) else False
-    return Verdict(equal is True, answer, None), None if equal is not None else tidied
+    return Verdict(equal is True, answer, None), None if equal is not None else (*tidied, None)
+
+
+def _decide_task(text: str, gold: str, task: str) -> tuple[Verdict, tuple[str, str, str] | None]:
+    """The same for an answer that only its task's scorer can judge."""
+    answer = extract_final(text)
+    if answer is None:
+        return Verdict(False, None, "no answer"), None
+    if len(answer) > MAX_TASK_ANSWER_CHARS:
+        return Verdict(False, answer[:MAX_TASK_ANSWER_CHARS], "too long"), None
+    return Verdict(False, answer, None), (answer, gold, task)
 
 
 @functools.lru_cache(maxsize=1)
@@ -327,7 +383,8 @@ def _shared_grader(pid: int) -> Grader:  # by process: a forked child must not w
     return grader
 
 
-def grade(completion_text: str, answer: str) -> bool:
-    """Whether the completion's answer is the gold `answer`, under the default limits of Grader. Its one worker process
-    starts when an answer first needs it and is kept. For many answers, Grader is faster and counts the faults."""
-    return _shared_grader(os.getpid()).grade_many([(completion_text, answer)])[0].correct
+def grade(completion_text: str, answer: str, task: str | None = None) -> bool:
+    """Whether the completion's answer is the gold `answer` (or, given a Problem.task, is right by its scorer), under the
+    default limits of Grader. Its one worker process starts when an answer first needs it and is kept. For many answers,
+    Grader is faster and counts the faults."""
+    return _shared_grader(os.getpid()).grade_many([(completion_text, answer, task)])[0].correct

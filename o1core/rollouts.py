@@ -58,8 +58,8 @@ def sample_problems(
 
 def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list) -> list[Group]:
     """Groups of (problem, prompt ids, completions), each completion with its verdict."""
-    pairs = [(tokenizer.decode(c.ids), problem.answer) for problem, _, completions in finished for c in completions]
-    verdicts = iter(grader.grade_many(pairs))
+    texts = [(tokenizer.decode(c.ids), p.answer, p.task) for p, _, completions in finished for c in completions]
+    verdicts = iter(grader.grade_many(texts))
     groups = []
     for problem, prompt, completions in finished:
         samples = []

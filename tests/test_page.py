@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from o1core import browse
-from o1core.charts import Line, curves
-from o1core.drawing import minus, spread_out
 from o1core.errors import UserError
 from o1core.evaluate import compare
-from o1core.page import embed, write_page
-from o1core.passages import repeats, share
+from o1core.page import browse, embed, write_page
+from o1core.page.charts import Line, curves
+from o1core.page.drawing import minus, spread_out
+from o1core.page.passages import repeats, share
 from o1core.store import Group, Sample, write_json, write_shard
 from o1core.tokenizer import Tokenizer
 

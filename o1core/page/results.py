@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .config import read_json
-from .errors import UserError
+from ..config import read_json
+from ..errors import UserError
 
 MEND = "make it anew with the command that made it"
 NUMBER = (int, float)

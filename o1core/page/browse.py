@@ -6,11 +6,11 @@ became wrong, and one from anywhere, until the bounds are met. The page says wha
 
 from dataclasses import dataclass
 
+from ..problems import Problem
+from ..show import clean
+from ..store import Group, Sample
+from ..tokenizer import Tokenizer
 from .passages import repeats, share
-from .problems import Problem
-from .show import clean
-from .store import Group, Sample
-from .tokenizer import Tokenizer
 
 MOST_PROBLEMS, MOST_COMPLETIONS = 60, 6  # of a test; of a problem and side
 MOST_CHARACTERS = 12_000  # of a completion

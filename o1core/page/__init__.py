@@ -18,20 +18,20 @@ import jinja2
 import torch
 from markupsafe import Markup
 
+from ..config import read_config, read_json
+from ..errors import UserError
+from ..problems import Problem
+from ..show import open_tokenizer
+from ..store import Group, lengths_and_verdicts, read_groups, write_atomic
+from ..studies import difficulties
+from ..tokenizer import Tokenizer, read_object
+from ..train import read_log
 from . import charts
 from .browse import MOST_COMPLETIONS, PAGE_CHARACTERS, Pair, browser_set, pair_up, repeated_share
 from .charts import Side
-from .config import read_config, read_json
 from .drawing import Chart, Line
-from .errors import UserError
-from .problems import Problem
 from .results import MEND, PROBLEMS, fits, inside, is_number, read_result
-from .show import open_tokenizer
-from .store import Group, lengths_and_verdicts, read_groups, write_atomic
-from .studies import difficulties
 from .tables import disharmony_table, disharmony_tiles, run_table, run_tiles, study_table, study_tiles
-from .tokenizer import Tokenizer, read_object
-from .train import read_log
 
 TRAINING = (  # field of log.jsonl, title, unit, factor, digits
     ("reward", "Reward", "mean reward", 1, 3),
