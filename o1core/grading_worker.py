@@ -54,7 +54,7 @@ def scores_full(answer: str, task: dict) -> bool:
     # Not a number lies at no distance from any number, for a scorer that looks whether the distance is too great.
     if "nan" in answer.lower() and "nan" not in gold.lower() and re.fullmatch(r"[-+()\d.\s*aijn]*", answer.lower()):
         return False
-    with _guarded(may_compile=is_plain_expression(answer)):
+    with _guarded(may_compile=is_plain_expression(answer), trusted=gold):
         return _scorer(task["dataset"])(answer, task["entry"]) == 1.0
 
 
@@ -72,13 +72,14 @@ def is_plain_expression(text: str) -> bool:
     return known and re.fullmatch(r"[A-Za-z0-9\s+\-*/^%.,()]*", text, re.ASCII) is not None
 
 
-_guard = {"on": False, "may_compile": True}
+_guard = {"on": False, "may_compile": True, "trusted": ()}
 _READS = {"os.listdir", "os.scandir"}  # importing a module does these
 
 
 @contextlib.contextmanager
-def _guarded(may_compile: bool):
-    _guard.update(on=True, may_compile=may_compile)
+def _guarded(may_compile: bool, trusted: str = ""):
+    """What may be compiled inside: any text, or none but `trusted` (a scorer may read its gold answer by eval)."""
+    _guard.update(on=True, may_compile=may_compile, trusted=(trusted, trusted.encode()))
     try:
         yield
     finally:
@@ -90,7 +91,8 @@ def _refuse(event: str, args: tuple) -> None:
     if not _guard["on"]:
         return
     if event == "compile":  # a module's own source comes with the name of its file
-        refused = not _guard["may_compile"] and str(args[1]).startswith(("<", "None"))
+        from_text = str(args[1]).startswith(("<", "None"))
+        refused = from_text and not _guard["may_compile"] and args[0] not in _guard["trusted"]
     elif event == "open":
         refused = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     else:

@@ -151,6 +151,31 @@ def test_same_answer_in_another_form_is_right(grader, answer, gold):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is (B)",
+        "so B.\n**Answer: B**",
+        r"\boxed{B}",
+        r"\boxed{\text{B}}",
+        r"\boxed{\textbf{(B)}}",
+        r"\boxed{b}",
+        r"\boxed{**B**}",
+        r"\boxed{B. chloroplasts}",
+        "The answer is **B**",
+        r"The answer is $\text{(B)}$",
+        "It is one of 4.\n\n**B**",
+        "I compared A and C.\n(B)",
+        "Answer:\nB",
+        "B",
+    ],
+)
+def test_a_choice_in_the_ways_that_models_write_it(text):
+    with Grader(workers=1) as grader:
+        assert [v.correct for v in grader.grade_many([(text, "B"), (text, "C")])] == [True, False]
+        assert grader.counts["algebra"] == 0
+
+
+@pytest.mark.parametrize(
     ("answer", "gold"),
     [
         ("0.33", "1/3"),
