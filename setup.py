@@ -27,6 +27,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "transformers>=4.56", "ruff>=0.6"],
         "bench": ["transformers>=4.56"],
-        "gym": ["reasoning-gym>=0.1.25"],
+        "gym": ["reasoning-gym>=0.1.25,<0.2"],
     },
 )

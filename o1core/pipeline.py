@@ -21,9 +21,10 @@ from .engine import Engine
 from .errors import UserError
 from .evaluate import compare, evaluate
 from .examples import seed_of
+from .gym import PREFIX, gym_problems
 from .memory import cache_bytes, free_memory
 from .plots import plot_run
-from .problems import Problem, fingerprint, load_problems, overlap, parse_levels, select
+from .problems import Problem, fingerprint, load_problems, overlap, parse_levels, parse_subjects, select
 from .prompts import drawn_budget, instruct, put
 from .recipe import Recipe
 from .sampling import SamplingParams
@@ -37,7 +38,6 @@ from .weights import weight_files
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).with_name("tiny_o1")
-GYM = "reasoning-gym:"
 LONG_PROMPT, MOST_SLOTS = 1024, 256  # what a slot is sized for besides the completion; more slots gain little
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 
@@ -141,17 +141,15 @@ def open_tests(tests: list[str] | None, recipe: Recipe) -> dict[str, list[Proble
 
 def read_problems(source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
     """Problems of a file, or of a reasoning-gym task; those to train and to evaluate on are drawn with other seeds."""
-    if source.startswith(GYM):
-        from .gym import gym_problems
-
+    if source.startswith(PREFIX):
         count = (recipe.problems if purpose == "train" else recipe.eval_problems) or 1000
-        return gym_problems(source.removeprefix(GYM), count, seed_of(recipe.seed, purpose) % 2**31)
+        return gym_problems(source.removeprefix(PREFIX), count, seed_of(recipe.seed, purpose) % 2**31)
     return load_problems(Path(source), shuffle_seed=shuffle_seed)
 
 
 def test_name(source: str) -> str:
     """What a test is called in folders and tables: the file's stem, or the task's name."""
-    return source.removeprefix(GYM) if source.startswith(GYM) else Path(source).stem
+    return source.removeprefix(PREFIX) if source.startswith(PREFIX) else Path(source).stem
 
 
 def generated_tests(recipe: Recipe) -> list[Problem]:
@@ -169,7 +167,7 @@ def generated_by_level(recipe: Recipe) -> dict[str, list[Problem]]:
 def selected(problems: list[Problem], recipe: Recipe) -> list[Problem]:
     """Those of the recipe's levels and subjects."""
     levels = None if recipe.levels is None else parse_levels(recipe.levels)
-    subjects = None if recipe.subjects is None else [part.strip() for part in recipe.subjects.split(",")]
+    subjects = None if recipe.subjects is None else parse_subjects(recipe.subjects)
     return select(problems, levels, subjects)
 
 

@@ -1,5 +1,6 @@
 import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,12 @@ import sys
 import pytest
 
 from o1core import grading_worker
+from o1core.cli import main
 from o1core.errors import UserError
 from o1core.grading import MAX_TASK_ANSWER_CHARS, Grader, extract_final, grade
 from o1core.gym import CLOSING, gym_problems
 from o1core.problems import overlap
+from o1core.store import read_groups
 
 library = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="the extra o1core[gym] is not installed"
@@ -229,3 +232,22 @@ def test_a_missing_library_is_told(monkeypatch):
 def test_bad_names_and_counts_are_told(name, count, message):
     with pytest.raises(UserError, match=message):
         gym_problems(name, count, seed=0)
+
+
+@library
+def test_a_whole_run_on_a_task(checkpoint, tmp_path):
+    flags = ["--model", str(checkpoint), "--device", "cpu", "--samples", "4", "--picked", "4", "--problems", "6",
+             "--eval-problems", "3", "--max-new-tokens", "8", "--temperature", "1", "--cutoff", "600"]  # fmt: skip
+    task = "reasoning-gym:chain_sum"
+    run = tmp_path / "run"
+    assert main(["prune", *flags, "--data", task, "--eval-data", task, "--out", str(run)]) == 0
+    tested = json.loads((run / "after" / "chain_sum" / "problems.json").read_text())
+    trained = {group.problem for group in read_groups(run / "round-00" / "rollouts")}
+    assert len(tested) == 3 and len(trained) == 6 and not trained & {p["id"] for p in tested}
+
+
+@library
+def test_an_unknown_task_is_one_line_and_status_2(checkpoint, capsys):
+    assert main(["prune", "--model", str(checkpoint), "--data", "reasoning-gym:chain_sums"]) == 2
+    error = capsys.readouterr().err
+    assert "no such task; did you mean chain_sum" in error and error.count("\n") == 1
