@@ -45,7 +45,7 @@ def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default: %(default)s)")
     ap.add_argument("--out", type=Path, default=Path("runs/bench-tiny-o1"), help="folder (default: %(default)s)")
-    ap.add_argument("--only", help="run this recipe alone (default: all)")
+    ap.add_argument("--only", choices=list(recipes()), help="run this recipe alone (default: all)")
     args = ap.parse_args()
     keep_freed_memory()
     variants = [Variant(name, name, recipe) for name, recipe in recipes().items() if args.only in (None, name)]

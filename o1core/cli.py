@@ -214,10 +214,9 @@ def open_job(args: argparse.Namespace, recipe: Recipe) -> pipeline.Job:
     """The job that a command's flags and a recipe ask for, opened and checked."""
     if args.command in ("eval", "disharmony"):
         return pipeline.open_evaluation(args.model, args.data, args.dtype, recipe)
-    job = pipeline.open_job(args.model, args.data, args.eval_data, args.dtype, recipe)
-    if args.command == "compare" and not (args.data or args.eval_data):
-        job = replace(job, tests=pipeline.generated_by_level(recipe))
-    return job
+    return pipeline.open_job(
+        args.model, args.data, args.eval_data, args.dtype, recipe, by_level=args.command == "compare"
+    )
 
 
 def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
@@ -264,7 +263,7 @@ def evaluate(args: argparse.Namespace, job: pipeline.Job, run: Path, place: pipe
 
 
 def disharmony(args: argparse.Namespace) -> None:
-    recipe = resolve(args, problems=64, samples=512)
+    recipe = resolve(args, problems=64, samples=512, picked=1)
     if args.dry_run:
         return print(json.dumps(recipe.to_json(), indent=2))
     job = open_job(args, replace(recipe, eval_problems=recipe.problems))
@@ -296,7 +295,10 @@ def told(folder: Path, table: str) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    print(write_page(args.run_folders, args.out or args.run_folders[0] / "report.html"))
+    out = args.out or args.run_folders[0] / "report.html"
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file, such as {out / 'report.html'}")
+    print(write_page(args.run_folders, out))
 
 
 def samples(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from .metrics import accuracy_interval, aes
 from .problems import Problem
 from .rollouts import sample_problems
 from .sampling import SamplingParams
-from .store import lengths_and_verdicts, write_json
+from .store import lengths_and_verdicts, read_groups, write_json
 from .tokenizer import Tokenizer
 
 
@@ -29,6 +29,7 @@ def evaluate(
     if result.exists():
         return read_json(result)
     write_problems(folder, problems)
+    held = {group.problem for group in read_groups(folder / "rollouts")}
     start = time.perf_counter()
     groups = sample_problems(engine, tokenizer, problems, params, folder / "rollouts", label)
     seconds = time.perf_counter() - start
@@ -44,7 +45,7 @@ def evaluate(
         "problems": len(problems),
         "samples": params.n,
         "seconds": seconds,
-        "tokens_per_second": float(lengths.sum()) / seconds,
+        "tokens_per_second": sum(s.length for g in groups if g.problem not in held for s in g.samples) / seconds,
     }
     write_json(result, summary)
     return summary

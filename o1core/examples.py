@@ -21,7 +21,8 @@ from .store import Group, Sample, lengths_and_verdicts
 class Example:
     """A picked completion. prompt int32 [T], ids int32 [L], the sampler's logprobs float32 [L].
 
-    advantage: its weight in the surrogate; DPO: 1 of the better and -1 of the worse one of a pair; SFT: 1.
+    advantage: its weight in the surrogate; DPO: 1 of the better and -1 of the worse one of a pair; SFT: 1. reward: what
+    it earned, for the log.
     """
 
     problem: str
@@ -30,6 +31,7 @@ class Example:
     logprobs: Tensor
     advantage: float
     truncated: bool
+    reward: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -52,14 +54,16 @@ def pick_examples(groups: list[Group], recipe: Recipe, round: int) -> Picked:
     lengths, correct = lengths_and_verdicts(groups)
     if recipe.truncated == "wrong":
         correct &= ~torch.tensor([[s.finish_reason == "length" for s in g.samples] for g in groups])
+    earned = reward(recipe.reward, lengths, correct, limits_of(groups, lengths, recipe), recipe.lam, recipe.alpha)
+    earned = clip_reward(earned, recipe.reward_low, recipe.reward_high)
     if recipe.objective == "sft":
         units = [[[(k, 1.0)] for k in shortest_right(*row)[: recipe.picked]] for row in zip(lengths, correct)]
     elif recipe.objective == "dpo":
         units = [pair(*row) for row in zip(lengths, correct)]
     else:
-        units = weighted(groups, lengths, correct, recipe, round)
+        units = weighted(earned, recipe, round)
     examples, over, masked = [], 0, 0
-    for group, of_group in zip(groups, units):
+    for group, rewards, of_group in zip(groups, earned.tolist(), units):
         for unit in of_group:
             samples = [group.samples[k] for k, _ in unit]
             if any(len(group.prompt) + s.length > recipe.cutoff for s in samples):
@@ -67,12 +71,12 @@ def pick_examples(groups: list[Group], recipe: Recipe, round: int) -> Picked:
             elif recipe.truncated == "mask" and any(s.finish_reason == "length" for s in samples):
                 masked += len(unit)
             else:
-                examples += [example(group, s, weight) for s, (_, weight) in zip(samples, unit)]
+                examples += [example(group, group.samples[k], weight, rewards[k]) for k, weight in unit]
     return Picked(examples, over, masked, sum(not of_group for of_group in units))
 
 
-def example(group: Group, s: Sample, weight: float) -> Example:
-    return Example(group.problem, group.prompt, s.ids, s.logprobs, weight, s.finish_reason == "length")
+def example(group: Group, s: Sample, weight: float, earned: float) -> Example:
+    return Example(group.problem, group.prompt, s.ids, s.logprobs, weight, s.finish_reason == "length", earned)
 
 
 def shortest_right(lengths: Tensor, correct: Tensor) -> list[int]:
@@ -88,21 +92,21 @@ def pair(lengths: Tensor, correct: Tensor) -> list[list[tuple[int, float]]]:
     return [[(right[0], 1.0), (longest, -1.0)]]
 
 
-def weighted(groups: list[Group], lengths: Tensor, correct: Tensor, recipe: Recipe, round: int) -> list[list]:
-    """Of each problem m samples at random with their advantages; none where all of its samples earn the same and
-    recipe.dynamic_sampling is on."""
-    earned = reward(recipe.reward, lengths, correct, limits_of(groups, lengths, recipe), recipe.lam, recipe.alpha)
-    value = advantage(recipe.advantage, clip_reward(earned, recipe.reward_low, recipe.reward_high))
+def weighted(earned: Tensor, recipe: Recipe, round: int) -> list[list[list[tuple[int, float]]]]:
+    """Of each problem m samples at random with their advantages, from the rewards [P, K]. With recipe.dynamic_sampling
+    none of a problem whose samples all earn the same, and such problems count for no mean or spread."""
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, round, "pick"))
-    chosen = torch.rand(value.shape, generator=generator).argsort(dim=1)[:, : recipe.picked]
-    value = value.gather(1, chosen)
-    if recipe.advantage == "z-score":
-        value = standardise(value)
-    uneven = earned.amax(1) > earned.amin(1)
-    return [
-        [[(k, weight)] for k, weight in zip(ks, weights)] if teaches or not recipe.dynamic_sampling else []
-        for ks, weights, teaches in zip(chosen.tolist(), value.tolist(), uneven.tolist())
-    ]
+    chosen = torch.rand(earned.shape, generator=generator).argsort(dim=1)[:, : recipe.picked]
+    teaches = earned.amax(1) > earned.amin(1) if recipe.dynamic_sampling else torch.ones(len(earned), dtype=torch.bool)
+    units: list[list] = [[] for _ in earned]
+    if teaches.any():
+        chosen = chosen[teaches]
+        value = advantage(recipe.advantage, earned[teaches]).gather(1, chosen)
+        if recipe.advantage == "z-score":
+            value = standardise(value)
+        for row, ks, weights in zip(teaches.nonzero()[:, 0].tolist(), chosen.tolist(), value.tolist()):
+            units[row] = [[(k, weight)] for k, weight in zip(ks, weights)]
+    return units
 
 
 def limits_of(groups: list[Group], lengths: Tensor, recipe: Recipe) -> Tensor:

@@ -13,7 +13,8 @@ METHODS: dict[str, dict] = {
     "o1-pruner-paper": {
         "objective": "surrogate", "reward": "length-harmonizing", "advantage": "reward", "reward_low": None,
         "reward_high": None, "lam": 2.0, "ratio": "sequence", "eps_low": 0.2, "eps_high": 0.2, "rounds": 1, "picked": 2,
-        "epochs": 1, "batch": 32, "warmup": 0.1, "schedule": "cosine", "grad_clip": 10.0,
+        "epochs": 1, "batch": 32, "warmup": 0.1, "schedule": "cosine", "grad_clip": 10.0, "dynamic_sampling": False,
+        "truncated": "keep", "instruction": "none",
     },
     "fast-prompt": {"objective": "none", "instruction": "fast"},
     "sft": {"objective": "sft", "picked": 2, "rounds": 1},

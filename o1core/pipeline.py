@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,17 +89,20 @@ class Job:
         return [instruct(p, r.instruction, drawn_budget(p.id, *span) if training else fixed) for p in problems]
 
 
-def open_job(model: Path | None, data: str | None, tests: list[str] | None, dtype: str, recipe: Recipe) -> Job:
+def open_job(
+    model: Path | None, data: str | None, tests: list[str] | None, dtype: str, recipe: Recipe, by_level: bool = False
+) -> Job:
     """Read what a run needs. Without a model it is the embedded one, and then the problems are generated.
 
-    data and tests: problem files, or reasoning-gym:NAME. Without tests the last fifth of the shuffled data is held out.
+    data and tests: problem files, or reasoning-gym:NAME. Without tests the last fifth of the shuffled data is held out
+    (of generated problems: others are generated, with by_level three tests, easy to hard).
     Problems to evaluate on are never trained on. Raises UserError for everything that is wrong with the files.
     """
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
     if data is None:
-        train = selected(arithmetic.problems("train", recipe.problems or 1000, recipe.seed), recipe)
-        tests = open_tests(tests, recipe) or {"arithmetic": generated_tests(recipe)}
+        train = generated("train", recipe.problems, recipe)
+        tests = open_tests(tests, recipe) or (generated_by_level if by_level else generated_tests)(recipe)
     else:
         train = selected(read_problems(data, recipe, recipe.shuffle_seed, "train"), recipe)
         tests = open_tests(tests, recipe)
@@ -124,10 +127,10 @@ def open_job(model: Path | None, data: str | None, tests: list[str] | None, dtyp
 def open_evaluation(model: Path | None, data: str | None, dtype: str, recipe: Recipe) -> Job:
     """A job that evaluates alone, on all of `data` or on the embedded model's test problems."""
     if data is None:
-        name, test = "arithmetic", selected(generated_tests(recipe), recipe)
+        tests = generated_tests(recipe)
     else:
-        name, test = test_name(data), selected(read_problems(data, recipe, None, "test"), recipe)
-    tests = {name: asked(test[: recipe.eval_problems], recipe)}
+        tests = {test_name(data): selected(read_problems(data, recipe, None, "test"), recipe)[: recipe.eval_problems]}
+    tests = {name: asked(test, recipe) for name, test in tests.items()}
     return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], tests, recipe)
 
 
@@ -136,6 +139,8 @@ def open_tests(tests: list[str] | None, recipe: Recipe) -> dict[str, list[Proble
     named = {test_name(test): test for test in tests or []}
     if len(named) < len(tests or []):
         raise UserError(f"--eval-data: two files have one name; they are told apart by it ({', '.join(named)})")
+    if "average" in named:
+        raise UserError(f"--eval-data: {named['average']}: a test cannot be called average; rename the file")
     return {name: read_problems(test, recipe, None, "test")[: recipe.eval_problems] for name, test in named.items()}
 
 
@@ -152,16 +157,22 @@ def test_name(source: str) -> str:
     return source.removeprefix(PREFIX) if source.startswith(PREFIX) else Path(source).stem
 
 
-def generated_tests(recipe: Recipe) -> list[Problem]:
-    return arithmetic.problems("test", recipe.eval_problems or 1000, recipe.seed)
+def generated(split: str, count: int | None, recipe: Recipe) -> list[Problem]:
+    """`count` (default 1000) generated problems of the recipe's levels."""
+    count = drawn = count or 1000
+    while len(found := selected(arithmetic.problems(split, drawn, recipe.seed), recipe)) < count:
+        drawn *= 2  # the rarest level is every tenth problem; one that does not exist is refused by `selected`
+    return found[:count]
+
+
+def generated_tests(recipe: Recipe) -> dict[str, list[Problem]]:
+    return {"arithmetic": generated("test", recipe.eval_problems, recipe)}
 
 
 def generated_by_level(recipe: Recipe) -> dict[str, list[Problem]]:
     """Three tests of generated problems, of 2, of 3 and of 4 or 5 operations: easy to hard."""
-    count = recipe.eval_problems or 300
-    drawn = arithmetic.problems("test", 5 * count, recipe.seed)
-    levels = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "45"}
-    return {name: [p for p in drawn if p.level in chosen][:count] for name, chosen in levels.items()}
+    levels = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "4-5"}
+    return {name: generated("test", recipe.eval_problems, replace(recipe, levels=of)) for name, of in levels.items()}
 
 
 def selected(problems: list[Problem], recipe: Recipe) -> list[Problem]:
@@ -204,10 +215,15 @@ def claim(run: Path, job: Job) -> None:
                 asked = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} asked for"
                 raise UserError(f"{run}: holds a run with other settings ({name}: {asked}); choose another --out")
         return
-    if run.exists() and any(run.iterdir()):
+    if holds_something(run):
         raise UserError(f"{run}: is not empty and holds no settings.json; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     write_json(path, settings | {"model": str(job.model)})
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder holds more than what a kill left of a first write."""
+    return folder.exists() and any(not path.name.endswith(".partial") for path in folder.iterdir())
 
 
 def run_sample(job: Job, run: Path, place: Place) -> None:

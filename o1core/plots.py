@@ -9,7 +9,8 @@ from .store import read_groups, write_atomic
 from .train import read_log
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+matplotlib.rcParams["text.parse_math"] = False  # a level or a file's name is text, whatever dollars are in it
+from matplotlib import pyplot as plt  # noqa: E402
 
 BASE, PRUNED = "#777777", "#0b6e99"
 MARKERS, COLOURS = "osD^vPX*<>ph", ("#0b6e99", "#c8553d", "#4a7c3a", "#8a5a9e", "#b8860b", "#333333")
@@ -69,8 +70,10 @@ def plot_disharmony(result: dict, path: Path) -> None:
         x = [part["mean_tokens"] for part in row["intervals"]]
         y = np.array([100 * part["accuracy"] for part in row["intervals"]])
         low, high = (np.array([100 * part[f"accuracy_{end}"] for part in row["intervals"]]) for end in ("low", "high"))
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i], "capsize": 3, "linewidth": 1 + (i == 0)}
-        axes.errorbar(x, y, np.abs([y - low, high - y]), label=f"{row['label']} ({row['problems']} problems)", **style)
+        axes.errorbar(
+            x, y, np.abs([y - low, high - y]), label=f"{row['label']} ({row['problems']} problems)", capsize=3,
+            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], linewidth=1 + (i == 0),
+        )  # fmt: skip
     axes.set(xlabel="mean length of the interval (tokens)", ylabel="right (%)")
     axes.set_title(f"{result['problems']} problems x {result['samples']} samples, each problem's cut into "
                    f"{result['intervals']} by length")  # fmt: skip

@@ -135,7 +135,8 @@ def select(
 
 
 def _counts(values: Counter) -> str:
-    shown = ", ".join(f"{value} ({count})" for value, count in sorted(values.items())[:40])
+    pairs = sorted(values.items())[:40]
+    shown = ", ".join(f"{value if value.isprintable() else repr(value)} ({count})" for value, count in pairs)
     return (shown or "none") + (f" and {len(values) - 40} more" if len(values) > 40 else "")
 
 

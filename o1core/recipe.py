@@ -6,6 +6,7 @@ of the settings.json in a run's folder. The recipes that ship are JSON files in 
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -31,8 +32,8 @@ class Recipe:
     picked: int = setting(2, "m: of the K, picked at random to be trained on (sft: the shortest right)")
     problems: int | None = setting(5000, "problems to train on, of those in the file (none: all)")
     shuffle_seed: int = setting(42, "of the order of the problems in the file; the first ones are trained on")
-    levels: str | None = setting(None, "problems of these levels alone, as 3,4 or 3-5 (none: all)")
-    subjects: str | None = setting(None, "problems of these subjects alone, with commas between (none: all)")
+    levels: str | None = setting(None, "of --data: problems of these levels alone, as 3,4 or 3-5 (none: all)")
+    subjects: str | None = setting(None, "of --data: problems of these subjects alone, with commas between (none: all)")
     percentiles: str | None = setting(None, "train on the problems between these percentiles of reference accuracy, as "
                                       "30-70; 0 is the hardest (none: all)")  # fmt: skip
     prompt: str = setting("plain", "form of the user turn: the question; boxed: and to box the answer; paper: the "
@@ -97,6 +98,9 @@ class Recipe:
                           ("dpo_beta", 0), ("budget_low", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{flag(name)}: {getattr(self, name)} is below {low}")
+        for name, value in self.to_json().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{flag(name)}: {value} is not a finite number")
         for name in ("problems", "eval_problems", "train_last_layers", "length_limit", "eval_budget"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{flag(name)}: {value} is below 1")
@@ -110,6 +114,9 @@ class Recipe:
             raise UserError(f"--reward-low: {self.reward_low} is not below --reward-high {self.reward_high}")
         if self.budget_low > self.budget_high:
             raise UserError(f"--budget-low: {self.budget_low} is above --budget-high {self.budget_high}")
+        if self.instruction in ("exact", "max") and self.budget_high > self.max_new_tokens:
+            raise UserError(f"--budget-high: {self.budget_high} tokens can never be thought within --max-new-tokens "
+                            f"{self.max_new_tokens}")  # fmt: skip
         if self.reward in BUDGETED and self.instruction not in ("exact", "max"):
             raise UserError(f"--reward {self.reward}: needs --instruction exact or max, which state the budget")
         if self.percentiles is not None:

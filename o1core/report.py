@@ -1,5 +1,7 @@
 """What a run or a study says at its end, as text: tables for the terminal and for a README."""
 
+from .show import clean
+
 
 def table(summary: dict) -> str:
     """The result of a run: for each test a line for the base and one for the pruned model."""
@@ -30,7 +32,7 @@ def table(summary: dict) -> str:
 def study_table(result: dict) -> str:
     """A study of several runs as Markdown: accuracy % / mean tokens / AES of every test and of their average, as in the
     paper's Table 2; over seeds the mean, and of the average's AES the least and the most."""
-    tests = result["tests"]
+    tests = result["tests"] if len(result["tests"]) > 1 else []  # of one test the average says it all
     timed = any(row["inference"] for row in result["rows"])
     head = ["", *tests, "average", "length cut", "AES, least to most", *(["inference time"] if timed else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -58,7 +60,7 @@ def disharmony_table(result: dict) -> str:
     head = ["", "problems", *(f"interval {i + 1}" for i in range(count)), "longest - shortest, points"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in result["rows"]:
-        cells = [row["label"], str(row["problems"])]
+        cells = [clean(row["label"]).replace("|", "\\|"), str(row["problems"])]
         for part in row["intervals"]:
             span = f"{100 * part['accuracy_low']:.1f} to {100 * part['accuracy_high']:.1f}"
             cells.append(f"{100 * part['accuracy']:.1f} % ({span}), {part['mean_tokens']:.0f} tokens")

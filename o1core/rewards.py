@@ -13,6 +13,7 @@ from torch import Tensor
 from .kernels import length_harmonizing_advantage
 
 REWARDS = ("length-harmonizing", "correct-only", "truncation", "arora-zanette", "kimi", "l1-exact", "l1-max")
+WITH_LAMBDA = ("length-harmonizing", "correct-only")
 BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
 ADVANTAGES = ("reward", "z-score", "centred", "rloo", "group", "batch")
 
@@ -146,4 +147,4 @@ def advantage(kind: str, reward: Tensor) -> Tensor:
 def standardise(reward: Tensor) -> Tensor:
     """z-scores over the whole set, as the official code takes them; zeros where all rewards are equal."""
     spread = reward.std(correction=0)
-    return (reward - reward.mean()) / spread if spread > 0 else torch.zeros_like(reward)
+    return (reward - reward.mean()) / spread if spread > 1e-6 else torch.zeros_like(reward)

@@ -18,7 +18,7 @@ def show(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[st
     samples: completions of each problem and side, spread from the shortest to the longest. Raises UserError where the
     folder holds no rollouts or not the problem.
     """
-    sides = {side: {g.problem: g for folder in tests(run / side) for g in read_groups(folder)} for side in FOLDERS}
+    sides = {side: by_problem(tests(run / side)) for side in FOLDERS}
     sides = {name: groups for name, groups in sides.items() if groups}
     if not sides:
         places = (run / "rollouts", run / "round-00" / "rollouts")
@@ -42,6 +42,12 @@ def show(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[st
 def tests(side: Path) -> list[Path]:
     """The rollout folders of an evaluation before or after, one a test."""
     return sorted(side.glob("*/rollouts"))
+
+
+def by_problem(folders: list[Path]) -> dict[str, Group]:
+    """The groups by their problem's id; of several tests by test/id, since two files may both begin at 1."""
+    named = [(folder.parent.name, group) for folder in folders for group in read_groups(folder)]
+    return {group.problem if len(folders) == 1 else f"{test}/{group.problem}": group for test, group in named}
 
 
 def show_group(group: Group, side: str, tokenizer: Tokenizer, count: int) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A state is a folder state-000123: training.safetensors (fp32 weights and both AdamW moments), progress.json (round, step,
 settings). It is written under a temporary name and renamed, then the older one is deleted: at any moment one whole state
-exists. There is no generator state to keep: every random choice is seeded by what it is for (update.seed_of).
+exists. There is no generator state to keep: every random choice is seeded by what it is for (examples.seed_of).
 """
 
 import os

@@ -10,7 +10,6 @@ evaluation and the first round's samples, is made once and linked. A run that is
 goes on when the same command is given again.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -31,10 +30,11 @@ from .errors import UserError
 from .evaluate import compare, write_problems
 from .examples import seed_of
 from .metrics import Z95, accuracy_interval
-from .pipeline import Job, Place, claim, eval_params, prune
+from .pipeline import Job, Place, claim, eval_params, holds_something, prune
 from .plots import plot_ablation, plot_comparison, plot_disharmony
 from .recipe import Recipe
 from .report import disharmony_table, study_table
+from .rewards import WITH_LAMBDA
 from .rollouts import sample_problems
 from .sampling import SamplingParams
 from .store import lengths_and_verdicts, write_atomic, write_json
@@ -76,6 +76,7 @@ def study_disharmony(job: Job, intervals: int, folder: Path, place: Place) -> di
     params = SamplingParams(
         samples, recipe.temperature, recipe.top_p, recipe.top_k, recipe.max_new_tokens, seed_of(recipe.seed, "disharmony")
     )
+    test = job.instructed(test, training=False)
     write_problems(folder, test)
     engine = place.engine(model, tokenizer, recipe)
     groups = sample_problems(engine, tokenizer, test, params, folder / "rollouts", "sample")
@@ -131,11 +132,18 @@ def by_lambda(recipe: Recipe, values: str) -> list[Variant]:
         numbers = [float(text) for text in texts]
     except ValueError:
         raise UserError(f"--values: {values} is not a list of numbers, such as 0,1,2,5") from None
+    if recipe.objective != "surrogate" or recipe.reward not in WITH_LAMBDA:
+        raise UserError(f"study lambda: {recipe.objective} with the reward {recipe.reward} has no lambda; choose another "
+                        "--method")  # fmt: skip
+    if len({f"{value:g}" for value in numbers}) < len(numbers):
+        raise UserError(f"--values: {values} says a value twice")
     return [Variant(f"lambda {value:g}", value, replace(recipe, lam=value)) for value in numbers]
 
 
 def by_percentiles(recipe: Recipe, percentiles: str) -> list[Variant]:
     """A run a part of the problems by reference accuracy; percentiles: "0-40,30-70"."""
+    if recipe.objective == "none":
+        raise UserError("study difficulty: --objective none trains on no problems; choose another --method")
     spans = items("--percentiles", percentiles)
     return [Variant(f"percentiles {span}", span, replace(recipe, percentiles=span)) for span in spans]
 
@@ -198,7 +206,7 @@ def run_variants(
             done: list[Path] = []
             for variant in variants:
                 bar.set_postfix_str(f"seed {seed}, {variant.label}")
-                name = f"seed-{seed}/{variant.label.replace(' ', '-')}"
+                name = f"seed-{seed}/{slug(variant.label)}"
                 run = folder / name
                 job = open_job(replace(variant.recipe, seed=variant.recipe.seed + seed))
                 claim(run, job)
@@ -219,10 +227,15 @@ def claim_study(folder: Path, kind: str) -> None:
     """Make `folder` a study's. Raises UserError where it holds something else."""
     path = folder / "study.json"
     held = read_json(path).get("study") if path.exists() else None
-    if held not in (None, kind) or (held is None and folder.exists() and any(folder.iterdir())):
+    if held not in (None, kind) or (held is None and holds_something(folder)):
         raise UserError(f"{folder}: is not empty and holds no study {kind}; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"study": kind})
+
+
+def slug(label: str) -> str:
+    """A variant's label as the name of its folder."""
+    return label.replace(" ", "-")
 
 
 def as_pruned(summary: dict) -> dict:
@@ -281,17 +294,20 @@ def inference_times(
     All of seed 0, by one engine with the evaluation's sampling: the time differs by the lengths alone.
     """
     path = folder / "inference.json"
-    held = read_json(path) if path.exists() else {}
-    if held.keys() == {"base", *(v.label for v in variants)}:
-        return held
-    times: dict[str, list[float]] = {}
+    labels = ["base", *(v.label for v in variants)]
+    held = read_json(path) if path.exists() else {"times": {}}
+    if list(held["times"]) == labels and held["place"] == str(place):
+        return held["times"]
+    times: dict[str, list[float]] = {label: [] for label in labels}
     for _ in tqdm(range(TURNS), desc="inference time", unit="turn"):
-        for variant in [Variant("base", None, replace(variants[0].recipe, instruction="none")), *variants]:
+        for label, variant in zip(labels, [variants[0], *variants]):
             job = open_job(variant.recipe)
-            summary = folder / "seed-0" / variant.label.replace(" ", "-") / "result.json"
-            checkpoint = job.model if variant.label == "base" else Path(json.loads(summary.read_text())["checkpoint"])
+            test = [p for t in job.tests.values() for p in t[:TIMED_PROMPTS]]
+            checkpoint = job.model
+            if label != "base":
+                test = job.instructed(test, training=False)
+                checkpoint = Path(read_json(folder / "seed-0" / slug(label) / "result.json")["checkpoint"])
             model, tokenizer = load(checkpoint, job.dtype, place.device)
-            test = job.instructed([p for t in job.tests.values() for p in t[:TIMED_PROMPTS]], training=False)
             prompts = [tokenizer.prompt(p.question, p.system) for p in test]
             engine = place.engine(model, tokenizer, job.recipe)
             engine.generate(prompts[:1], replace(eval_params(job.recipe), n=1, max_new_tokens=2))
@@ -299,6 +315,6 @@ def inference_times(
                 torch.cuda.synchronize()
             start = time.perf_counter()
             engine.generate(prompts, eval_params(job.recipe))
-            times.setdefault(variant.label, []).append(time.perf_counter() - start)
-    write_json(path, times)
+            times[label].append(time.perf_counter() - start)
+    write_json(path, {"place": str(place), "times": times})
     return times

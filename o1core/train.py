@@ -112,7 +112,7 @@ def train_round(
             progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
             tokens = sum(e.tokens for e in chosen)
             line = {"step": progress.steps, "round": progress.round, **metrics, "lr": lr}
-            line["reward"] = sum(e.advantage for e in chosen) / len(chosen)
+            line["reward"] = sum(e.reward for e in chosen) / len(chosen)
             line["mean_length"] = sum(len(e.ids) for e in chosen) / len(chosen)
             line["truncated"] = sum(e.truncated for e in chosen) / len(chosen)
             line |= {f"round_{name}": summary[name] for name in ("accuracy", "mean_tokens")}

@@ -93,10 +93,10 @@ def test_dynamic_sampling_leaves_out_problems_whose_samples_earn_the_same():
     recipe = Recipe(samples=2, picked=2, reward="truncation", length_limit=10, advantage="batch", dynamic_sampling=True)
     picked = pick_examples(groups, recipe, 0)
     assert picked.uniform == 2
-    # Rewards 1,1 / 0,0 / 1,0; centred 0,0 / 0,0 / .5,-.5; their spread over all six is sqrt(1/12).
+    # Rewards 1,1 / 0,0 / 1,0; what is left out counts for no spread: .5,-.5 over .5.
     found = dict(by_problem(picked)["p2"])
     assert list(by_problem(picked)) == ["p2"]
-    assert (found[5], found[30]) == (pytest.approx(3**0.5), pytest.approx(-(3**0.5)))
+    assert (found[5], found[30]) == (pytest.approx(1), pytest.approx(-1))
 
 
 def test_the_limit_of_truncation_is_the_mean_length_unless_it_is_given():

@@ -103,19 +103,19 @@ def test_figures_are_the_mean_the_least_and_the_most():
 def test_compare_runs_every_method_on_the_same_rollouts(flags, tmp_path, capsys):
     job, tests = flags
     out = tmp_path / "study"
-    methods = ["o1-pruner", "fast-prompt", "kimi"]
+    methods = ["fast-prompt", "o1-pruner", "kimi"]
     assert main(["study", "compare", *job, *tests, "--methods", ",".join(methods), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert [row["label"] for row in result["rows"]] == ["base", *methods]
     assert result["tests"] == ["easy", "hard"]
     assert (out / "plot.png").stat().st_size > 10_000 and (out / "table.md").read_text() in printed + "\n"
-    base, pruned, fast, _ = result["rows"]
+    base, fast, pruned, _ = result["rows"]
     assert base["average"]["length_cut"]["mean"] == 0 and base["runs"] == [] and base["inference"]["ratio"] == 1
     assert pruned["runs"] == ["seed-0/o1-pruner"] and pruned["inference"]["seconds"] > 0
     shards = {name: sorted((out / "seed-0" / name / "base").glob("*/rollouts/*")) for name in methods}
     assert len(shards["kimi"]) == 4
-    for name in methods[1:]:
+    for name in methods:
         assert [a.stat().st_ino for a in shards[name]] == [b.stat().st_ino for b in shards["o1-pruner"]], "made once"
     rollouts = [out / "seed-0" / name / "round-00/rollouts/shard-00000.jsonl" for name in ("o1-pruner", "kimi")]
     assert rollouts[0].samefile(rollouts[1])
@@ -182,7 +182,12 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("difficulty", ["--percentiles", "0-40,40"], "--percentiles: 40 is not LOW-HIGH"),
         ("difficulty", ["--percentiles", "41-42"], "leaves none"),
         ("compare", ["--methods", "sft,grpo"], "--method: grpo is none of o1-pruner"),
-        ("compare", ["--eval-data", "a/x.json", "b/x.json"], "two files have one name"),
+        ("compare", ["--methods", "dpo", "--eval-data", "a/x.json", "b/x.json"], "two files have one name"),
+        ("compare", [], "--budget-high: 4000 tokens can never be thought within --max-new-tokens 16"),
+        ("lambda", ["--values", "1,1.0"], "says a value twice"),
+        ("lambda", ["--values", "nan"], "--lam: nan is not a finite number"),
+        ("lambda", ["--method", "sft"], "has no lambda"),
+        ("difficulty", ["--method", "fast-prompt"], "trains on no problems"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(flags, tmp_path, capsys, study, change, message):
