@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).with_name("tiny_o1")
 LONG_PROMPT, MOST_SLOTS = 1024, 256  # what a slot is sized for besides the completion; more slots gain little
+RARE = 400  # generated problems among which every level stands: the rarest is every tenth
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 
 
@@ -159,9 +160,10 @@ def test_name(source: str) -> str:
 
 def generated(split: str, count: int | None, recipe: Recipe) -> list[Problem]:
     """`count` (default 1000) generated problems of the recipe's levels."""
-    count = drawn = count or 1000
+    count = count or 1000
+    drawn = max(count, RARE)
     while len(found := selected(arithmetic.problems(split, drawn, recipe.seed), recipe)) < count:
-        drawn *= 2  # the rarest level is every tenth problem; one that does not exist is refused by `selected`
+        drawn *= 2
     return found[:count]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from o1core.cli import main
 from o1core.evaluate import compare
+from o1core.plots import plot_disharmony
 from o1core.problems import Problem
 from o1core.report import disharmony_table, study_table
 from o1core.studies import difficulties, disharmony, figures, items
@@ -59,6 +60,19 @@ def test_disharmony_has_a_row_a_difficulty_and_loses_no_sample():
     total = sum(n * part["accuracy"] for n, part in zip(sizes, rows[1]["intervals"]))
     assert total == pytest.approx(correct[1].sum().item())
     assert "| b | 2 |" in disharmony_table({"intervals": 4, "rows": rows})
+
+
+def test_a_level_from_a_strangers_file_is_text(tmp_path):
+    rows = disharmony(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), ["a|b\x1b[31m", "$\\foo$"], 2)
+    result = {"problems": 2, "samples": 4, "intervals": 2, "rows": rows}
+    text = disharmony_table(result)
+    assert "\x1b" not in text and "a\\|b" in text
+    plot_disharmony(result, tmp_path / "plot.png")
+
+
+def test_more_difficulties_than_there_are_markers_are_drawn(tmp_path):
+    rows = disharmony(torch.ones(20, 4), torch.ones(20, 4, dtype=torch.bool), [str(i) for i in range(20)], 2)
+    plot_disharmony({"problems": 20, "samples": 4, "intervals": 2, "rows": rows}, tmp_path / "plot.png")
 
 
 def test_difficulty_is_the_level_or_the_third_by_accuracy():

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 import o1core
 from o1core.cli import main
 from o1core.examples import between_percentiles
+from o1core.pipeline import open_job
 from o1core.prompts import drawn_budget
+from o1core.recipe import Recipe
 from o1core.state import states
 from o1core.store import read_groups
 
@@ -239,6 +241,45 @@ def test_levels_and_subjects_are_chosen_before_the_problems_are_counted(flags, t
     assert main([*command, str(tmp_path / "c"), "--subjects", "Poetry"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "Poetry" in error and "Sums" in error
+
+
+def test_generated_problems_of_a_level_are_as_many_as_asked_for():
+    job = open_job(None, None, None, "auto", Recipe(problems=40, eval_problems=9, levels="4-5", max_new_tokens=4000))
+    assert [len(problems) for problems in (job.train, job.tests["arithmetic"])] == [40, 9]
+    assert {p.level for p in [*job.train, *job.tests["arithmetic"]]} == {"4", "5"}
+
+
+def test_the_tests_of_a_comparison_are_asked_as_the_training_problems_are():
+    recipe = Recipe(problems=5, eval_problems=7, prompt="boxed", system="Be nice.", max_new_tokens=4000)
+    job = open_job(None, None, None, "auto", recipe, by_level=True)
+    assert {name: {p.level for p in test} for name, test in job.tests.items()} == {
+        "arithmetic-2": {"2"}, "arithmetic-3": {"3"}, "arithmetic-4-5": {"4", "5"}}  # fmt: skip
+    for p in [*job.train, *(p for test in job.tests.values() for p in test)]:
+        assert p.question.endswith("\\boxed{}.") and p.system == "Be nice."
+    assert [len(test) for test in job.tests.values()] == [7, 7, 7]
+
+
+def test_a_folder_whose_first_write_was_killed_can_be_claimed(flags, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".settings.json.partial").write_text("{")
+    assert main(["sample", *flags, "--out", str(run)]) == 0
+
+
+def test_show_tells_the_tests_of_a_run_apart(flags, checkpoint, tmp_path, capsys):
+    files = []
+    for name, number in (("one", 1), ("two", 2)):
+        files.append(tmp_path / f"{name}.json")
+        rows = [{"id": "1", "problem": f"{number} + 50 = ?", "answer": "3"}]
+        files[-1].write_text(json.dumps(rows))
+    run = tmp_path / "run"
+    tests = ["--eval-data", *map(str, files)]
+    assert main(["prune", *flags, *tests, "--method", "fast-prompt", "--out", str(run)]) == 0
+    table = capsys.readouterr().out
+    assert "one base" in table and "two pruned" in table and "average base" in table
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "=== problem one/1" in shown and "=== problem two/1" in shown and "2 + 50 = ?" in shown
 
 
 def test_what_is_evaluated_is_not_trained_on(flags, problems, tmp_path, caplog):
