@@ -123,7 +123,8 @@ def read_test(folder: Path, name: str, label: str, sources: list) -> Test:
     if all(p.level for p in known):
         order, note = sorted(set(kinds), key=natural), "Mean tokens of the problems of each level."
     else:
-        order, note = [t for t in THIRDS if t in kinds], "Thirds by the base's accuracy in this very evaluation: the hardest third can only rise."
+        order = [t for t in THIRDS if t in kinds]
+        note = "Thirds by the base's accuracy in this very evaluation: the hardest third can only rise."
     drawn = [charts.lengths(first, second), charts.accuracy_by_length(first, second),
              charts.by_difficulty(first, second, kinds, order, note)]  # fmt: skip
     return Test(name, pairs, repeated_share(pairs, tokenizer), drawn)
