@@ -98,16 +98,17 @@ def plot_ablation(result: dict, name: str, path: Path) -> None:
 
 
 def plot_comparison(result: dict, path: Path) -> None:
-    """Accuracy against length, a labelled point a method: up and to the left is better."""
-    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    """Accuracy against length, a point a method, named in a legend with its AES: up and to the left is better."""
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for i, row in enumerate(result["rows"]):
-        cell = row["average"]
-        x, y = cell["mean_tokens"], cell["accuracy"]
-        spread = [[[abs(s["mean"] - s["low"])], [abs(s["high"] - s["mean"])]] for s in (x, y)]
+        x, y = row["average"]["mean_tokens"], row["average"]["accuracy"]
+        bars = [[[abs(s["mean"] - s["low"])], [abs(s["high"] - s["mean"])]] for s in (x, y)]
+        score = "" if not row["runs"] or row["average"]["aes"] is None else f", AES {row['average']['aes']['mean']:.2f}"
         axes.errorbar(
-            x["mean"], 100 * y["mean"], xerr=spread[0], yerr=100 * np.array(spread[1]), capsize=2,
-            color=BASE if i == 0 else COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=7,
+            x["mean"], 100 * y["mean"], xerr=bars[0], yerr=100 * np.array(bars[1]), capsize=2, linestyle="none",
+            color=BASE if i == 0 else COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=8,
+            label=row["label"] + score,
         )  # fmt: skip
-        axes.annotate(row["label"], (x["mean"], 100 * y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=9)
     axes.set(xlabel="mean tokens, average over the tests", ylabel="right (%), average over the tests")
+    figure.legend(loc="outside right upper", fontsize="small")
     save(figure, path)
