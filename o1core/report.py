@@ -32,9 +32,9 @@ def table(summary: dict) -> str:
 def study_table(result: dict) -> str:
     """A study of several runs as Markdown: accuracy % / mean tokens / AES of every test and of their average, as in the
     paper's Table 2; over seeds the mean, and of the average's AES the least and the most."""
-    tests = result["tests"] if len(result["tests"]) > 1 else []  # of one test the average says it all
+    *tests, last = [*result["tests"], "average"] if len(result["tests"]) > 1 else result["tests"]
     timed = any(row["inference"] for row in result["rows"])
-    head = ["", *tests, "average", "length cut", "AES, least to most", *(["inference time"] if timed else [])]
+    head = ["", *tests, last, "length cut", "AES, least to most", *(["inference time"] if timed else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in result["rows"]:
         average = row["average"]
