@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from .show import clean
 from .store import read_groups, write_atomic
 from .train import read_log
 
@@ -71,7 +72,7 @@ def plot_disharmony(result: dict, path: Path) -> None:
         y = np.array([100 * part["accuracy"] for part in row["intervals"]])
         low, high = (np.array([100 * part[f"accuracy_{end}"] for part in row["intervals"]]) for end in ("low", "high"))
         axes.errorbar(
-            x, y, np.abs([y - low, high - y]), label=f"{row['label']} ({row['problems']} problems)", capsize=3,
+            x, y, np.abs([y - low, high - y]), label=f"{clean(row['label'])} ({row['problems']} problems)", capsize=3,
             color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], linewidth=1 + (i == 0),
         )  # fmt: skip
     axes.set(xlabel="mean length of the interval (tokens)", ylabel="right (%)")
