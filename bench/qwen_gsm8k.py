@@ -18,7 +18,7 @@ import torch
 
 from o1core.errors import UserError
 from o1core.memory import keep_freed_memory
-from o1core.metrics import Z95
+from o1core.metrics import mean_interval
 from o1core.pipeline import Place, open_job, prune
 from o1core.recipe import Recipe
 from o1core.store import lengths_and_verdicts, read_groups, write_json
@@ -71,8 +71,7 @@ def paired(before: Path, after: Path) -> dict:
     assert sides["base"][0] == sides["pruned"][0]
 
     def interval(values: np.ndarray) -> dict[str, float]:
-        half = Z95 * values.std(ddof=1) / len(values) ** 0.5
-        return {"mean": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+        return dict(zip(("mean", "low", "high"), mean_interval(values)))
 
     result = {"tokens": interval(sides["pruned"][1] - sides["base"][1]),
               "accuracy": interval(sides["pruned"][2] - sides["base"][2])}  # fmt: skip

@@ -37,5 +37,12 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
         # At 0 and 1 the bound is exactly the mean; rounding must not leave it outside.
         return min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean)
-    half = Z95 * float(correct.mean(axis=1).std(ddof=1)) / math.sqrt(problems)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    _, low, high = mean_interval(correct.mean(axis=1))
+    return max(0.0, low), min(1.0, high)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of values [N] and its 95 % interval, by the normal approximation; of one value, all."""
+    mean = float(values.mean())
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return mean, mean - half, mean + half

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure  # not pyplot: it costs every command's start, and keeps figures alive
 
 from .show import clean
 from .store import read_groups, write_atomic
 from .train import read_log
 
-matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # a level or a file's name is text, whatever dollars are in it
-from matplotlib import pyplot as plt  # noqa: E402
 
 BASE, PRUNED = "#777777", "#0b6e99"
 MARKERS, COLOURS = "osD^vPX*<>ph", ("#0b6e99", "#c8553d", "#4a7c3a", "#8a5a9e", "#b8860b", "#333333")
@@ -19,13 +18,13 @@ MARKERS, COLOURS = "osD^vPX*<>ph", ("#0b6e99", "#c8553d", "#4a7c3a", "#8a5a9e", 
 
 def save(figure, path: Path) -> None:
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
-    plt.close(figure)
 
 
 def plot_run(run: Path, summary: dict, path: Path) -> None:
     """Lengths before and after, accuracy by length, and the rounds' course, as one PNG."""
     before, after = (samples(run / part) for part in ("base", "after"))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     edges = np.histogram_bin_edges(np.concatenate((before[0], after[0])), bins=40)
     for (lengths, _), name, colour, hatch in ((before, "base", BASE, None), (after, "pruned", PRUNED, "//")):
         left.hist(lengths, edges, label=f"{name}: mean {lengths.mean():.0f}", color=colour, alpha=0.6, hatch=hatch)
@@ -66,7 +65,8 @@ def samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def plot_disharmony(result: dict, path: Path) -> None:
     """Accuracy by length interval, a line a difficulty, with 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
     for i, row in enumerate(result["rows"]):
         x = [part["mean_tokens"] for part in row["intervals"]]
         y = np.array([100 * part["accuracy"] for part in row["intervals"]])
@@ -85,7 +85,8 @@ def plot_disharmony(result: dict, path: Path) -> None:
 def plot_ablation(result: dict, name: str, path: Path) -> None:
     """Mean length and accuracy of each run of a study, the base as a line; bars from the least to the most seed."""
     base, rows = result["rows"][0], result["rows"][1:]
-    figure, sides = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    sides = figure.subplots(1, 2)
     for axes, key, label, scale in zip(sides, ("mean_tokens", "accuracy"), ("mean tokens", "right (%)"), (1, 100)):
         axes.axhline(scale * base["average"][key]["mean"], color=BASE, linestyle="--", label="base")
         cells = [row["average"][key] for row in rows]
@@ -100,7 +101,8 @@ def plot_ablation(result: dict, name: str, path: Path) -> None:
 
 def plot_comparison(result: dict, path: Path) -> None:
     """Accuracy against length, a point a method, named in a legend with its AES: up and to the left is better."""
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     for i, row in enumerate(result["rows"]):
         x, y = row["average"]["mean_tokens"], row["average"]["accuracy"]
         bars = [[[abs(s["mean"] - s["low"])], [abs(s["high"] - s["mean"])]] for s in (x, y)]

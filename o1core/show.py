@@ -65,8 +65,10 @@ def show_group(group: Group, side: str, tokenizer: Tokenizer, count: int) -> Ite
 
 
 def open_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer of the run's model."""
-    folder = Path(read_json(run / "settings.json")["model"])
+    """The tokenizer of the run's pruned checkpoint, so that a run can be moved to another machine, or else of its model."""
+    folder = run / "pruned"
+    if not (folder / "tokenizer.json").exists():
+        folder = Path(read_json(run / "settings.json")["model"])
     return Tokenizer(folder, read_config(folder).vocab_size)
 
 

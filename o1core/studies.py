@@ -29,7 +29,7 @@ from .config import read_json
 from .errors import UserError
 from .evaluate import compare, write_problems
 from .examples import seed_of
-from .metrics import Z95, accuracy_interval
+from .metrics import accuracy_interval, mean_interval
 from .pipeline import Job, Place, claim, eval_params, holds_something, prune
 from .plots import plot_ablation, plot_comparison, plot_disharmony
 from .recipe import Recipe
@@ -48,6 +48,7 @@ SHARED = {  # a part of a run's folder: the settings that decide it
                           "budget_high", *ASKED),
 }  # fmt: skip
 TIMED_PROMPTS, TURNS = 64, 3
+THIRDS = ("hardest third", "middle third", "easiest third")
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,9 @@ def disharmony(lengths: Tensor, correct: Tensor, difficulty: list[str], interval
             low, high = accuracy_interval(right[chosen])
             figures.append({"interval": i + 1, "accuracy": float(right[chosen].mean()), "accuracy_low": low,
                             "accuracy_high": high, "mean_tokens": float(tokens[chosen].mean())})  # fmt: skip
-        gap = parts[-1][1][chosen].mean(axis=1) - parts[0][1][chosen].mean(axis=1)
-        half = Z95 * float(gap.std(ddof=1)) / len(gap) ** 0.5 if len(gap) > 1 else float("inf")
-        centre = float(gap.mean())
+        gap, low, high = mean_interval(parts[-1][1][chosen].mean(axis=1) - parts[0][1][chosen].mean(axis=1))
         rows.append({"label": label, "problems": int(chosen.sum()), "intervals": figures,
-                     "gap": {"mean": centre, "low": max(-1.0, centre - half), "high": min(1.0, centre + half)}})  # fmt: skip
+                     "gap": {"mean": gap, "low": max(-1.0, low), "high": min(1.0, high)}})  # fmt: skip
     return rows
 
 
@@ -117,9 +116,8 @@ def difficulties(problems: list, correct: Tensor) -> list[str]:
     """"level N" where every problem has one, else the third of the problems by accuracy."""
     if all(p.level for p in problems):
         return [f"level {p.level}" for p in problems]
-    names = ("hardest third", "middle third", "easiest third")
     third = [""] * len(problems)
-    for name, part in zip(names, correct.float().mean(1).argsort(stable=True).tensor_split(3)):
+    for name, part in zip(THIRDS, correct.float().mean(1).argsort(stable=True).tensor_split(3)):
         for i in part.tolist():
             third[i] = name
     return third
@@ -298,15 +296,17 @@ def inference_times(
     held = read_json(path) if path.exists() else {"times": {}}
     if list(held["times"]) == labels and held["place"] == str(place):
         return held["times"]
+    jobs = [open_job(variant.recipe) for variant in variants]
+    timed = []  # label, job, checkpoint, problems
+    for label, job in zip(labels, [jobs[0], *jobs]):
+        test, checkpoint = [p for t in job.tests.values() for p in t[:TIMED_PROMPTS]], job.model
+        if label != "base":
+            test = job.instructed(test, training=False)
+            checkpoint = Path(read_json(folder / "seed-0" / slug(label) / "result.json")["checkpoint"])
+        timed.append((label, job, checkpoint, test))
     times: dict[str, list[float]] = {label: [] for label in labels}
     for _ in tqdm(range(TURNS), desc="inference time", unit="turn"):
-        for label, variant in zip(labels, [variants[0], *variants]):
-            job = open_job(variant.recipe)
-            test = [p for t in job.tests.values() for p in t[:TIMED_PROMPTS]]
-            checkpoint = job.model
-            if label != "base":
-                test = job.instructed(test, training=False)
-                checkpoint = Path(read_json(folder / "seed-0" / slug(label) / "result.json")["checkpoint"])
+        for label, job, checkpoint, test in timed:
             model, tokenizer = load(checkpoint, job.dtype, place.device)
             prompts = [tokenizer.prompt(p.question, p.system) for p in test]
             engine = place.engine(model, tokenizer, job.recipe)

@@ -25,39 +25,23 @@ from o1core.weights import layout, published_tensors
 DATA = Path(__file__).with_name("data")
 BOTH = ("marco-o1", "qwq-32b")
 
-# The paper's table of settings, by hand. Where the page names one value for both, it stands here twice.
-SETTINGS = {
-    "marco-o1": {
-        "train_last_layers": None,  # all weights
-        "problems": 5000, "shuffle_seed": 42,
-        "prompt": "paper",  # of the released scripts, and so is their system turn
-        "samples": 16, "picked": 2,
-        "lam": 2.0,
-        "lr": 2e-7, "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
-        "batch": 32,
-        "cutoff": 3072,
-        "temperature": 0.5, "top_p": 0.8, "max_new_tokens": 8192,
-        "eval_temperature": 0.0, "eval_samples": 1,
-        "reward": "length-harmonizing", "reward_low": None, "reward_high": None, "advantage": "reward",
-        "ratio": "sequence", "rounds": 1,
-        "checkpointing": True,  # ours: it changes the memory, not the result
-    },
-    "qwq-32b": {
-        "train_last_layers": 48,
-        "problems": 5000, "shuffle_seed": 42,
-        "prompt": "paper",
-        "samples": 12, "picked": 2,
-        "lam": 5.0,
-        "lr": 2e-6, "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
-        "batch": 32,
-        "cutoff": 4096,
-        "temperature": 0.5, "top_p": 0.8, "max_new_tokens": 8192,
-        "eval_temperature": 0.0, "eval_samples": 1,
-        "reward": "length-harmonizing", "reward_low": None, "reward_high": None, "advantage": "reward",
-        "ratio": "sequence", "rounds": 1,
-        "checkpointing": True,
-    },
+# The paper's table of settings, by hand: what it names once for both models, and what differs.
+COMMON = {
+    "problems": 5000, "shuffle_seed": 42,
+    "prompt": "paper",  # of the released scripts, and so is their system turn
+    "picked": 2,
+    "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
+    "batch": 32,
+    "temperature": 0.5, "top_p": 0.8, "max_new_tokens": 8192,
+    "eval_temperature": 0.0, "eval_samples": 1,
+    "reward": "length-harmonizing", "reward_low": None, "reward_high": None, "advantage": "reward",
+    "ratio": "sequence", "rounds": 1,
+    "checkpointing": True,  # ours: it changes the memory, not the result
 }  # fmt: skip
+SETTINGS = {
+    "marco-o1": COMMON | {"train_last_layers": None, "samples": 16, "lam": 2.0, "lr": 2e-7, "cutoff": 3072},
+    "qwq-32b": COMMON | {"train_last_layers": 48, "samples": 12, "lam": 5.0, "lr": 2e-6, "cutoff": 4096},
+}
 BASELINES = {  # (learning rate, epochs) of the paper's baselines; it does not state Marco's epochs of DPO
     ("marco-o1", "sft"): (1e-6, 2),
     ("marco-o1", "dpo"): (5e-8, 1),

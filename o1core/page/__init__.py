@@ -18,12 +18,12 @@ import jinja2
 import torch
 from markupsafe import Markup
 
-from ..config import read_config, read_json
+from ..config import read_json
 from ..errors import UserError
 from ..problems import Problem
 from ..show import open_tokenizer
 from ..store import Group, lengths_and_verdicts, read_groups, write_atomic
-from ..studies import difficulties
+from ..studies import THIRDS, difficulties
 from ..tokenizer import Tokenizer, read_object
 from ..train import read_log
 from . import charts
@@ -41,7 +41,6 @@ TRAINING = (  # field of log.jsonl, title, unit, factor, digits
     ("approx_kl", "KL from the reference (estimate)", "nats", 1, 3),
     ("loss", "Loss", "loss", 1, 3),
 )
-THIRDS = ("hardest third", "middle third", "easiest third")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def read_test(folder: Path, name: str, label: str, sources: list) -> Test:
         raise UserError(
             f"{before / 'problems.json'}: names no problem of {before / 'rollouts'}; they are not of one run"
         )
-    tokenizer = tokenizer_of(folder)
+    tokenizer = open_tokenizer(folder)
     sources.append((f"{label}, {name}", pairs, tokenizer))
     first, second = side_of([p.before for p in pairs]), side_of([p.after for p in pairs])
     known = [p.problem for p in pairs]
@@ -138,13 +137,6 @@ def side_of(groups: list[Group]) -> Side:
 def natural(text: str) -> tuple:
     """Sorts "level 10" after "level 9"."""
     return tuple((len(word), word) if word.isdigit() else (99, word) for word in text.split())
-
-
-def tokenizer_of(folder: Path) -> Tokenizer:
-    """Of the run's pruned checkpoint, so that a run can be moved to another machine, or else of its model."""
-    if (folder / "pruned" / "tokenizer.json").exists():
-        return Tokenizer(folder / "pruned", read_config(folder / "pruned").vocab_size)
-    return open_tokenizer(folder)
 
 
 def read_problems(path: Path) -> list[Problem]:
