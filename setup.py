@@ -1,7 +1,7 @@
 """Packaging of o1core. The folder kernels/ is imported as o1core.kernels: a top-level package named kernels would collide
 with the well-known one that transformers imports."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="o1core",
@@ -9,9 +9,9 @@ setup(
     description="O1-Pruner from scratch: make a long-thought model think 40 % shorter and no worse",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["o1core", "o1core.page", "o1core.kernels"],
+    packages=["o1core", *(f"o1core.{name}" for name in find_packages("o1core")), "o1core.kernels"],
     package_dir={"o1core.kernels": "kernels"},
-    package_data={"o1core": ["tiny_o1/*", "recipes/*.json"], "o1core.page": ["page.*"]},
+    package_data={"o1core": ["tiny_o1/*"], "o1core.recipe": ["*.json"], "o1core.report.page": ["page.*"]},
     entry_points={"console_scripts": ["o1core = o1core.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.14",

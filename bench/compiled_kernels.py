@@ -27,6 +27,9 @@ os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be comp
 
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from o1core.kernels import (
     configs,
     triton_advantage,
@@ -35,8 +38,6 @@ from o1core.kernels import (
     triton_linear,
     triton_surrogate,
 )
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 KERNELS = {
     "linear.partial_sums": triton_linear.partial_sums_kernel,

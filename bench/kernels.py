@@ -27,11 +27,11 @@ from pathlib import Path
 from statistics import quantiles
 
 import torch
-from o1core.kernels import fused_surrogate, torch_reference
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from o1core import kernels
+from o1core.kernels import fused_surrogate, torch_reference
 
 SAMPLES = 30
 CLIP = {"eps_low": 0.2, "eps_high": 0.2, "normalizer": 16.0}

@@ -30,16 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import o1core
-from o1core.arithmetic import LAW, ThoughtLaw, examples, problems
-from o1core.config import read_config
-from o1core.engine import Engine
 from o1core.errors import UserError
-from o1core.grading import extract_answer
-from o1core.memory import keep_freed_memory
-from o1core.sampling import SamplingParams
-from o1core.tokenizer import Tokenizer
-from o1core.transformer import Transformer
-from o1core.weights import initialise, save_checkpoint
+from o1core.grading.pool import extract_answer
+from o1core.model.checkpoint import initialise, save_checkpoint
+from o1core.model.config import read_config
+from o1core.model.tokenizer import Tokenizer
+from o1core.model.transformer import Transformer
+from o1core.problems.arithmetic import LAW, ThoughtLaw, examples, problems
+from o1core.rollout.engine import Engine
+from o1core.rollout.memory import keep_freed_memory
+from o1core.rollout.sampling import SamplingParams
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (

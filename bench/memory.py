@@ -1,4 +1,4 @@
-"""What freed memory costs: a training step of the embedded model with and without o1core.memory.keep_freed_memory.
+"""What freed memory costs: a training step of the embedded model with and without o1core.rollout.memory.keep_freed_memory.
 
     python -m bench.memory [--steps 10] [--pairs 5]
 
@@ -14,11 +14,11 @@ from statistics import median
 import torch
 
 import o1core
-from o1core.arithmetic import problems
-from o1core.memory import keep_freed_memory
-from o1core.pipeline import EMBEDDED
-from o1core.recipe import Recipe, read_recipe
-from o1core.update import Example, Updater, reference_logprobs
+from o1core.problems.arithmetic import problems
+from o1core.recipe.recipe import Recipe, read_recipe
+from o1core.rollout.memory import keep_freed_memory
+from o1core.runs.pipeline import EMBEDDED
+from o1core.training.step import Example, Updater, reference_logprobs
 
 
 def one(steps: int) -> float:

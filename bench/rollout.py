@@ -3,11 +3,12 @@
     python -m bench.rollout --model DIR --data FILE [--prompts 16 --samples 4 --new-tokens 128 --runs 3] [--json FILE]
 
 Same checkpoint, dtype (bf16), prompts and sampling law (temperature 1, no filter) for all, in turn, each run in a process
-of its own: o1core as its command runs it, transformers as it comes, and transformers with o1core.memory.keep_freed_memory,
-which spares it most of its page faults. Two cases: "fixed", where every completion has exactly --new-tokens (end-of-text
-is switched off on both sides), and "mixed", where each ends where it ends, at --mixed-tokens at the latest: there
-transformers decodes until the slowest of the batch is done, and only tokens up to the end of a completion are counted.
-The floor is the products' FLOPs over the best rate of a large bf16 product measured between the runs.
+of its own: o1core as its command runs it, transformers as it comes, and transformers with
+o1core.rollout.memory.keep_freed_memory, which spares it most of its page faults. Two cases: "fixed", where every
+completion has exactly --new-tokens (end-of-text is switched off on both sides), and "mixed", where each ends where it
+ends, at --mixed-tokens at the latest: there transformers decodes until the slowest of the batch is done, and only
+tokens up to the end of a completion are counted. The floor is the products' FLOPs over the best rate of a large bf16
+product measured between the runs.
 """
 
 import argparse
@@ -22,9 +23,9 @@ import torch
 
 import o1core
 from bench.peers import import_transformers
-from o1core.memory import keep_freed_memory
-from o1core.problems import load_problems
-from o1core.train import peak_memory
+from o1core.problems.formats import load_problems
+from o1core.rollout.memory import keep_freed_memory
+from o1core.training.loop import peak_memory
 
 ENGINES = ("o1core", "transformers", "transformers, memory kept")
 

@@ -16,13 +16,13 @@ from statistics import mean
 
 import torch
 
-from o1core.config import read_json
 from o1core.errors import UserError
-from o1core.memory import keep_freed_memory
-from o1core.pipeline import Place, open_job
-from o1core.recipe import Recipe, read_recipe
-from o1core.store import write_json
-from o1core.studies import Variant, run_variants
+from o1core.model.config import read_json
+from o1core.recipe.recipe import Recipe, read_recipe
+from o1core.rollout.memory import keep_freed_memory
+from o1core.rollout.store import write_json
+from o1core.runs.pipeline import Place, open_job
+from o1core.studies.studies import Variant, run_variants
 
 SIZED = ("problems", "temperature", "top_p", "max_new_tokens", "cutoff", "samples", "micro_tokens",
          "eval_samples", "eval_problems", "eval_temperature")  # fmt: skip

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from .config import read_config
-from .engine import Completion, Engine
-from .sampling import SamplingParams
-from .tokenizer import Tokenizer
-from .transformer import Transformer
-from .weights import load_weights
+from .model.checkpoint import load_weights
+from .model.config import read_config
+from .model.tokenizer import Tokenizer
+from .model.transformer import Transformer
+from .rollout.engine import Completion, Engine
+from .rollout.sampling import SamplingParams
 
 __all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "Transformer", "load"]
 

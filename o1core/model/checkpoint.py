@@ -1,0 +1,219 @@
+"""Checkpoint folders in and out: safetensors to a Transformer and back, every tensor accounted for.
+
+`layout` is the one table between the published names and ours: q, k, v and gate, up are rows of one fused matrix each.
+Loading copies from the memory-mapped files straight into the final storage and dtype, a tensor at a time: no second
+copy of the weights exists. Saving writes the published names and shapes, which transformers loads. Left out on purpose:
+pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .config import ModelConfig, read_config, read_json
+from .transformer import Transformer
+
+SHARD_BYTES = 4 << 30
+COPIED = (  # what a checkpoint holds besides weights and config.json
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+
+def layout(c: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
+    """(published name, our parameter, first row in it, shape) of every tensor of a checkpoint."""
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    yield "model.embed_tokens.weight", "embed", 0, (c.vocab_size, c.hidden_size)
+    for i in range(c.num_layers):
+        theirs, ours = f"model.layers.{i}.", f"blocks.{i}."
+        yield theirs + "input_layernorm.weight", ours + "attention_norm", 0, (c.hidden_size,)
+        for name, start, rows in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+            yield f"{theirs}self_attn.{name}_proj.weight", ours + "qkv.weight", start, (rows, c.hidden_size)
+            if c.qkv_bias:
+                yield f"{theirs}self_attn.{name}_proj.bias", ours + "qkv.bias", start, (rows,)
+        if c.qk_norm:
+            yield theirs + "self_attn.q_norm.weight", ours + "q_norm", 0, (c.head_dim,)
+            yield theirs + "self_attn.k_norm.weight", ours + "k_norm", 0, (c.head_dim,)
+        yield theirs + "self_attn.o_proj.weight", ours + "o.weight", 0, (c.hidden_size, q)
+        yield theirs + "post_attention_layernorm.weight", ours + "mlp_norm", 0, (c.hidden_size,)
+        yield theirs + "mlp.gate_proj.weight", ours + "gate_up.weight", 0, (c.ffn_size, c.hidden_size)
+        yield theirs + "mlp.up_proj.weight", ours + "gate_up.weight", c.ffn_size, (c.ffn_size, c.hidden_size)
+        yield theirs + "mlp.down_proj.weight", ours + "down.weight", 0, (c.hidden_size, c.ffn_size)
+    yield "model.norm.weight", "norm", 0, (c.hidden_size,)
+    if not c.tied:
+        yield "lm_head.weight", "head", 0, (c.vocab_size, c.hidden_size)
+
+
+def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """Build the Transformer of a Hugging Face folder.
+
+    Every parameter is filled exactly once. Raises UserError that names the tensor which is missing, left over or of
+    another shape, the file that is missing or truncated, or the index entry that leaves the folder.
+    """
+    config = read_config(folder)
+    stored = stored_tensors(folder)
+    check_tensors(folder, config, stored)
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    model.to_empty(device=device)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for theirs, ours, start, shape in layout(config):
+            # Pages of a mapped file count as the process's memory while it is open: so it is opened for each tensor.
+            with safe_open(stored[theirs].path, framework="pt") as file:
+                parameters[ours][start : start + shape[0]].copy_(file.get_tensor(theirs))
+    return model
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies and what its file says of it; dtype in the words of safetensors ("BF16")."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's safetensors files, from their headers."""
+    stored = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+                found = {name: Stored(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+        if twice := stored.keys() & found.keys():
+            raise UserError(
+                f"{path}: tensor {min(twice)} stands in {stored[min(twice)].path.name} too; keep one of them"
+            )
+        stored |= found
+    return stored
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the single one, or else those its index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise UserError(f"{folder}: neither {single.name} nor {index.name} is there; fetch the weights as safetensors")
+    entries = read_json(index)
+    entries = entries.get("weight_map") if isinstance(entries, dict) else None
+    if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
+        raise UserError(f"{index}: weight_map must map tensor names to file names")
+    paths = []
+    for name in sorted(set(entries.values())):
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"{index}: weight_map names {name!r}, which is outside the checkpoint's folder")
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name}: named by the index but missing; fetch it again")
+        paths.append(folder / name)
+    return paths
+
+
+def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) -> None:
+    """Hold the tensors that are there against the table, before anything is allocated."""
+    spare = dict(stored)
+    for name, _, _, shape in layout(config):
+        if name not in stored:
+            raise UserError(f"{folder}: tensor {name} is missing; the model in config.json needs it")
+        path, found, dtype = spare.pop(name)
+        if found != shape:
+            raise UserError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
+        if dtype not in ("F32", "BF16", "F16"):
+            raise UserError(f"{path}: tensor {name} is stored as {dtype}; only F32, BF16 and F16 are supported")
+    if config.tied and "lm_head.weight" in spare:
+        path = spare.pop("lm_head.weight").path
+        with safe_open(path, framework="pt") as one:
+            head = one.get_tensor("lm_head.weight")
+        with safe_open(stored["model.embed_tokens.weight"].path, framework="pt") as other:
+            same = torch.equal(head, other.get_tensor("model.embed_tokens.weight"))
+        if not same:
+            raise UserError(f"{path}: lm_head.weight differs from the embedding; set tie_word_embeddings to false")
+    for name, tensor in spare.items():
+        if not name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
+            raise UserError(f"{tensor.path}: tensor {name} is left over; config.json describes no such tensor")
+
+
+def published_tensors(model: Transformer) -> dict[str, Tensor]:
+    """The weights under their published names, as views of the fused storage."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    return {theirs: parameters[ours][start : start + shape[0]] for theirs, ours, start, shape in layout(model.config)}
+
+
+def save_checkpoint(model: Transformer, source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write `folder` as a Hugging Face checkpoint: weights in `dtype` (default: as they are), the rest from `source`.
+
+    The folder appears whole or not at all. Raises UserError where it exists already or cannot be written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; choose another place for the checkpoint")
+    config = read_json(source / "config.json")
+    dtype = dtype or model.embed.dtype
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write_shards(partial, published_tensors(model), dtype)
+        write_json(partial / "config.json", config)
+        for name in COPIED:
+            if (source / name).exists():
+                shutil.copyfile(source / name, partial / name)
+        os.replace(partial, folder)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: cannot be written: {error}; make room or choose another place") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write one safetensors file, or several of at most SHARD_BYTES each with an index. Holds one of them at a time."""
+    shards, room = [], 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if not shards or size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file({n: tensors[n].to("cpu", dtype) for n in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(t.numel() for t in tensors.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
+    """Fill a new model for training from scratch: norms with one, biases with zero, the rest from a normal of `std`."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+            else:
+                nn.init.normal_(p, std=std, generator=generator)

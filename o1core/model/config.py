@@ -1,0 +1,139 @@
+"""What a checkpoint's config.json says, read strictly: nothing is defaulted that a family could differ in.
+
+Families: Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSNorm on the heads of q and k) and Llama (neither). Left out on
+purpose, each refused by name: sliding windows, scaled or partial rotary embeddings, biases elsewhere, mixtures of
+experts, quantised weights.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+
+FAMILIES = {  # architecture: (bias on q, k, v; RMSNorm on the heads of q and k)
+    "Qwen2ForCausalLM": (True, False),
+    "Qwen3ForCausalLM": (False, True),
+    "LlamaForCausalLM": (False, False),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder. Sizes are counts; rope_theta and norm_eps are the published floats."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    ffn_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    max_positions: int
+    tied: bool
+    dtype: torch.dtype
+
+    @property
+    def qkv_bias(self) -> bool:
+        return FAMILIES[self.architecture][0]
+
+    @property
+    def qk_norm(self) -> bool:
+        return FAMILIES[self.architecture][1]
+
+
+def read_json(path: Path):
+    """The JSON in a file. Raises UserError naming the file where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read and check `folder`/config.json. Raises UserError that names the field and what is supported."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(raw).__name__}")
+    architecture = raw.get("architectures")
+    architecture = architecture[0] if isinstance(architecture, list) and len(architecture) == 1 else architecture
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise UserError(f"{path}: architectures: {architecture} is not supported; these are: {', '.join(FAMILIES)}")
+
+    # transformers 5 moved rope_theta into rope_parameters; older files have rope_theta and rope_scaling.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters or rope_scaling: expected an object, found {rope!r}")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise UserError(f"{path}: rope type {rope_type!r} is not supported, only the unscaled one ('default')")
+    raw |= {field: rope[field] for field in ("rope_theta", "partial_rotary_factor") if field in rope}
+
+    supported = {
+        "use_sliding_window": (None, False),
+        "attention_bias": (None, False),
+        "mlp_bias": (None, False),
+        "partial_rotary_factor": (None, 1.0),
+        "quantization_config": (None,),
+        "hidden_act": (None, "silu"),
+    }
+    for field, values in supported.items():
+        if raw.get(field) not in values:
+            raise UserError(f"{path}: {field} = {raw[field]!r} is not supported, only {values[-1]!r}")
+    layer_types = raw.get("layer_types") or ["full_attention"]
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise UserError(f"{path}: layer_types: only 'full_attention' is supported, found {layer_types!r}")
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UserError(f"{path}: dtype or torch_dtype = {dtype!r} is not supported, only {', '.join(DTYPES)}")
+
+    def need(field: str, kind: type, default=None):
+        value = raw.get(field, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"{path}: {field}: expected {kind.__name__}, found {value!r}")
+        if kind is not bool and value <= 0:
+            raise UserError(f"{path}: {field}: must be above 0, found {value}")
+        return value
+
+    heads, hidden = need("num_attention_heads", int), need("hidden_size", int)
+    # Qwen3 does not derive its head size from the others, so there it has to be told.
+    derived = raw.get("head_dim") is None and not FAMILIES[architecture][1]
+    config = ModelConfig(
+        architecture=architecture,
+        vocab_size=need("vocab_size", int),
+        hidden_size=hidden,
+        ffn_size=need("intermediate_size", int),
+        num_layers=need("num_hidden_layers", int),
+        num_heads=heads,
+        num_kv_heads=need("num_key_value_heads", int),
+        head_dim=hidden // heads if derived else need("head_dim", int),
+        norm_eps=need("rms_norm_eps", float),
+        rope_theta=need("rope_theta", float),
+        max_positions=need("max_position_embeddings", int),
+        tied=need("tie_word_embeddings", bool, default=False),  # absent means untied in every family here
+        dtype=DTYPES[dtype],
+    )
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(
+            f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.num_kv_heads}"
+        )
+    if derived and hidden % heads:
+        raise UserError(
+            f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; state head_dim"
+        )
+    if config.head_dim % 2:
+        raise UserError(f"{path}: head_dim {config.head_dim} is odd; the rotary embedding turns pairs")
+    return config

@@ -1,0 +1,40 @@
+"""How a question is put: the form of the user turn, and what a method asks of the model besides.
+
+One place decides it, for sampling, training and evaluation alike: problems are turned into asked problems once, when a
+run opens them. Sources: the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are
+L1's (arXiv 2503.04697, section 3).
+"""
+
+import hashlib
+from dataclasses import replace
+
+from .formats import Problem
+
+FORMS = {
+    "plain": "{}",
+    "boxed": "{}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "paper": "Solve the problem: {}",
+}
+INSTRUCTIONS = {
+    "none": "",
+    "fast": "\nBe confident. Solving this problem quickly with less pause, stop or reflection.",
+    "exact": "\nThink for {} tokens.",
+    "max": "\nThink for maximum {} tokens.",
+}
+
+
+def put(problem: Problem, form: str, system: str | None) -> Problem:
+    """The problem in one of the FORMS, with `system` as its system turn if it has none of its own."""
+    before, after = FORMS[form].split("{}", 1)
+    return replace(problem, question=before + problem.question + after, system=problem.system or system)
+
+
+def instruct(problem: Problem, instruction: str, budget: int) -> Problem:
+    """The problem with one of the INSTRUCTIONS at the end of its question. budget: tokens, for "exact" and "max"."""
+    return replace(problem, question=problem.question + INSTRUCTIONS[instruction].replace("{}", str(budget)))
+
+
+def drawn_budget(problem: str, low: int, high: int, seed: int) -> int:
+    """The budget of a problem (its id) in training: even over low..high, and the same whenever it is asked for."""
+    digest = hashlib.blake2b(f"{seed}/{problem}".encode(), digest_size=8).digest()
+    return low + int.from_bytes(digest, "little") % (high - low + 1)

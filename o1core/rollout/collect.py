@@ -1,0 +1,71 @@
+"""Sampling as a job: problems in, graded rollouts on disk out, and on again where a kill left it."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..grading.pool import Grader
+from ..model.tokenizer import Tokenizer
+from ..problems.formats import Problem
+from .engine import Completion, Engine
+from .sampling import SamplingParams
+from .store import Group, Sample, read_groups, write_shard
+
+log = logging.getLogger(__name__)
+
+# A shard is written after so many completions or seconds, whichever comes first: that is what a kill can lose.
+SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
+
+
+def sample_problems(
+    engine: Engine, tokenizer: Tokenizer, problems: list[Problem], params: SamplingParams, folder: Path, label: str
+) -> list[Group]:
+    """Sample params.n completions of each problem into `folder` and return them in the order of `problems`.
+
+    Problems that the folder holds already are not sampled again. Completions are graded a shard at a time; answers that
+    hung or killed their grader count as wrong and are logged. Raises UserError where a prompt does not fit the context.
+    """
+    done = {group.problem: group for group in read_groups(folder)}
+    todo = [p for p in problems if p.id not in done]
+    prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
+    pending: list[tuple[Problem, list[int], list[Completion]]] = []
+    total = len(problems) * params.n
+    written = time.monotonic()
+    with Grader() as grader, tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample") as bar:
+
+        def flush():
+            for group in grade_groups(grader, tokenizer, pending):
+                done[group.problem] = group
+            write_shard(folder, (done[problem.id] for problem, _, _ in pending))
+            pending.clear()
+
+        for i, completions in engine.stream(prompts, params):
+            pending.append((todo[i], prompts[i], completions))
+            bar.update(params.n)
+            if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
+                flush()
+                written = time.monotonic()
+        if pending:
+            flush()
+        faults = {name: n for name, n in grader.counts.items() if name in ("timeout", "memory", "death", "too long")}
+    if faults:
+        log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
+    return [done[p.id] for p in problems]
+
+
+def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list) -> list[Group]:
+    """Groups of (problem, prompt ids, completions), each completion with its verdict."""
+    texts = [(tokenizer.decode(c.ids), p.answer, p.task) for p, _, completions in finished for c in completions]
+    verdicts = iter(grader.grade_many(texts))
+    groups = []
+    for problem, prompt, completions in finished:
+        samples = []
+        for c in completions:
+            verdict = next(verdicts)
+            ids, logprobs = torch.tensor(c.ids, dtype=torch.int32), torch.tensor(c.logprobs, dtype=torch.float32)
+            samples.append(Sample(ids, logprobs, c.finish_reason, verdict.answer, verdict.correct))
+        groups.append(Group(problem.id, torch.tensor(prompt, dtype=torch.int32), tuple(samples)))
+    return groups

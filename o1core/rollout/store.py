@@ -1,0 +1,115 @@
+"""Rollouts on disk, exactly as they were sampled: safetensors for the tokens, JSON lines for what a person would grep.
+
+A folder holds shards. Shard i is shard-00000.safetensors (prompt ids, completion ids, log-probs) and shard-00000.jsonl
+(a line a completion). Each file is written under a temporary name and renamed, the lines last: a shard is there when its
+lines are. A kill at any moment loses at most the shard in flight. Left out on purpose: the text, which the ids give back.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion: ids int32 [L] with the end-of-text token, the sampler's logprobs float32 [L], and its verdict."""
+
+    ids: Tensor
+    logprobs: Tensor
+    finish_reason: str
+    answer: str | None
+    correct: bool
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The K samples of one problem, and the prompt ids int32 [T] that they continue."""
+
+    problem: str
+    prompt: Tensor
+    samples: tuple[Sample, ...]
+
+
+def lengths_and_verdicts(groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """lengths int64 [P, K] in tokens and correct bool [P, K] of P groups with K samples each."""
+    lengths = torch.tensor([[s.length for s in g.samples] for g in groups])
+    return lengths, torch.tensor([[s.correct for s in g.samples] for g in groups])
+
+
+def write_atomic(path: Path, write) -> None:
+    """Let write(temporary path) make a file, flush it to the disk and give it its name."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def write_shard(folder: Path, groups: Iterable[Group]) -> None:
+    """Append a shard to the folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = list(groups)
+    samples = [s for g in groups for s in g.samples]
+    tensors = {
+        "prompt_ids": torch.cat([g.prompt for g in groups]),
+        "ids": torch.cat([s.ids for s in samples]),
+        "logprobs": torch.cat([s.logprobs for s in samples]),
+    }
+    lines = "".join(
+        json.dumps(
+            {"problem": g.problem, "sample": k, "prompt_tokens": len(g.prompt), "length": s.length,
+             "finish_reason": s.finish_reason, "answer": s.answer, "correct": s.correct}
+        ) + "\n"
+        for g in groups
+        for k, s in enumerate(g.samples)
+    )  # fmt: skip
+    stem = f"shard-{len(list(folder.glob('shard-*.jsonl'))):05d}"
+    write_atomic(folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
+    write_atomic(folder / f"{stem}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """Every group of a folder, in the order of writing; none where the folder is missing.
+
+    Raises UserError naming the shard that is broken.
+    """
+    return [group for lines in sorted(folder.glob("shard-*.jsonl")) for group in read_shard(lines)]
+
+
+def read_shard(path: Path) -> list[Group]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        tensors = load_file(path.with_suffix(".safetensors"))
+        ids = tensors["ids"].split([line["length"] for line in lines])
+        logprobs = tensors["logprobs"].split([line["length"] for line in lines])
+        first = [line for line in lines if line["sample"] == 0]
+        prompts = tensors["prompt_ids"].split([line["prompt_tokens"] for line in first])
+        groups = {line["problem"]: (prompt, []) for line, prompt in zip(first, prompts)}
+        for line, i, lp in zip(lines, ids, logprobs):
+            sample = Sample(i, lp, line["finish_reason"], line["answer"], line["correct"])
+            groups[line["problem"]][1].append(sample)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: a broken shard ({error}); delete its two files and sample again") from None
+    return [Group(problem, prompt, tuple(samples)) for problem, (prompt, samples) in groups.items()]

@@ -1,0 +1,176 @@
+"""One update: picked completions become a gradient (objectives.py), and a gradient becomes new weights.
+
+Every micro-batch is divided by the unit count of the whole batch, so how a batch is cut cannot change the gradient.
+Positions, never token values, say what belongs to a completion, so its end-of-text token is trained. Left out on purpose:
+value net, KL term, entropy bonus; the method has none.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..kernels import linear_logprob
+from ..model.transformer import Transformer
+from ..recipe.recipe import Recipe
+from .objectives import objective, units_of
+from .picking import Example
+
+
+def micro_batches(examples: list[Example], budget: int, together: int = 1) -> Iterator[list[int]]:
+    """Cut a batch into index lists of at most `budget` tokens, padding included; alike lengths together.
+
+    together: so many examples in a row (a pair of DPO: 2) are never parted.
+    """
+    units = [range(i, i + together) for i in range(0, len(examples), together)]
+    longest = [max(examples[i].tokens for i in unit) for unit in units]
+    order = sorted(range(len(units)), key=lambda u: -longest[u])
+    while order:
+        count = max(1, budget // (together * longest[order[0]]))
+        yield [i for u in order[:count] for i in units[u]]
+        order = order[count:]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences padded on the right, and where their completions are predicted.
+
+    ids int64 [B, T]; places int64 [N]: rows of the flattened hidden states that predict a completion token; targets
+    int64 [N]: those tokens; cu_seqlens int64 [B + 1]: where each completion starts among the N.
+    """
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+    cu_seqlens: Tensor
+
+
+def collate(examples: list[Example], device: torch.device) -> MicroBatch:
+    """Pad on the right. The last token of a completion is predicted but never fed."""
+    width = max(e.tokens for e in examples) - 1
+    ids = torch.zeros(len(examples), width, dtype=torch.int64)
+    places = []
+    for b, e in enumerate(examples):
+        ids[b, : e.tokens - 1] = torch.cat((e.prompt, e.ids[:-1]))
+        places.append(torch.arange(len(e.ids)) + (b * width + len(e.prompt) - 1))
+    ends = torch.tensor([len(e.ids) for e in examples]).cumsum(0)
+    return MicroBatch(
+        ids.to(device),
+        torch.cat(places).to(device),
+        torch.cat([e.ids for e in examples]).to(device, torch.int64),
+        torch.cat((torch.zeros(1, dtype=torch.int64), ends)).to(device),
+    )
+
+
+@torch.no_grad()
+def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], recipe: Recipe) -> list[Tensor]:
+    """float32 log-probs [L] of each example under the model as it is now, by the trainer's own forward.
+
+    vocab: ids at or above it have probability 0, as in the sampler.
+    """
+    result = [None] * len(examples)
+    batches = list(micro_batches(examples, recipe.micro_tokens))
+    for chosen in tqdm(batches, desc="reference log-probs", unit="batch"):
+        batch = collate([examples[i] for i in chosen], model.embed.device)
+        hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
+        logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
+        for i, part in zip(chosen, logp.split(batch.cu_seqlens.diff().tolist())):
+            result[i] = part.clone()
+    return result
+
+
+class Updater:
+    """The trained weights, their AdamW state and the one step that changes them.
+
+    Weights that compute in bf16 have fp32 masters here: at |w| = 0.02, bf16 numbers are 1.2e-4 apart and an Adam step of
+    2e-7 would round away to nothing. Their gradients are added up in fp32 over micro-batches.
+    """
+
+    def __init__(self, model: Transformer, vocab: int, recipe: Recipe):
+        self.model, self.vocab, self.recipe = model, vocab, recipe
+        select_trained(model, recipe.train_last_layers)
+        self.pairs = {}  # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
+        for name, p in model.named_parameters():
+            if p.requires_grad and p.dtype == torch.float32:
+                self.pairs[name] = (p, p)
+            elif p.requires_grad:
+                master = p.detach().float()
+                master.grad = torch.zeros_like(master)
+                p.register_post_accumulate_grad_hook(lambda p, master=master: move_gradient(p, master))
+                self.pairs[name] = (p, master)
+        self.masters = [master for _, master in self.pairs.values()]
+        self.optimiser = torch.optim.AdamW(
+            self.masters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
+        """One optimiser step on a batch. Returns the objective's metrics before the step.
+
+        Raises UserError, with the weights as they were, where the loss or the gradient is not finite.
+        """
+        recipe, device = self.recipe, self.model.embed.device
+        units = units_of(examples, recipe)
+        total = None
+        for master in self.masters:
+            if master.grad is not None:
+                master.grad.zero_()
+        for chosen in micro_batches(examples, recipe.micro_tokens, recipe.together):
+            batch = collate([examples[i] for i in chosen], device)
+            hidden = self.model.hidden(batch.ids, recompute=recipe.checkpointing).flatten(0, 1)[batch.places]
+            loss, metrics = objective(
+                hidden,
+                self.model.lm_head,
+                batch.targets,
+                torch.cat([reference[i] for i in chosen]).to(device),
+                torch.tensor([examples[i].advantage for i in chosen], device=device),
+                batch.cu_seqlens,
+                recipe,
+                units,
+                self.vocab,
+            )
+            loss.backward()
+            total = metrics if total is None else total.merge(metrics)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, recipe.grad_clip).item()
+        result = total.finalize() | {"grad_norm": norm}
+        if not (math.isfinite(result["loss"]) and math.isfinite(norm)):
+            problems = ", ".join(sorted({e.problem for e in examples})[:8])
+            raise UserError(
+                f"loss {result['loss']}, gradient norm {norm}: not finite, in the batch of problems {problems}"
+            )
+        self.optimiser.param_groups[0]["lr"] = lr
+        self.optimiser.step()
+        with torch.no_grad():
+            for weight, master in self.pairs.values():
+                if weight is not master:
+                    weight.copy_(master)
+        return result
+
+
+def move_gradient(weight: Tensor, master: Tensor) -> None:
+    """Add a finished bf16 gradient to the fp32 one and free it, so that only one weight's bf16 gradient is alive."""
+    master.grad.add_(weight.grad)
+    weight.grad = None
+
+
+def select_trained(model: Transformer, last_layers: int | None) -> None:
+    """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen)."""
+    layers = model.config.num_layers
+    if last_layers is not None and last_layers > layers:
+        raise UserError(f"--train-last-layers: {last_layers} of the model's {layers} layers")
+    model.requires_grad_(last_layers is None)
+    if last_layers is not None:
+        for block in model.blocks[layers - last_layers :]:
+            block.requires_grad_(True)
+
+
+def learning_rate(progress: float, recipe: Recipe) -> float:
+    """The rate at `progress`, the fraction of all steps done: linear warm-up, then cosine to 0 or constant."""
+    if progress < recipe.warmup:
+        return recipe.lr * progress / recipe.warmup
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / max(1e-12, 1 - recipe.warmup)))

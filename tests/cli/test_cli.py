@@ -1,0 +1,108 @@
+"""The command line: help, evaluation alone, samples in a terminal, and one-line errors."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from o1core.cli.commands import main, parser
+from o1core.report.show import clean
+from o1core.rollout.store import Group, Sample, write_shard
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+@pytest.mark.parametrize("name", ["prune", "sample", "train", "eval", "show"])
+def test_every_flag_has_help(name):
+    flags = [a for a in subcommands()[name]._actions if a.option_strings and a.dest != "help"]
+    assert flags
+    assert [a.option_strings for a in flags if not a.help or len(a.help) < 15] == []
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "o1core", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in subcommands())
+
+
+@pytest.fixture
+def evaluated(checkpoint, tmp_path, capsys):
+    data = tmp_path / "two.json"
+    data.write_text(json.dumps([{"problem": "1 + 1 = ?", "answer": "2"}, {"problem": "2 + 2 = ?", "answer": "4"}]))
+    out = tmp_path / "eval"
+    flags = ["--model", str(checkpoint), "--data", str(data), "--device", "cpu", "--max-new-tokens", "12"]
+    assert main(["eval", *flags, "--eval-temperature", "1", "--eval-samples", "3", "--out", str(out)]) == 0
+    return out, json.loads(capsys.readouterr().out)
+
+
+def test_an_evaluation_alone_says_what_was_measured(evaluated):
+    out, printed = evaluated
+    assert printed == json.loads((out / "result.json").read_text())
+    assert (printed["problems"], printed["samples"]) == (2, 3)
+    assert 0 < printed["mean_tokens"] <= 12 and printed["accuracy_low"] <= printed["accuracy"] <= printed["accuracy_high"]
+
+
+def test_show_an_evaluation(evaluated, capsys):
+    assert main(["show", str(evaluated[0]), "--samples", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("=== problem") == 2
+    assert "1 + 1 = ?" in out
+    lengths = [int(line.split(", ")[1].split()[0]) for line in out.splitlines() if line.startswith(("[RIGHT", "[WRONG"))]
+    assert len(lengths) == 4
+    assert lengths[0] <= lengths[1] and lengths[2] <= lengths[3]
+
+
+def test_greedy_by_default(checkpoint, tmp_path, capsys):
+    data = tmp_path / "one.json"
+    data.write_text('[{"problem": "1 + 1 = ?", "answer": "2"}]')
+    flags = ["--model", str(checkpoint), "--data", str(data), "--device", "cpu", "--max-new-tokens", "5"]
+    results = []
+    for seed in ("0", "1"):
+        assert main(["eval", *flags, "--seed", seed, "--out", str(tmp_path / seed)]) == 0
+        (shard,) = (tmp_path / seed / "rollouts").glob("*.jsonl")
+        results.append(shard.read_text())
+    assert results[0] == results[1]
+
+
+def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
+    """Shown text keeps no escape sequence; the tokenizer of the fixture has a token for every byte."""
+    out, _ = evaluated
+    escape = torch.tensor([27, 7], dtype=torch.int32)
+    shard = Group("evil", escape, (Sample(escape, torch.zeros(2), "stop", "\x1b[2J", False),))
+    write_shard(out / "rollouts", [shard])
+    assert main(["show", str(out), "--problem", "evil"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert clean("a\x1b[31mb\r\n\u202ec") == "a\ufffd[31mb\ufffd\n\ufffdc"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["show", "nowhere"], "nowhere: holds no rollouts"),
+        (["prune", "--device", "cuda"], "--device cuda"),
+        (["prune", "--model", "somewhere"], "--data"),
+        (["sample", "--picked", "99"], "--picked: 99 of 16"),
+        (["eval", "--data", "missing.json"], "missing.json"),
+        (["prune", "--slots", "0", "--problems", "2", "--eval-problems", "2"], "slots: 0"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("o1core: error: ") and error.count("\n") == 1
+
+
+def test_an_unknown_flag_is_status_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["prune", "--fast"])
+    assert stop.value.code == 2

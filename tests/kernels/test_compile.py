@@ -1,0 +1,82 @@
+"""Every Triton kernel in every shipped configuration, compiled for its chips and read as machine code. No GPU is needed.
+
+The compiling is one run of bench/compiled_kernels.py in a process of its own: this one may be in Triton's interpreter.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PRODUCTS = ("linear.partial_sums", "linear.logit_gradient", "kept.keep")
+MATRIX_READERS = ("kept.gradient", "gather.forward", "gather.backward")
+MATRIX_WRITERS = ("linear.logit_gradient", "kept.keep", "kept.gradient", "gather.backward")
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the compiler
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline", "--json", "records.json"]
+    command[-1] = str(folder / command[-1])
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((folder / "records.json").read_text())
+
+
+def names(records: list[dict]) -> list[str]:
+    return [f"{r['target']} {r['name']}" for r in records]
+
+
+def test_every_kernel_is_compiled_for_both_chips(compiled):
+    for target in ("sm_80", "sm_90"):
+        for dtype in ("bf16", "fp16", "fp32", "fp64"):
+            kernels = {r["kernel"] for r in compiled if (r["target"], r["dtype"]) == (target, dtype)}
+            assert set(PRODUCTS) <= kernels
+        assert {"linear.merge", "surrogate", "advantage", *MATRIX_READERS} <= {
+            r["kernel"] for r in compiled if r["target"] == target
+        }
+
+
+def test_every_kernel_compiles_for_sizes_of_one(compiled):
+    """Triton makes a compile-time constant of an integer argument that is 1: one token, one word, one sequence."""
+    assert {r["kernel"] for r in compiled if r["ones"]} == {r["kernel"] for r in compiled}
+
+
+def test_no_register_is_spilled(compiled):
+    assert names([r for r in compiled if r["spill_bytes"] or r["spill_instructions"]]) == []
+
+
+def test_shared_memory_fits_the_chip(compiled):
+    limit = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "other": 99 * 1024}
+    assert names([r for r in compiled if r["shared_bytes"] > limit[r["target"]]]) == []
+
+
+def test_products_run_on_tensor_cores(compiled):
+    """Chips between the server ones have no tensor cores for float64."""
+    products = [r for r in compiled if r["kernel"] in PRODUCTS and (r["target"], r["dtype"]) != ("other", "fp64")]
+    assert products and names([r for r in products if not r["tensor_core"]]) == []
+
+
+def test_products_load_asynchronously_and_the_rest_16_bytes_at_a_time(compiled):
+    compiled = [r for r in compiled if not r["ones"]]
+    assert names([r for r in compiled if r["kernel"] in PRODUCTS and not r["async_copies"]]) == []
+    readers = [r for r in compiled if r["kernel"] in MATRIX_READERS]
+    assert readers and names([r for r in readers if not r["loads"]["16"]]) == []
+
+
+def test_matrices_are_stored_16_bytes_at_a_time(compiled):
+    writers = [r for r in compiled if r["kernel"] in MATRIX_WRITERS and not r["ones"]]
+    assert writers and names([r for r in writers if not r["stores"]["16"]]) == []
+
+
+def test_nothing_is_atomic(compiled):
+    """Sums in the order of arrival would differ from run to run."""
+    assert names([r for r in compiled if r["atomics"]]) == []

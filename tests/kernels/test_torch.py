@@ -1,0 +1,353 @@
+"""The ops of o1core.kernels on their torch path, held to float64, to torch's own error and to gradcheck.
+
+Small blocks are set so that a few rows and columns cross every block edge that 150,000 columns would.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from o1core import kernels
+from o1core.kernels import chunked, dispatch, fused_surrogate, torch_reference
+from tests.kernels.kernel_cases import (
+    CLIP,
+    RATIOS,
+    TEMPERATURES,
+    assert_as_near_as_torch,
+    assert_same_metrics,
+    gradients,
+    head_case,
+    in_float64,
+    surrogate_case,
+    upstream,
+)
+
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["chunked", "reference"])
+
+
+@pytest.fixture(autouse=True)
+def torch_backend(monkeypatch):
+    monkeypatch.setenv("O1CORE_KERNELS", "torch")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 5 columns and at most 4 rows, 2 of float64."""
+    for name, value in {"FORWARD_BLOCK": 80, "FORWARD_COLUMNS": 5, "BACKWARD_BLOCK": 80, "BACKWARD_COLUMNS": 5}.items():
+        monkeypatch.setattr(chunked, name, value)
+
+
+@pytest.fixture(params=["waves", "one_wave", "two_passes"])
+def passes(request, monkeypatch):
+    """Every way to the gradients of linear_surrogate; waves of 3 rows are for ratio "token" alone."""
+
+    def rows_a_wave(tokens, weight, ratio):
+        if request.param == "two_passes" or tokens == 0:
+            return 0
+        return 3 if request.param == "waves" and ratio == "token" else tokens
+
+    monkeypatch.setattr(fused_surrogate, "rows_a_wave", rows_a_wave)
+
+
+# gradcheck, float64
+
+
+@both
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(5, 13, None), (4, 10, 8), (1, 11, 6), (2, 5, None), (3, 1, None)])
+def test_linear_logprob_gradcheck(ops, tokens, vocab, known, temperature, small_blocks):
+    hidden, weight, targets = head_case(tokens, vocab, size=3, known=known)
+    for entropy in (False, True):
+        assert gradcheck(
+            lambda h, w, entropy=entropy: ops.linear_logprob(
+                h, w, targets, temperature=temperature, vocab_size=known, entropy=entropy
+            ),
+            (hidden, weight),
+        )
+
+
+@both
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(7, 13, None), (5, 10, 8), (1, 6, 6), (3, 1, None)])
+def test_gather_logprob_gradcheck(ops, tokens, vocab, known, temperature, small_blocks):
+    _, logits, targets = head_case(1, tokens, size=vocab, known=1)
+    targets = torch.randint(0, known or vocab, (tokens,), generator=torch.Generator().manual_seed(5))
+    for entropy in (False, True):
+        assert gradcheck(
+            lambda z, entropy=entropy: ops.gather_logprob(
+                z, targets, temperature=temperature, vocab_size=known, entropy=entropy
+            ),
+            logits,
+        )
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
+    lengths = (3, 4, 2)
+    hidden, weight, targets = head_case(sum(lengths), 11, size=3, known=9)
+    logp = torch_reference.linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=9)
+    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
+    assert gradcheck(
+        lambda h, w: kernels.linear_surrogate(
+            h, w, targets, ref_logp, advantage, cu_seqlens, mask,
+            ratio=ratio, **CLIP, normalizer=2.5, temperature=temperature, vocab_size=9,
+        )[0],
+        (hidden, weight),
+    )  # fmt: skip
+
+
+# The error against float64
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("tokens, vocab, known", [(37, 301, 290), (1, 300, None), (64, 257, None)])
+def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, tokens, vocab, known, monkeypatch):
+    monkeypatch.setattr(chunked, "FORWARD_COLUMNS", 64)
+    monkeypatch.setattr(chunked, "BACKWARD_COLUMNS", 64)
+    monkeypatch.setattr(chunked, "FORWARD_BLOCK", 8192)
+    monkeypatch.setattr(chunked, "BACKWARD_BLOCK", 4096)
+    hidden, weight, targets = head_case(tokens, vocab, size=48, dtype=dtype, logit_scale=3.0, known=known)
+    above = upstream((tokens,), 1), upstream((tokens,), 2)
+    results = []
+    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
+                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+        out = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known, entropy=True)
+        alone = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known)
+        results.append((*out, *gradients(out, leaves, above), *gradients(alone, leaves, above[:1])))
+    names = ("logp", "entropy", "d_hidden with entropy", "d_weight with entropy", "d_hidden", "d_weight")
+    for name, *values in zip(names, *results):
+        assert_as_near_as_torch(*values, dtype, name)
+    assert results[0][0].dtype == torch.float32 and results[0][2].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_log_probs_of_a_half_precision_head_have_float32_quality(dtype):
+    """Rounding logits of 20 to bf16 would put 0.06 into log p; the products are exact, so fp32 is all that is lost."""
+    hidden, weight, targets = head_case(50, 5000, size=256, dtype=dtype, logit_scale=8.0)
+    truth = torch_reference.linear_logprob(*in_float64(hidden, weight), targets)
+    assert (kernels.linear_logprob(hidden, weight, targets).double() - truth).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gather_logprob_is_as_near_to_float64_as_torch(dtype, temperature):
+    _, logits, _ = head_case(1, 33, size=205, dtype=dtype, logit_scale=40.0)
+    targets = torch.arange(33) * 6
+    above = upstream((33,), 1), upstream((33,), 2)
+    results = []
+    for ops, leaf in ((kernels, logits), (torch_reference, logits), (torch_reference, *in_float64(logits))):
+        out = ops.gather_logprob(leaf, targets, temperature=temperature, vocab_size=200, entropy=True)
+        results.append((*out, *gradients(out, leaf, above)))
+    for name, *values in zip(("logp", "entropy", "d_logits"), *results):
+        assert_as_near_as_torch(*values, dtype, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW])
+@pytest.mark.parametrize("extreme", [90.0, -120.0])
+def test_extreme_logits(dtype, extreme, small_blocks):
+    """One row whose target stands at the extreme and one whose other logits do."""
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype, requires_grad=True)
+    weight = torch.zeros(12, 2, dtype=dtype)
+    weight[7, 0] = extreme
+    weight[:7, 1] = extreme
+    weight.requires_grad_()
+    targets = torch.tensor([7, 11])
+    results = []
+    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
+                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+        out = ops.linear_logprob(*leaves, targets, entropy=True)
+        results.append((*out, *gradients(out, leaves, (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])))))
+    for name, *values in zip(("logp", "entropy", "d_hidden", "d_weight"), *results):
+        assert_as_near_as_torch(*values, dtype, name)
+
+
+# Shapes and options
+
+
+def test_every_id_from_vocab_size_on_has_probability_zero(small_blocks):
+    hidden, weight, targets = head_case(6, 14, known=9)
+    whole = kernels.linear_logprob(hidden, weight, targets, vocab_size=9)
+    cut = kernels.linear_logprob(hidden, weight[:9].contiguous(), targets)
+    torch.testing.assert_close(whole, cut)
+    d_weight = gradients(whole, weight, (upstream((6,)),))[0]
+    assert d_weight[9:].eq(0).all() and d_weight[:9].ne(0).any(1).all()
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_three_dimensional_and_non_contiguous_hidden(index, small_blocks):
+    hidden, weight, targets = head_case(12, 17)
+    flat = kernels.linear_logprob(hidden, weight, targets)
+    expected = gradients(flat, hidden, (upstream((12,)),))
+    batched = hidden.view(3, 4, 16)
+    strided = torch.stack((batched, batched), 2)[:, :, 1]
+    assert not strided.is_contiguous()
+    for value in (batched, strided, batched.transpose(0, 1).contiguous().transpose(0, 1)):
+        logp, entropy = kernels.linear_logprob(value, weight, targets.view(3, 4).to(index), entropy=True)
+        assert logp.shape == entropy.shape == (3, 4)
+        torch.testing.assert_close(logp.view(-1), flat)
+        torch.testing.assert_close(gradients(logp, hidden, (upstream((3, 4)),)), expected)
+
+
+def test_logits_with_a_row_stride_and_gradient_in_place():
+    wide = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    logits, targets = wide[:, 5:25], torch.arange(9)
+    truth = torch_reference.gather_logprob(logits.double(), targets)
+    torch.testing.assert_close(kernels.gather_logprob(logits, targets).double(), truth, atol=1e-5, rtol=0)
+
+    leaf = logits.clone().requires_grad_()
+    z = leaf * 1
+    expected = gradients(kernels.gather_logprob(z, targets), z, (upstream((9,)),))[0]
+    before = z.detach().clone()
+    kept = gradients(kernels.gather_logprob(z, targets), z, (upstream((9,)),))[0]
+    assert torch.equal(z, before) and kept.data_ptr() != z.data_ptr()
+    written = gradients(kernels.gather_logprob(z, targets, inplace_gradient=True), z, (upstream((9,)),))[0]
+    assert torch.equal(written, expected) and written.data_ptr() == z.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW])
+def test_no_tokens(dtype):
+    hidden, weight, targets = head_case(0, 5, dtype=dtype, known=5)
+    logp, entropy = kernels.linear_logprob(hidden, weight, targets, entropy=True)
+    assert logp.shape == entropy.shape == (0,)
+    assert all(g.eq(0).all() for g in gradients(logp, (hidden, weight), (logp,)))
+    assert kernels.gather_logprob(torch.empty(0, 5, dtype=dtype), targets).shape == (0,)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("lengths", [(), (0, 0), (4, 3)])
+def test_nothing_to_learn_gives_zero_loss_and_zero_gradients(ratio, lengths, passes):
+    """No sequence, empty sequences, every token masked."""
+    tokens = sum(lengths)
+    hidden, weight, targets = head_case(tokens, 6, known=6)
+    ref_logp, advantage, cu_seqlens, _ = surrogate_case(torch.zeros(tokens, dtype=torch.float64), lengths)
+    loss, metrics = kernels.linear_surrogate(
+        hidden, weight, targets, ref_logp, advantage, cu_seqlens, torch.zeros(tokens, dtype=torch.bool),
+        ratio=ratio, **CLIP, normalizer=1.0,
+    )  # fmt: skip
+    assert loss == 0
+    assert all(g.eq(0).all() for g in torch.autograd.grad(loss, (hidden, weight)))
+    assert set(metrics.finalize().values()) == {0.0}
+
+
+def test_frozen_head_gets_no_gradient_and_hidden_the_same(small_blocks):
+    hidden, weight, targets = head_case(7, 13)
+    d_hidden = gradients(kernels.linear_logprob(hidden, weight, targets), hidden, (upstream((7,)),))[0]
+    frozen = kernels.linear_logprob(hidden, weight.detach(), targets)
+    torch.testing.assert_close(gradients(frozen, hidden, (upstream((7,)),))[0], d_hidden, rtol=0, atol=0)
+
+
+def test_tied_head_adds_up():
+    """The embedding and the head are one tensor: its gradient is the sum of both uses."""
+    _, table, targets = head_case(8, 11)
+    ids = torch.arange(8)
+    total = [
+        torch.autograd.grad(ops.linear_logprob(table[ids], table, targets).sum(), table)[0]
+        for ops in (kernels, torch_reference)
+    ]
+    torch.testing.assert_close(*total)
+
+
+def test_the_precision_switch_of_the_process_is_put_back():
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "ieee"
+    try:
+        hidden, weight, targets = head_case(3, 7, dtype=torch.bfloat16)
+        kernels.linear_logprob(hidden, weight, targets)
+        assert switch.fp32_precision == "ieee"
+        with pytest.raises(RuntimeError):
+            chunked.forward(hidden, weight[:, :-1], targets, 1.0, 7, False)
+        assert switch.fp32_precision == "ieee"
+    finally:
+        switch.fp32_precision = before
+
+
+# linear_surrogate
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_linear_surrogate_is_linear_logprob_then_clipped_surrogate(ratio, dtype, passes, small_blocks):
+    lengths = (4, 6, 1, 5, 3)
+    hidden, weight, targets = head_case(19, 23, dtype=dtype, known=21)
+    options = {"temperature": 0.7, "vocab_size": 21}
+    logp = kernels.linear_logprob(hidden, weight, targets, **options)
+    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
+    rest = ref_logp, advantage, cu_seqlens, mask
+    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
+    loss, metrics = kernels.clipped_surrogate(logp, *rest, **surrogate)
+    expected = torch.autograd.grad(2 * loss, (hidden, weight))
+    fused_loss, fused_metrics = kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate, **options)
+    fused = torch.autograd.grad(2 * fused_loss, (hidden, weight))
+    tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(fused_loss, loss)
+    torch.testing.assert_close(fused, expected, **tolerance)
+    assert_same_metrics(fused_metrics, metrics, rtol=1e-7 if dtype == torch.float64 else 1e-5)
+    assert 0 < metrics.finalize()["clip_fraction"] < 1, "the case should clip some units and not others"
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_rows_without_a_gradient_are_dropped_before_the_products(ratio, monkeypatch):
+    lengths = (4, 6, 1, 5, 3)
+    hidden, weight, targets = head_case(19, 23)
+    logp = kernels.linear_logprob(hidden, weight, targets).detach().requires_grad_()
+    rest = surrogate_case(logp, lengths)
+    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
+    loss, _ = kernels.clipped_surrogate(logp, *rest, **surrogate)
+    live = torch.autograd.grad(loss, logp)[0].count_nonzero().item()
+    seen = []
+
+    def counting(hidden, *arguments):
+        seen.append(len(hidden))
+        return chunked.backward(hidden, *arguments)
+
+    monkeypatch.setattr(dispatch, "TORCH", dispatch.TORCH._replace(linear_backward=counting))
+    monkeypatch.setattr(fused_surrogate, "rows_a_wave", lambda *_: 0)
+    kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate)[0].backward()
+    assert seen == [live] and live < 19
+
+
+def test_one_pass_is_taken_where_its_scratch_fits():
+    def rows(tokens, vocab, size, dtype, ratio, frozen=False):
+        weight = torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen)
+        return fused_surrogate.rows_a_wave(tokens, weight, ratio)
+
+    bound = chunked.SCRATCH_BYTES
+    whole = bound // (8 * 512)
+    assert rows(whole, 512, 128, torch.float32, "sequence") == whole
+    assert rows(whole + 1, 512, 128, torch.float32, "sequence") == 0
+    assert rows(whole + 1, 512, 128, torch.float32, "token") == whole
+    wide = 4 * 512 * 128
+    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (8 * 512)
+    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (8 * 512)
+    assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
+    assert rows(4, 512, 128, torch.float16, "token") == 0
+
+
+# Memory
+
+PEAK = """
+import resource, sys, torch
+from o1core import kernels
+torch.set_num_threads(1)
+tokens, vocab = int(sys.argv[1]), 32768
+weight = torch.zeros(vocab, 64, dtype=torch.bfloat16, requires_grad=True)
+hidden = torch.zeros(tokens, 64, dtype=torch.bfloat16, requires_grad=True)
+kernels.linear_logprob(hidden[:2], weight, torch.zeros(2, dtype=torch.long)).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kernels.linear_logprob(hidden, weight, torch.zeros(tokens, dtype=torch.long)).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_scratch_stays_within_its_bound():
+    """8192 tokens of 32768 logits would be 1 GiB in float32; the process grows by the scratch bound at most."""
+    env = {"OMP_NUM_THREADS": "1", "O1CORE_KERNELS": "torch"}
+    grown = subprocess.run([sys.executable, "-c", PEAK, "8192"], env=env, capture_output=True, text=True, check=True)
+    assert int(grown.stdout) * 1024 < chunked.SCRATCH_BYTES

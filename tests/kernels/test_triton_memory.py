@@ -1,0 +1,176 @@
+"""What the Triton kernels do to memory: how much they read and write, where, and how much scratch they take."""
+
+import pytest
+import torch
+import triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from o1core import kernels
+from o1core.kernels import configs, triton_gather, triton_kept, triton_linear
+from tests.kernels import interpreter
+from tests.kernels.triton_cases import (
+    BLOCK_V,
+    gradients,
+    head,
+    ids,
+    leaf,
+    needs_interpreter,
+    normal,
+    triton_backend,
+    with_blocks_of,
+)  # fmt: skip
+
+# Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def choose_triton(monkeypatch):
+    with triton_backend(monkeypatch):
+        yield
+
+
+@needs_interpreter
+def test_gather_logprob_reads_the_logits_once():
+    n, v = 5, 200
+    logits, targets = leaf(normal(n, v)), ids(n, v)
+    with interpreter.accesses() as seen:
+        logp, _ = kernels.gather_logprob(logits, targets, entropy=True)
+    counted = interpreter.numbers(seen, logits=logits)
+    assert counted["load logits"] == n * v + n  # and the target's logit once more
+    assert counted["store"] == 3 * n
+    with interpreter.accesses() as seen:
+        logp.sum().backward()
+    assert interpreter.numbers(seen, logits=logits)["load logits"] == n * v
+
+
+@needs_interpreter
+def test_linear_logprob_writes_sums_of_tiles_and_no_logits():
+    n, v = 40, 10 * BLOCK_V - 3
+    hidden, weight, targets = head(n, v, 8)
+    with interpreter.accesses() as seen:
+        kernels.linear_logprob(hidden, weight, targets)
+    counted = interpreter.numbers(seen, hidden=hidden, weight=weight)
+    tiles = triton.cdiv(v, BLOCK_V)
+    # A maximum and a sum a tile, the target's logit, then logp and lse.
+    assert counted["store"] == n * (2 * tiles + 1 + 2)
+    assert counted["store"] < n * v / 10
+    assert not counted["store hidden"] + counted["store weight"]
+
+
+def last_program_of(kernel, program, *arguments, **constants):
+    with interpreter.accesses(fake=True, program=program) as seen:
+        kernel[(1,)](*arguments, **constants)
+    return seen
+
+
+def offsets(seen, kind, shape, base, itemsize):
+    """Offsets in numbers from `base` of the accesses to blocks of one shape."""
+    found = [access.addresses for access in seen if access.kind == kind and access.shape == shape]
+    return sorted({(int(a) - base) // itemsize for block in found for a in block.ravel()})
+
+
+@needs_interpreter
+def test_addresses_beyond_two_to_the_31_in_the_linear_kernels():
+    """The last program of N 65,537, V 152,065 (one past whole tiles), H 16 with rows far apart, on memory that is not there."""
+    n, v, h, stride = 65_537, 152_065, 16, 40_000
+    launch = configs.LINEAR["interpreter"][2]
+    block_n, block_v, block_h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
+    last = triton.cdiv(n, block_n) * triton.cdiv(v, block_v) - 1
+    x, z = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
+    t = torch.zeros(1, dtype=torch.int64)
+    base, options = x.data_ptr(), dict(ACC=triton.language.float32, ENTROPY=False, **launch.options())
+    chunk = triton_linear.padded(v)
+
+    seen = last_program_of(
+        triton_linear.logit_gradient_kernel, last, x, x, t, z, z, z, z, x,
+        n, v, h, 0, stride, stride, chunk, 1.0, **options,
+    )  # fmt: skip
+    row, column = (n - 1), (v - 1)
+    assert row * stride > 2**31 and column * stride > 2**31 and row * chunk > 2**31
+    assert offsets(seen, "load", (block_n, block_h), base, 2) == [row * stride + k for k in range(h)]
+    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * stride + k for k in range(h)]
+    assert offsets(seen, "store", (block_n, block_v), base, 2) == [row * chunk + column + k for k in range(block_v)]
+
+    seen = last_program_of(
+        triton_linear.partial_sums_kernel, last, x, x, t, z, z, z, z, n, v, h, stride, stride, 1.0, **options
+    )
+    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * stride + k for k in range(h)]
+    tiles = triton.cdiv(v, block_v)
+    assert (tiles - 1) * n + row in offsets(seen, "store", (block_n,), z.data_ptr(), 4)
+
+    options.pop("ENTROPY")
+    seen = last_program_of(
+        triton_kept.keep_kernel, last, x, x, t, x, z, z, z, n, v, h, stride, stride, chunk, 1.0, **options
+    )
+    assert offsets(seen, "store", (block_n, block_v), base, 2) == [row * chunk + column + k for k in range(block_v)]
+
+    kept_block = configs.KEPT["interpreter"].constants["BLOCK_N"]
+    options = dict(BLOCK_V=block_v, **configs.KEPT["interpreter"].options())
+    last = triton.cdiv(n, kept_block) * triton.cdiv(v, block_v) - 1
+    for pick in (False, True):  # the picked row is 0 in memory that is not there
+        seen = last_program_of(
+            triton_kept.kept_gradient_kernel, last, x, x, t, z, t, z, z, z, n, n, v, chunk, chunk, chunk, 1.0,
+            PICK=pick, ACC=triton.language.float32, **options,
+        )  # fmt: skip
+        numbers = [column + k for k in range(block_v)]
+        source = 0 if pick else row * chunk
+        assert offsets(seen, "load", (kept_block, block_v), base, 2) == [source + k for k in numbers]
+        assert offsets(seen, "store", (kept_block, block_v), base, 2) == [row * chunk + k for k in numbers]
+
+
+@needs_interpreter
+def test_addresses_beyond_two_to_the_31_in_the_gather_kernels():
+    n, v = 65_536, 152_064
+    block = configs.GATHER["gpu"].constants["BLOCK_V"]
+    blocks = triton.cdiv(v, block)
+    x, z, t = torch.zeros(1, dtype=torch.float16), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    options = dict(ACC=triton.language.float32, ENTROPY=False, **configs.GATHER["gpu"].options())
+    row = (n - 1) * v
+    assert row > 2**31
+    seen = last_program_of(triton_gather.forward_kernel, n - 1, x, t, z, z, z, v, v, v, 1.0, **options)
+    assert offsets(seen, "load", (block,), x.data_ptr(), 2) == [row + k for k in range(v)]
+    seen = last_program_of(
+        triton_gather.backward_kernel, n * blocks - 1, x, t, z, z, z, z, x, v, v, blocks, v, v, 1.0, **options
+    )
+    last_block = [row + k for k in range((blocks - 1) * block, v)]
+    assert offsets(seen, "load", (block,), x.data_ptr(), 2) == last_block
+    assert offsets(seen, "store", (block,), x.data_ptr(), 2) == last_block
+
+
+def test_cpu_tensors_without_the_interpreter_are_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        configs.target(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_small_scratch_changes_nothing_but_the_waves(monkeypatch, dtype):
+    """A scratch so small that rows come in waves and the vocabulary in chunks, in both passes."""
+    n, v, h = 140, 280, 64
+    with_blocks_of(monkeypatch, "sm_80")
+    hidden, weight, targets = head(n, v, h, dtype)
+    upstream = normal(n, seed=4), normal(n, seed=5)
+    whole = gradients(kernels.linear_logprob, hidden, weight, targets, *upstream)
+    monkeypatch.setattr(triton_linear, "SCRATCH_BYTES", 256 * (128 * dtype.itemsize + h * max(dtype.itemsize, 4)))
+    wave, chunk = triton_linear.split(n, v, h, dtype.itemsize)
+    assert wave < n and chunk < v
+    # The products of two chunks are rounded as one: equal up to the order of a sum.
+    tolerance = dict(rtol=1e-10, atol=1e-10) if dtype == torch.float64 else dict(rtol=2e-3, atol=2e-3)
+    for a, b in zip(gradients(kernels.linear_logprob, hidden, weight, targets, *upstream), whole):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@given(
+    rows=st.integers(1, 2**20),
+    columns=st.integers(1, 300_000),
+    width=st.integers(1, 16_384),
+    itemsize=st.sampled_from([2, 4, 8]),
+)
+@settings(deadline=None, max_examples=300)
+def test_scratch_of_the_backward_pass_is_bounded(rows, columns, width, itemsize):
+    wave, chunk = triton_linear.split(rows, columns, width, itemsize)
+    assert 1 <= wave <= rows and 1 <= chunk <= columns
+    sums = chunk * width * max(itemsize, 4) if wave < rows else 0
+    assert wave * triton_linear.padded(chunk) * itemsize + sums <= triton_linear.SCRATCH_BYTES

@@ -1,0 +1,133 @@
+"""config.json is read strictly: each field that a family could differ in is told, and what we do not do is refused."""
+
+import json
+
+import pytest
+import torch
+
+from o1core.errors import UserError
+from o1core.model.config import read_config
+
+# The published files of two checkpoints, in the spelling of transformers 4, cut to what is read.
+MARCO_O1 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+QWEN3_8B = MARCO_O1 | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "vocab_size": 151936,
+}
+
+
+def write(folder, config) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_marco_o1(tmp_path):
+    write(tmp_path, MARCO_O1)
+    config = read_config(tmp_path)
+    assert (config.num_layers, config.hidden_size, config.ffn_size) == (28, 3584, 18944)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (28, 4, 128)
+    assert (config.norm_eps, config.rope_theta, config.tied, config.vocab_size) == (1e-6, 1e6, False, 152064)
+    assert (config.qkv_bias, config.qk_norm, config.dtype) == (True, False, torch.bfloat16)
+
+
+def test_qwen3(tmp_path):
+    write(tmp_path, QWEN3_8B)
+    config = read_config(tmp_path)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (32, 8, 128)
+    assert (config.qkv_bias, config.qk_norm) == (False, True)
+
+
+def test_spelling_of_transformers_5(tmp_path):
+    write(tmp_path, MARCO_O1)
+    old = read_config(tmp_path)
+    new = {k: v for k, v in MARCO_O1.items() if k not in ("rope_theta", "torch_dtype")}
+    rope = {"rope_theta": 1000000.0, "rope_type": "default"}
+    write(tmp_path, new | {"rope_parameters": rope, "dtype": "bfloat16", "layer_types": ["full_attention"] * 28})
+    assert read_config(tmp_path) == old
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["Qwen2MoeForCausalLM"]},
+            "architectures: Qwen2MoeForCausalLM is not supported; these are: ",
+        ),
+        ({"architectures": None}, "architectures: None is not supported"),
+        ({"architectures": "Qwen2ForCausalLM "}, "architectures: Qwen2ForCausalLM  is not supported"),
+        ({"rope_scaling": YARN}, "rope type 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope type 'llama3' is not supported"),
+        ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
+        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not"),
+        ({"use_sliding_window": True}, "use_sliding_window = True is not supported, only False"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: only 'full_attention' is supported"),
+        ({"attention_bias": True}, "attention_bias = True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config = {'quant_method': 'fp8'} is not"),
+        ({"torch_dtype": "float8"}, "torch_dtype = 'float8' is not supported, only float32"),
+        ({"rope_theta": None}, "rope_theta: expected float, found None"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: expected float, found '1e-6'"),
+        ({"vocab_size": None}, "vocab_size: expected int, found None"),
+        ({"vocab_size": 152064.0}, "vocab_size: expected int, found 152064.0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: must be above 0, found 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: expected int, found True"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings: expected bool, found 1"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 28 is not a multiple of num_key_value_heads 3"),
+        ({"hidden_size": 3580}, "hidden_size 3580 is not a multiple of num_attention_heads 28; state head_dim"),
+        ({"head_dim": 127}, "head_dim 127 is odd"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "head_dim: expected int, found None"),  # Qwen3 does not derive it
+    ],
+)
+def test_refused(tmp_path, changes, message):
+    write(tmp_path, MARCO_O1 | changes)
+    with pytest.raises(UserError) as error:
+        read_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.json: no such file"),
+        (b'{"vocab_size": 1', "config.json: not valid JSON"),
+        (b"\xff\xfe", "config.json: not valid JSON"),
+        (b"[]", "config.json: must hold a JSON object, not a list"),
+    ],
+)
+def test_broken_file(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)

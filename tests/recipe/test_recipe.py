@@ -1,0 +1,95 @@
+"""Recipes: what ships, what overrides what, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from o1core.cli.commands import main
+from o1core.errors import UserError
+from o1core.recipe.recipe import SHIPPED, Recipe, read_recipe
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_reads(path):
+    assert Recipe(**read_recipe(path.stem)).samples >= 2
+
+
+def test_the_paper_recipe_is_section_4_of_the_method():
+    paper = Recipe(**read_recipe("paper"))
+    assert (paper.samples, paper.picked, paper.lam, paper.ratio) == (16, 2, 2.0, "sequence")
+    assert (paper.lr, paper.schedule, paper.warmup, paper.grad_clip, paper.batch) == (2e-7, "cosine", 0.1, 10.0, 32)
+    assert (paper.temperature, paper.top_p, paper.max_new_tokens, paper.cutoff) == (0.5, 0.8, 8192, 3072)
+    assert (paper.reward, paper.reward_low, paper.reward_high) == ("length-harmonizing", None, None)
+    assert (paper.objective, paper.advantage) == ("surrogate", "reward")
+    assert paper == Recipe()
+
+
+def test_the_official_recipe_differs_in_reward_and_ratio_alone():
+    paper, official = read_recipe("paper"), read_recipe("official")
+    changed = {k: v for k, v in official.items() if paper.get(k) != v}
+    assert changed == {"reward_low": -2.0, "reward_high": 4.0, "advantage": "z-score", "ratio": "sequence_mean"}
+
+
+def dry_run(capsys, *flags) -> dict:
+    assert main(["prune", "--dry-run", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_flag_overrides_its_recipe(capsys):
+    resolved = dry_run(capsys, "--recipe", "official", "--lam", "5", "--dynamic-sampling", "--limit", "none")
+    assert (resolved["lam"], resolved["dynamic_sampling"], resolved["problems"]) == (5.0, True, None)
+    assert resolved["ratio"] == "sequence_mean"
+
+
+def test_a_recipe_file_is_read_and_its_gaps_are_the_defaults(capsys, tmp_path):
+    (tmp_path / "mine.json").write_text('{"lr": 1e-6, "rounds": 3}')
+    resolved = dry_run(capsys, "--recipe", str(tmp_path / "mine.json"))
+    assert resolved == dataclasses.asdict(Recipe(lr=1e-6, rounds=3))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"learning_rate": 1}', "learning_rate is no setting"),
+        ('{"lr": "fast"}', 'lr: "fast" is not float'),
+        ('{"rounds": true}', "rounds: true is not int"),
+        ('{"ratio": "words"}', 'ratio: "words" is not sequence or sequence_mean or token'),
+        ("[1]", "a recipe is a JSON object"),
+        ('{"lr": ', "not valid JSON"),
+    ],
+)
+def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_recipe(str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"samples": 1}, "--samples: 1 is below 2"),
+        ({"picked": 17}, "--picked: 17 of 16"),
+        ({"eps_low": -0.1}, "--eps-low"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"grad_clip": 0.0}, "--grad-clip"),
+        ({"reward_low": 1.0, "reward_high": 0.0}, "--reward-low"),
+        ({"train_last_layers": 0}, "--train-last-layers"),
+        ({"percentiles": "70-30"}, "--percentiles: 70-30 is not LOW-HIGH"),
+        ({"percentiles": "all"}, "--percentiles: all is not"),
+        ({"budget_low": 9, "budget_high": 8}, "--budget-low: 9 is above"),
+        ({"reward": "l1-max"}, "--reward l1-max: needs --instruction"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Recipe(**wrong)
+
+
+def test_an_unknown_recipe_names_those_that_ship(capsys):
+    assert main(["prune", "--recipe", "fast", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "marco-o1, official, paper, qwq-32b, tiny-o1" in error
