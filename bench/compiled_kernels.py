@@ -30,14 +30,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from o1core.kernels import (
-    configs,
-    triton_advantage,
-    triton_gather,
-    triton_kept,
-    triton_linear,
-    triton_surrogate,
-)
+from o1core.kernels import configs, triton_advantage, triton_gather, triton_kept, triton_linear, triton_surrogate
 
 KERNELS = {
     "linear.partial_sums": triton_linear.partial_sums_kernel,

@@ -117,8 +117,9 @@ def make(out: Path, steps: int, seed: int) -> None:
 
 def write_tokenizer_and_configs(folder: Path) -> None:
     """Everything of a checkpoint but its weights."""
-    backend = train_tokenizer([text for problem, thought in examples("train", 4000, seed=0)
-                               for text in (problem.question, thought)])  # fmt: skip
+    backend = train_tokenizer(
+        [text for problem, thought in examples("train", 4000, seed=0) for text in (problem.question, thought)]
+    )
     backend.save(str(folder / "tokenizer.json"))
     end, stop = backend.token_to_id(END), backend.token_to_id(STOP)
     tokenizer = {

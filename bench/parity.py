@@ -26,15 +26,24 @@ def main() -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     prompts = [tokenizer.prompt(q) for q in QUESTIONS]
     with torch.no_grad():
-        gap = max((model.logits(torch.tensor([p])) - theirs(torch.tensor([p])).logits).abs().max().item() for p in prompts)
+        gap = max(
+            (model.logits(torch.tensor([p])) - theirs(torch.tensor([p])).logits).abs().max().item() for p in prompts
+        )
     print(f"largest difference of fp32 logits: {gap:.2e}")
     params = o1core.SamplingParams(temperature=0, max_new_tokens=args.tokens)
     ours = [c.ids for (c,) in o1core.Engine(model, tokenizer).generate(prompts, params)]
     for question, prompt, ids in zip(QUESTIONS, prompts, ours):
         ended = theirs.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=args.tokens, repetition_penalty=1.0,
-            temperature=None, top_p=None, top_k=None, eos_token_id=list(tokenizer.eos_ids), pad_token_id=0,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=args.tokens,
+            repetition_penalty=1.0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=list(tokenizer.eos_ids),
+            pad_token_id=0,
+        )
         same = ended[0, len(prompt) :].tolist() == ids
         print(f"greedy, {len(ids)} tokens, {'equal' if same else 'DIFFERENT'}: {question}")
 

@@ -25,10 +25,27 @@ from o1core.runs.pipeline import Place, open_job, prune
 
 # Not the paper's: with 16 steps instead of 312, a larger rate. At 1e-5 over two rounds the model lost 10 points.
 RECIPE = Recipe(
-    samples=8, picked=4, problems=64, prompt="boxed", rounds=1, temperature=0.7, top_p=0.95, max_new_tokens=400,
-    lam=2.0, ratio="token", eps_low=0.2, eps_high=0.28, lr=3e-6, warmup=0.1, batch=16, grad_clip=1.0, cutoff=1024,
-    micro_tokens=1536, save_every=1000, eval_problems=200,
-)  # fmt: skip
+    samples=8,
+    picked=4,
+    problems=64,
+    prompt="boxed",
+    rounds=1,
+    temperature=0.7,
+    top_p=0.95,
+    max_new_tokens=400,
+    lam=2.0,
+    ratio="token",
+    eps_low=0.2,
+    eps_high=0.28,
+    lr=3e-6,
+    warmup=0.1,
+    batch=16,
+    grad_clip=1.0,
+    cutoff=1024,
+    micro_tokens=1536,
+    save_every=1000,
+    eval_problems=200,
+)
 
 
 def main() -> int:
@@ -54,10 +71,14 @@ def main() -> int:
         e, f = summary[name], figures[name]
         right = f"{e['accuracy']:.1%} ({e['accuracy_low']:.1%} to {e['accuracy_high']:.1%})"
         tokens = f"{e['mean_tokens']:.1f} ({f['tokens_low']:.1f} to {f['tokens_high']:.1f})"
-        print(f"| {name} | {right} | {tokens} | {e['truncated']:.1%} | {summary['aes'] if name == 'pruned' else 0:.2f} |")
+        print(
+            f"| {name} | {right} | {tokens} | {e['truncated']:.1%} | {summary['aes'] if name == 'pruned' else 0:.2f} |"
+        )
     right, tokens = figures["accuracy"], figures["tokens"]
-    print(f"| difference | {100 * right['mean']:+.1f} points ({100 * right['low']:+.1f} to {100 * right['high']:+.1f}) | "
-          f"{tokens['mean']:+.1f} ({tokens['low']:+.1f} to {tokens['high']:+.1f}) | | |")  # fmt: skip
+    print(
+        f"| difference | {100 * right['mean']:+.1f} points ({100 * right['low']:+.1f} to {100 * right['high']:+.1f}) | "
+        f"{tokens['mean']:+.1f} ({tokens['low']:+.1f} to {tokens['high']:+.1f}) | | |"
+    )
     return 0
 
 
@@ -73,8 +94,10 @@ def paired(before: Path, after: Path) -> dict:
     def interval(values: np.ndarray) -> dict[str, float]:
         return dict(zip(("mean", "low", "high"), mean_interval(values)))
 
-    result = {"tokens": interval(sides["pruned"][1] - sides["base"][1]),
-              "accuracy": interval(sides["pruned"][2] - sides["base"][2])}  # fmt: skip
+    result = {
+        "tokens": interval(sides["pruned"][1] - sides["base"][1]),
+        "accuracy": interval(sides["pruned"][2] - sides["base"][2]),
+    }
     for name, (_, lengths, _) in sides.items():
         of_side = interval(lengths)
         result[name] = {"tokens_low": of_side["low"], "tokens_high": of_side["high"]}

@@ -73,8 +73,11 @@ def report(args, case: str, runs: dict[str, list[dict]], peak: float) -> None:
         memory = max(run["peak_gib"] for run in found)
         print(f"  {name:26} tokens/s p20 / p50 / p80: {line:18} o1core is {ratio} x   peak {memory:.1f} GiB")
     floor = peak / runs["o1core"][0]["flops_a_token"]
-    print(f"  floor: {floor:.0f} tokens/s by the products alone at {peak / 1e12:.2f} TFLOP/s; "
-          f"o1core reaches {np.median(ours) / floor:.0%} of it", flush=True)  # fmt: skip
+    print(
+        f"  floor: {floor:.0f} tokens/s by the products alone at {peak / 1e12:.2f} TFLOP/s; "
+        f"o1core reaches {np.median(ours) / floor:.0%} of it",
+        flush=True,
+    )
 
 
 def one_run(args, name: str, case: str, seed: str) -> dict:
@@ -114,10 +117,19 @@ def generate(theirs, tokenizer, prompts, samples: int, limit: int, case: str, se
     torch.manual_seed(seed)
     start = time.perf_counter()
     out = theirs.generate(
-        ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
-        num_return_sequences=samples, max_new_tokens=limit, min_new_tokens=limit if case == "fixed" else None,
-        eos_token_id=list(tokenizer.eos_ids), pad_token_id=0,
-    )  # fmt: skip
+        ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        num_return_sequences=samples,
+        max_new_tokens=limit,
+        min_new_tokens=limit if case == "fixed" else None,
+        eos_token_id=list(tokenizer.eos_ids),
+        pad_token_id=0,
+    )
     seconds = time.perf_counter() - start
     made = out[:, width:]
     if case == "fixed":

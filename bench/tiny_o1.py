@@ -24,8 +24,18 @@ from o1core.rollout.store import write_json
 from o1core.runs.pipeline import Place, open_job
 from o1core.studies.studies import Variant, run_variants
 
-SIZED = ("problems", "temperature", "top_p", "max_new_tokens", "cutoff", "samples", "micro_tokens",
-         "eval_samples", "eval_problems", "eval_temperature")  # fmt: skip
+SIZED = (
+    "problems",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "cutoff",
+    "samples",
+    "micro_tokens",
+    "eval_samples",
+    "eval_problems",
+    "eval_temperature",
+)
 
 
 def recipes() -> dict[str, Recipe]:
@@ -59,7 +69,9 @@ def main() -> int:
     results = {row["label"]: [read_json(args.out / run / "result.json") for run in row["runs"]] for row in rows}
     write_json(args.out / "results.json", results)
     print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (least to most)\n")
-    print("| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |")
+    print(
+        "| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, found in results.items():
         print(line(name, found))

@@ -134,9 +134,18 @@ def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def backward(
-    hidden, weight, targets, lse, logp_grad, entropy_grad, entropy,
-    inv_temperature, vocab_size, need_hidden, need_weight,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    lse,
+    logp_grad,
+    entropy_grad,
+    entropy,
+    inv_temperature,
+    vocab_size,
+    need_hidden,
+    need_weight,
+):
     # A block B holds p - [j = target], so that d_hidden = -diag(s) B W and d_weight = -B^T diag(s) X with s the upstream
     # gradient over the temperature. With an entropy gradient the factor differs from column to column and goes into B.
     acc = accumulator(hidden.dtype)

@@ -51,22 +51,13 @@ LINEAR = {
     },
     "interpreter": {size: _product(16, 64, 32, "ieee", 1, 1) for size in (2, 4, 8)},
 }
-GATHER = {
-    "gpu": Launch({"BLOCK_V": 4096}, 8, 1),
-    "interpreter": Launch({"BLOCK_V": 64}, 1, 1),
-}
-KEPT = {
-    "gpu": Launch({"BLOCK_N": 16}, 4, 1),
-    "interpreter": Launch({"BLOCK_N": 8}, 1, 1),
-}
+GATHER = {"gpu": Launch({"BLOCK_V": 4096}, 8, 1), "interpreter": Launch({"BLOCK_V": 64}, 1, 1)}
+KEPT = {"gpu": Launch({"BLOCK_N": 16}, 4, 1), "interpreter": Launch({"BLOCK_N": 8}, 1, 1)}
 MERGE = {
     "gpu": Launch({"BLOCK_T": 32, "BLOCK_N": 32}, 4, 1),
     "interpreter": Launch({"BLOCK_T": 4, "BLOCK_N": 16}, 1, 1),
 }
-SURROGATE = {
-    "gpu": Launch({"BLOCK": 1024}, 4, 1),
-    "interpreter": Launch({"BLOCK": 16}, 1, 1),
-}
+SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 ADVANTAGE = {
     "gpu": Launch({"BLOCK_S": 32, "BLOCK_G": 128}, 4, 1),
     "interpreter": Launch({"BLOCK_S": 8, "BLOCK_G": 16}, 1, 1),

@@ -66,12 +66,31 @@ def clipped_surrogate(logp, ref_logp, advantage, cu_seqlens, mask, *, ratio, eps
 
 
 def linear_surrogate(
-    hidden, weight, targets, ref_logp, advantage, cu_seqlens, mask, *,
-    ratio, eps_low, eps_high, normalizer, temperature=1.0, vocab_size=None,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    ref_logp,
+    advantage,
+    cu_seqlens,
+    mask,
+    *,
+    ratio,
+    eps_low,
+    eps_high,
+    normalizer,
+    temperature=1.0,
+    vocab_size=None,
+):
     """linear_logprob followed by clipped_surrogate."""
     logp = linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=vocab_size).reshape(-1)
     return clipped_surrogate(
-        logp, ref_logp, advantage, cu_seqlens, mask,
-        ratio=ratio, eps_low=eps_low, eps_high=eps_high, normalizer=normalizer,
-    )  # fmt: skip
+        logp,
+        ref_logp,
+        advantage,
+        cu_seqlens,
+        mask,
+        ratio=ratio,
+        eps_low=eps_low,
+        eps_high=eps_high,
+        normalizer=normalizer,
+    )

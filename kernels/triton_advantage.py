@@ -46,7 +46,12 @@ def length_harmonizing_advantage(lengths, correct, group, lam):
     advantage = torch.empty(samples, dtype=torch.float32, device=lengths.device)
     if samples:
         advantage_kernel[(triton.cdiv(samples, launch.constants["BLOCK_S"]),)](
-            lengths.contiguous(), correct.contiguous(), group.contiguous(), advantage, samples, float(lam),
+            lengths.contiguous(),
+            correct.contiguous(),
+            group.contiguous(),
+            advantage,
+            samples,
+            float(lam),
             **launch.options(),
-        )  # fmt: skip
+        )
     return advantage

@@ -20,9 +20,19 @@ FLOOR: tl.constexpr = tl.constexpr(-1e30)
 
 @triton.jit
 def forward_kernel(
-    logits, targets, logp, lse, entropy, vocab_size, columns, row_stride, inv_temperature,
-    ENTROPY: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+    logits,
+    targets,
+    logp,
+    lse,
+    entropy,
+    vocab_size,
+    columns,
+    row_stride,
+    inv_temperature,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """One row: logits [V] -> logp, lse, entropy. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31. Loads are
     masked by the row's columns, which allows 16 bytes a load, and ids from vocab_size on are dropped afterwards."""
     row = tl.program_id(0).to(tl.int64)
@@ -54,10 +64,23 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    logits, targets, lse, logp_grad, entropy_grad, entropy, d_logits,
-    vocab_size, columns, blocks, row_stride, d_row_stride, inv_temperature,
-    ENTROPY: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+    logits,
+    targets,
+    lse,
+    logp_grad,
+    entropy_grad,
+    entropy,
+    d_logits,
+    vocab_size,
+    columns,
+    blocks,
+    row_stride,
+    d_row_stride,
+    inv_temperature,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """One block of one row: logits -> d_logits, zero from vocab_size on. Both may be the same memory."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -81,10 +104,19 @@ def forward(logits, targets, inv_temperature, vocab_size, want_entropy):
     entropy = logits.new_empty(rows, dtype=acc) if want_entropy else None
     if rows:
         forward_kernel[(rows,)](
-            logits, targets.contiguous(), logp, lse, entropy if want_entropy else lse,
-            vocab_size, logits.shape[1], logits.stride(0), inv_temperature,
-            ENTROPY=want_entropy, ACC=acc_tl, **launch.options(),
-        )  # fmt: skip
+            logits,
+            targets.contiguous(),
+            logp,
+            lse,
+            entropy if want_entropy else lse,
+            vocab_size,
+            logits.shape[1],
+            logits.stride(0),
+            inv_temperature,
+            ENTROPY=want_entropy,
+            ACC=acc_tl,
+            **launch.options(),
+        )
     return logp, lse, entropy
 
 
@@ -100,8 +132,21 @@ def backward(logits, targets, lse, logp_grad, entropy_grad, entropy, inv_tempera
     blocks = triton.cdiv(columns, launch.constants["BLOCK_V"])
     if rows:
         backward_kernel[(rows * blocks,)](
-            logits, targets.contiguous(), lse, logp_grad, entropy_grad, entropy if with_entropy else lse, d_logits,
-            vocab_size, columns, blocks, logits.stride(0), d_logits.stride(0), inv_temperature,
-            ENTROPY=with_entropy, ACC=acc_tl, **launch.options(),
-        )  # fmt: skip
+            logits,
+            targets.contiguous(),
+            lse,
+            logp_grad,
+            entropy_grad,
+            entropy if with_entropy else lse,
+            d_logits,
+            vocab_size,
+            columns,
+            blocks,
+            logits.stride(0),
+            d_logits.stride(0),
+            inv_temperature,
+            ENTROPY=with_entropy,
+            ACC=acc_tl,
+            **launch.options(),
+        )
     return d_logits

@@ -20,19 +20,46 @@ from .triton_linear import FLOOR, _tile_logits, _tile_of, merge_kernel, padded, 
 
 @triton.jit
 def keep_kernel(
-    hidden, weight, targets, kept, maxima, totals, target_logits,
-    rows, columns, width, hidden_stride, weight_stride, kept_stride, inv_temperature,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    kept,
+    maxima,
+    totals,
+    target_logits,
+    rows,
+    columns,
+    width,
+    hidden_stride,
+    weight_stride,
+    kept_stride,
+    inv_temperature,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     """One tile of logits -> kept [N, V], maxima, totals [ceil(V / BLOCK_V), N] and, once a row, target_logits [N]."""
     row_tile, column_tile = _tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     z = _tile_logits(
-        hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-        ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
-    )  # fmt: skip
+        hidden,
+        weight,
+        row,
+        column,
+        rows,
+        columns,
+        width,
+        hidden_stride,
+        weight_stride,
+        ACC,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_H,
+    )
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
     local = tl.arange(0, BLOCK_V)
@@ -52,10 +79,26 @@ def keep_kernel(
 
 @triton.jit
 def kept_gradient_kernel(
-    kept, d_logits, picked, maxima, targets, logp, lse, logp_grad,
-    rows, kept_rows, columns, room, kept_stride, d_logits_stride, inv_temperature,
-    PICK: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+    kept,
+    d_logits,
+    picked,
+    maxima,
+    targets,
+    logp,
+    lse,
+    logp_grad,
+    rows,
+    kept_rows,
+    columns,
+    room,
+    kept_stride,
+    d_logits_stride,
+    inv_temperature,
+    PICK: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """One tile of kept exponentials -> d (hidden weight^T) of the picked rows. Both may be the same memory where all are
     picked. BLOCK_V is keep_kernel's, for the maxima are. Up to `room` a row may be read and written: a multiple of 16
     allows 16 bytes a load, which the size of a vocabulary need not be."""
@@ -93,14 +136,37 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size):
     kept = hidden.new_empty(rows, padded(vocab_size))[:, :vocab_size]
     if rows:
         keep_kernel[(triton.cdiv(rows, launch.constants["BLOCK_N"]) * tiles,)](
-            hidden, weight, targets.contiguous(), kept, maxima, totals, target_logits,
-            rows, vocab_size, width, hidden.stride(0), weight.stride(0), kept.stride(0), inv_temperature,
-            ACC=acc_tl, **launch.options(),
-        )  # fmt: skip
+            hidden,
+            weight,
+            targets.contiguous(),
+            kept,
+            maxima,
+            totals,
+            target_logits,
+            rows,
+            vocab_size,
+            width,
+            hidden.stride(0),
+            weight.stride(0),
+            kept.stride(0),
+            inv_temperature,
+            ACC=acc_tl,
+            **launch.options(),
+        )
         merge_kernel[(triton.cdiv(rows, merge.constants["BLOCK_N"]),)](
-            maxima, totals, totals, target_logits, logp, lse, lse, rows, tiles,
-            ENTROPY=False, ACC=acc_tl, **merge.options(),
-        )  # fmt: skip
+            maxima,
+            totals,
+            totals,
+            target_logits,
+            logp,
+            lse,
+            lse,
+            rows,
+            tiles,
+            ENTROPY=False,
+            ACC=acc_tl,
+            **merge.options(),
+        )
     return logp, lse, kept, maxima
 
 
@@ -116,9 +182,24 @@ def logit_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature,
     if rows:
         programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(columns, block_v)
         kept_gradient_kernel[(programs,)](
-            kept, d_logits, targets if picked is None else picked, maxima, targets.contiguous(), logp, lse,
-            logp_grad.to(acc).contiguous(), rows, len(kept), columns, min(kept.stride(0), d_logits.stride(0)),
-            kept.stride(0), d_logits.stride(0), inv_temperature,
-            PICK=picked is not None, ACC=acc_tl, BLOCK_V=block_v, **launch.options(),
-        )  # fmt: skip
+            kept,
+            d_logits,
+            targets if picked is None else picked,
+            maxima,
+            targets.contiguous(),
+            logp,
+            lse,
+            logp_grad.to(acc).contiguous(),
+            rows,
+            len(kept),
+            columns,
+            min(kept.stride(0), d_logits.stride(0)),
+            kept.stride(0),
+            d_logits.stride(0),
+            inv_temperature,
+            PICK=picked is not None,
+            ACC=acc_tl,
+            BLOCK_V=block_v,
+            **launch.options(),
+        )
     return d_logits

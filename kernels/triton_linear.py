@@ -49,10 +49,21 @@ def _tile_of(program, rows, columns, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexp
 
 @triton.jit
 def _tile_logits(
-    hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    row,
+    column,
+    rows,
+    columns,
+    width,
+    hidden_stride,
+    weight_stride,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     """hidden[row] weight[column]^T [BLOCK_N, BLOCK_V]. Past the edge the last row is read again, and the caller drops
     what it makes of it. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
     k = tl.arange(0, BLOCK_H)
@@ -70,19 +81,46 @@ def _tile_logits(
 
 @triton.jit
 def partial_sums_kernel(
-    hidden, weight, targets, maxima, totals, moments, target_logits,
-    rows, columns, width, hidden_stride, weight_stride, inv_temperature,
-    ENTROPY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    maxima,
+    totals,
+    moments,
+    target_logits,
+    rows,
+    columns,
+    width,
+    hidden_stride,
+    weight_stride,
+    inv_temperature,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     """One tile of logits -> maxima, totals, moments [ceil(V / BLOCK_V), N] and, once a row, target_logits [N]."""
     row_tile, column_tile = _tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     z = _tile_logits(
-        hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-        ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
-    )  # fmt: skip
+        hidden,
+        weight,
+        row,
+        column,
+        rows,
+        columns,
+        width,
+        hidden_stride,
+        weight_stride,
+        ACC,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_H,
+    )
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
     # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.
@@ -104,9 +142,20 @@ def partial_sums_kernel(
 
 @triton.jit
 def merge_kernel(
-    maxima, totals, moments, target_logits, logp, lse, entropy, rows, tiles,
-    ENTROPY: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    maxima,
+    totals,
+    moments,
+    target_logits,
+    logp,
+    lse,
+    entropy,
+    rows,
+    tiles,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Partial sums [tiles, N] -> logp, lse, entropy [N]."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     top = tl.full((BLOCK_N,), FLOOR, ACC)
@@ -138,11 +187,29 @@ def merge_kernel(
 
 @triton.jit
 def logit_gradient_kernel(
-    hidden, weight, targets, lse, logp_grad, entropy_grad, entropy, d_logits,
-    rows, columns, width, first_column, hidden_stride, weight_stride, d_logits_stride, inv_temperature,
-    ENTROPY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    lse,
+    logp_grad,
+    entropy_grad,
+    entropy,
+    d_logits,
+    rows,
+    columns,
+    width,
+    first_column,
+    hidden_stride,
+    weight_stride,
+    d_logits_stride,
+    inv_temperature,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
     """One tile of logits, recomputed -> d (hidden weight^T) [N, chunk]. weight and columns are the chunk's, and
     first_column is its place in the vocabulary. Whole tiles are stored, without a mask that would make the stores
     narrow: the rows of d_logits have room for the last one."""
@@ -150,9 +217,21 @@ def logit_gradient_kernel(
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     z = _tile_logits(
-        hidden, weight, row, column, rows, columns, width, hidden_stride, weight_stride,
-        ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
-    )  # fmt: skip
+        hidden,
+        weight,
+        row,
+        column,
+        rows,
+        columns,
+        width,
+        hidden_stride,
+        weight_stride,
+        ACC,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_H,
+    )
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32) - first_column
     # The temperature enters twice: in z and in dz.
@@ -188,22 +267,53 @@ def forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy):
         part = slice(start, min(start + wave, rows))
         size = part.stop - start
         partial_sums_kernel[(triton.cdiv(size, block_n) * tiles,)](
-            hidden[part], weight, targets[part], parts[0], parts[1], parts[-1], target_logits[part],
-            size, vocab_size, width, hidden.stride(0), weight.stride(0), inv_temperature,
-            ENTROPY=want_entropy, ACC=acc_tl, **launch.options(),
-        )  # fmt: skip
+            hidden[part],
+            weight,
+            targets[part],
+            parts[0],
+            parts[1],
+            parts[-1],
+            target_logits[part],
+            size,
+            vocab_size,
+            width,
+            hidden.stride(0),
+            weight.stride(0),
+            inv_temperature,
+            ENTROPY=want_entropy,
+            ACC=acc_tl,
+            **launch.options(),
+        )
         merge_kernel[(triton.cdiv(size, merge.constants["BLOCK_N"]),)](
-            parts[0], parts[1], parts[-1], target_logits[part],
-            logp[part], lse[part], entropy[part] if want_entropy else lse, size, tiles,
-            ENTROPY=want_entropy, ACC=acc_tl, **merge.options(),
-        )  # fmt: skip
+            parts[0],
+            parts[1],
+            parts[-1],
+            target_logits[part],
+            logp[part],
+            lse[part],
+            entropy[part] if want_entropy else lse,
+            size,
+            tiles,
+            ENTROPY=want_entropy,
+            ACC=acc_tl,
+            **merge.options(),
+        )
     return logp, lse, entropy
 
 
 def backward(
-    hidden, weight, targets, lse, logp_grad, entropy_grad, entropy,
-    inv_temperature, vocab_size, need_hidden, need_weight,
-):  # fmt: skip
+    hidden,
+    weight,
+    targets,
+    lse,
+    logp_grad,
+    entropy_grad,
+    entropy,
+    inv_temperature,
+    vocab_size,
+    need_hidden,
+    need_weight,
+):
     """-> d_hidden [N, H] or None, d_weight [V, H] or None, in the dtypes of hidden and weight."""
     hidden = unit_stride(hidden)
     rows, width = hidden.shape
@@ -221,10 +331,17 @@ def backward(
             part = slice(start, min(start + wave, rows))
             d_logits = scratch[: part.stop - start, : len(w)]
             logit_gradient(
-                hidden[part], w, targets[part], lse[part], logp_grad[part],
-                None if entropy_grad is None else entropy_grad[part], None if entropy_grad is None else entropy[part],
-                first, inv_temperature, d_logits,
-            )  # fmt: skip
+                hidden[part],
+                w,
+                targets[part],
+                lse[part],
+                logp_grad[part],
+                None if entropy_grad is None else entropy_grad[part],
+                None if entropy_grad is None else entropy[part],
+                first,
+                inv_temperature,
+                d_logits,
+            )
             if need_hidden:
                 add_product(d_hidden[part], d_logits, w)
             if d_w is not None:
@@ -250,10 +367,26 @@ def logit_gradient(
     logp_grad = logp_grad.to(acc).contiguous()
     entropy_grad = entropy_grad.to(acc).contiguous() if with_entropy else logp_grad
     logit_gradient_kernel[(triton.cdiv(rows, block_n) * triton.cdiv(columns, block_v),)](
-        hidden, weight, targets.contiguous(), lse, logp_grad, entropy_grad, entropy if with_entropy else lse, d_logits,
-        rows, columns, width, first_column, hidden.stride(0), weight.stride(0), d_logits.stride(0), inv_temperature,
-        ENTROPY=with_entropy, ACC=acc_tl, **launch.options(),
-    )  # fmt: skip
+        hidden,
+        weight,
+        targets.contiguous(),
+        lse,
+        logp_grad,
+        entropy_grad,
+        entropy if with_entropy else lse,
+        d_logits,
+        rows,
+        columns,
+        width,
+        first_column,
+        hidden.stride(0),
+        weight.stride(0),
+        d_logits.stride(0),
+        inv_temperature,
+        ENTROPY=with_entropy,
+        ACC=acc_tl,
+        **launch.options(),
+    )
 
 
 def split(rows, columns, width, itemsize):

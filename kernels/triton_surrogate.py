@@ -63,9 +63,22 @@ def _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK: tl.constexpr, ACC: t
 
 @triton.jit
 def surrogate_kernel(
-    logp, ref_logp, advantage, cu_seqlens, mask, d_logp, sums, sequences, low, high, per_unit,
-    LEVEL: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logp,
+    ref_logp,
+    advantage,
+    cu_seqlens,
+    mask,
+    d_logp,
+    sums,
+    sequences,
+    low,
+    high,
+    per_unit,
+    LEVEL: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One sequence -> d_logp of its unmasked tokens (zero elsewhere already) and its column of sums [7, S]."""
     sequence = tl.program_id(0)
     begin = tl.load(cu_seqlens + sequence).to(tl.int64)
@@ -135,12 +148,22 @@ def surrogate(logp, ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_h
     sums = logp.new_zeros(7, sequences, dtype=acc)
     if sequences:
         surrogate_kernel[(sequences,)](
-            logp, ref_logp.contiguous(), advantage.contiguous(), cu_seqlens.contiguous(),
-            cu_seqlens if mask is None else mask.contiguous(), d_logp, sums,
-            sequences, 1.0 - eps_low, 1.0 + eps_high, 1.0 / normalizer,
-            LEVEL=LEVELS[ratio], HAS_MASK=mask is not None, ACC=acc_tl,
+            logp,
+            ref_logp.contiguous(),
+            advantage.contiguous(),
+            cu_seqlens.contiguous(),
+            cu_seqlens if mask is None else mask.contiguous(),
+            d_logp,
+            sums,
+            sequences,
+            1.0 - eps_low,
+            1.0 + eps_high,
+            1.0 / normalizer,
+            LEVEL=LEVELS[ratio],
+            HAS_MASK=mask is not None,
+            ACC=acc_tl,
             **configs.elementwise(configs.SURROGATE, logp.device).options(),
-        )  # fmt: skip
+        )
     totals = sums[:6].double().sum(1)
     ratio_max = sums[6].double().amax() if sequences else totals.new_zeros(())
     return (totals[5] / normalizer).to(acc), d_logp, SurrogateMetrics(totals, ratio_max)

@@ -8,9 +8,15 @@ Z95 = 1.959963984540054  # two-sided 95 % of a normal
 
 
 def aes(
-    base_accuracy: float, base_tokens: float, accuracy: float, tokens: float,
-    *, alpha: float = 1.0, beta: float = 3.0, gamma: float = 5.0,
-) -> float:  # fmt: skip
+    base_accuracy: float,
+    base_tokens: float,
+    accuracy: float,
+    tokens: float,
+    *,
+    alpha: float = 1.0,
+    beta: float = 3.0,
+    gamma: float = 5.0,
+) -> float:
     """The accuracy-efficiency score of a model against its base (O1-Pruner, section 4).
 
     With dL = (L_base - L) / L_base and dA = (A - A_base) / A_base: alpha dL + beta |dA| where dA >= 0, else

@@ -14,7 +14,12 @@ MARCO = {"MATH": (73.8, 1156), "GSM8K": (89.2, 530), "GaoKao": (57.1, 1112)}
         ("MATH", 77.5, 657, 0.58),  # O1-Pruner's row, as printed
         ("GSM8K", 91.4, 343, 0.43),
         ("GaoKao", 61.6, 664, 0.64),
-        ("MATH", 71.0, 1113, -0.15),  # fast prompt loses accuracy: the definition, which the printed row does not follow
+        (
+            "MATH",
+            71.0,
+            1113,
+            -0.15,
+        ),  # fast prompt loses accuracy: the definition, which the printed row does not follow
         ("GSM8K", 81.7, 447, -0.26),
         ("GaoKao", 56.6, 780, 0.26),  # DPO
     ],

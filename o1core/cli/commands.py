@@ -84,8 +84,11 @@ def parser() -> argparse.ArgumentParser:
         add_job_flags(sub, name)
         if name == "train":
             sub.add_argument("--resume", action="store_true", help="go on from the run's newest training state")
-    kinds = commands.add_parser("study", help="the paper's studies, each with a table and a plot",
-                                description="The paper's studies, each with a table and a plot.")  # fmt: skip
+    kinds = commands.add_parser(
+        "study",
+        help="the paper's studies, each with a table and a plot",
+        description="The paper's studies, each with a table and a plot.",
+    )
     kinds = kinds.add_subparsers(required=True, metavar="STUDY")
     for name, run, help in (
         ("disharmony", disharmony, "accuracy by length: are the long answers the right ones?"),
@@ -97,19 +100,36 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         add_job_flags(sub, name)
         if name == "disharmony":
-            sub.add_argument("--intervals", metavar="N", type=int, default=4, help="parts that each problem's samples are "
-                             "cut into by length (default: 4; of --problems 64 and --samples 512)")  # fmt: skip
+            sub.add_argument(
+                "--intervals",
+                metavar="N",
+                type=int,
+                default=4,
+                help="parts that each problem's samples are "
+                "cut into by length (default: 4; of --problems 64 and --samples 512)",
+            )
         else:
-            sub.add_argument("--seeds", metavar="N", type=int, default=1, help="repetitions, each with random numbers of "
-                             "its own (default: 1)")  # fmt: skip
+            sub.add_argument(
+                "--seeds",
+                metavar="N",
+                type=int,
+                default=1,
+                help="repetitions, each with random numbers of its own (default: 1)",
+            )
         if name == "lambda":
             sub.add_argument("--values", metavar="X,X", default="0,1,2,5", help="lambdas (default: %(default)s)")
         if name == "difficulty":
-            sub.add_argument("--percentiles", metavar="A-B,A-B", default="0-40,30-70,60-100",
-                             help="of reference accuracy, 0 is the hardest (default: %(default)s)")  # fmt: skip
+            sub.add_argument(
+                "--percentiles",
+                metavar="A-B,A-B",
+                default="0-40,30-70,60-100",
+                help="of reference accuracy, 0 is the hardest (default: %(default)s)",
+            )
         if name == "compare":
             sub.add_argument("--methods", metavar="NAME,NAME", default=",".join(METHODS), help="(default: %(default)s)")
-    sub = command("report", report, "write one page, report.html, of runs and studies: tables, charts, samples side by side")
+    sub = command(
+        "report", report, "write one page, report.html, of runs and studies: tables, charts, samples side by side"
+    )
     sub.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folders given as --out")
     sub.add_argument("--out", metavar="FILE", type=Path, help="(default: report.html in the first folder)")
     sub = command("show", samples, "page through a run's samples: short to long, right or wrong, before against after")
@@ -195,7 +215,9 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
 
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults) -> Recipe:
     """The recipe of a command: the named one with its method, overridden by `defaults` and by single flags."""
-    settings = read_recipe(args.recipe or ("tiny-o1" if args.model is None else "paper"), method or args.method) | defaults
+    settings = (
+        read_recipe(args.recipe or ("tiny-o1" if args.model is None else "paper"), method or args.method) | defaults
+    )
     given = vars(args)
     for spec in dataclasses.fields(Recipe):
         own = spec.name != "percentiles" or args.command != "difficulty"  # that study's flag of this name is a list
@@ -286,7 +308,10 @@ def study(args: argparse.Namespace) -> None:
     if args.dry_run:
         return print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
     place, folder = open_place(args), folder_of(args, f"study-{args.command}-")
-    told(folder, study_table(studies.run_study(args.command, partial(open_job, args), variants, args.seeds, folder, place)))
+    told(
+        folder,
+        study_table(studies.run_study(args.command, partial(open_job, args), variants, args.seeds, folder, place)),
+    )
 
 
 def told(folder: Path, table: str) -> None:

@@ -11,10 +11,25 @@ METHODS: dict[str, dict] = {
     "o1-pruner": {},
     # The paper's own objective, whatever the recipe: one round, m = 2, ratio of the sequence.
     "o1-pruner-paper": {
-        "objective": "surrogate", "reward": "length-harmonizing", "advantage": "reward", "reward_low": None,
-        "reward_high": None, "lam": 2.0, "ratio": "sequence", "eps_low": 0.2, "eps_high": 0.2, "rounds": 1, "picked": 2,
-        "epochs": 1, "batch": 32, "warmup": 0.1, "schedule": "cosine", "grad_clip": 10.0, "dynamic_sampling": False,
-        "truncated": "keep", "instruction": "none",
+        "objective": "surrogate",
+        "reward": "length-harmonizing",
+        "advantage": "reward",
+        "reward_low": None,
+        "reward_high": None,
+        "lam": 2.0,
+        "ratio": "sequence",
+        "eps_low": 0.2,
+        "eps_high": 0.2,
+        "rounds": 1,
+        "picked": 2,
+        "epochs": 1,
+        "batch": 32,
+        "warmup": 0.1,
+        "schedule": "cosine",
+        "grad_clip": 10.0,
+        "dynamic_sampling": False,
+        "truncated": "keep",
+        "instruction": "none",
     },
     "fast-prompt": {"objective": "none", "instruction": "fast"},
     "sft": {"objective": "sft", "picked": 2, "rounds": 1},
@@ -31,4 +46,4 @@ METHODS: dict[str, dict] = {
     # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.
     "l1-exact": ON_POLICY | {"reward": "l1-exact", "advantage": "group", "instruction": "exact", "alpha": 3e-4},
     "l1-max": ON_POLICY | {"reward": "l1-max", "advantage": "group", "instruction": "max", "alpha": 3e-4},
-}  # fmt: skip
+}

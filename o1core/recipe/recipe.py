@@ -34,13 +34,22 @@ class Recipe:
     shuffle_seed: int = setting(42, "of the order of the problems in the file; the first ones are trained on")
     levels: str | None = setting(None, "of --data: problems of these levels alone, as 3,4 or 3-5 (none: all)")
     subjects: str | None = setting(None, "of --data: problems of these subjects alone, with commas between (none: all)")
-    percentiles: str | None = setting(None, "train on the problems between these percentiles of reference accuracy, as "
-                                      "30-70; 0 is the hardest (none: all)")  # fmt: skip
-    prompt: str = setting("plain", "form of the user turn: the question; boxed: and to box the answer; paper: the "
-                          "official code's", tuple(FORMS))  # fmt: skip
+    percentiles: str | None = setting(
+        None,
+        "train on the problems between these percentiles of reference accuracy, as 30-70; 0 is the hardest (none: all)",
+    )
+    prompt: str = setting(
+        "plain",
+        "form of the user turn: the question; boxed: and to box the answer; paper: the official code's",
+        tuple(FORMS),
+    )
     system: str | None = setting(None, "text of a system turn, where a problem has none (none: the template's own)")
-    instruction: str = setting("none", "what the pruned model is asked besides: fast: to be quick; exact, max: to think "
-                               "for exactly or at most so many tokens", tuple(INSTRUCTIONS))  # fmt: skip
+    instruction: str = setting(
+        "none",
+        "what the pruned model is asked besides: fast: to be quick; exact, max: to think "
+        "for exactly or at most so many tokens",
+        tuple(INSTRUCTIONS),
+    )
     budget_low: int = setting(100, "smallest of the budgets drawn for training, where the instruction is exact or max")
     budget_high: int = setting(4000, "largest of them, tokens")
     rounds: int = setting(1, "times to sample afresh from the current policy and train on it")
@@ -49,26 +58,39 @@ class Recipe:
     top_k: int = setting(0, "of sampling, words; 0 is no filter")
     max_new_tokens: int = setting(8192, "of a completion, tokens")
 
-    objective: str = setting("surrogate", "the clipped surrogate of all K samples' rewards; sft: likelihood of the m "
-                             "shortest right samples; dpo: the shortest right one against the longest; none: no "
-                             "training", ("surrogate", "sft", "dpo", "none"))  # fmt: skip
+    objective: str = setting(
+        "surrogate",
+        "the clipped surrogate of all K samples' rewards; sft: likelihood of the m "
+        "shortest right samples; dpo: the shortest right one against the longest; none: no "
+        "training",
+        ("surrogate", "sft", "dpo", "none"),
+    )
     reward: str = setting("length-harmonizing", "of a completion; o1core/rewards.py has the formulas", tuple(REWARDS))
     lam: float = setting(2.0, "lambda: what a right answer is worth against the length")
     alpha: float = setting(1.0, "weight of the length in the rewards arora-zanette, kimi, l1-exact and l1-max")
-    length_limit: int | None = setting(None, "of the truncation reward: longer completions earn nothing, tokens "
-                                       "(none: the round's mean length)")  # fmt: skip
+    length_limit: int | None = setting(
+        None, "of the truncation reward: longer completions earn nothing, tokens (none: the round's mean length)"
+    )
     reward_low: float | None = setting(None, "lower bound of the reward (none: unbounded, as in the paper)")
     reward_high: float | None = setting(None, "upper bound of the reward (none: unbounded, as in the paper)")
-    advantage: str = setting("reward", "the reward as it is; z-score: standardised over all picked completions; centred, "
-                             "rloo, group: against the others of the problem; batch: centred, then over the round's "
-                             "spread", tuple(ADVANTAGES))  # fmt: skip
+    advantage: str = setting(
+        "reward",
+        "the reward as it is; z-score: standardised over all picked completions; centred, "
+        "rloo, group: against the others of the problem; batch: centred, then over the round's "
+        "spread",
+        tuple(ADVANTAGES),
+    )
     dynamic_sampling: bool = setting(False, "leave out problems whose samples all earn the same")
     dpo_beta: float = setting(0.1, "of DPO: how sharply the pair's log-ratio counts")
     ratio: str = setting("sequence", "level of the ratio", ("sequence", "sequence_mean", "token"))
     eps_low: float = setting(0.2, "the ratio is clipped below at 1 - this")
     eps_high: float = setting(0.2, "the ratio is clipped above at 1 + this")
-    truncated: str = setting("keep", "what to do with completions that ran out of tokens: train on them as they were "
-                             "graded, leave them out of the loss, or count them wrong", ("keep", "mask", "wrong"))  # fmt: skip
+    truncated: str = setting(
+        "keep",
+        "what to do with completions that ran out of tokens: train on them as they were "
+        "graded, leave them out of the loss, or count them wrong",
+        ("keep", "mask", "wrong"),
+    )
 
     lr: float = setting(2e-7, "learning rate, at its peak")
     schedule: str = setting("cosine", "of the learning rate, after the warm-up", ("cosine", "constant"))
@@ -86,16 +108,37 @@ class Recipe:
     eval_samples: int = setting(1, "completions of each problem in an evaluation: n of avg@n")
     eval_problems: int | None = setting(None, "problems to evaluate on (none: all)")
     eval_temperature: float = setting(0.0, "of sampling in an evaluation; 0 is greedy")
-    eval_budget: int | None = setting(None, "tokens asked for where the instruction is exact or max (none: the middle "
-                                      "of --budget-low and --budget-high)")  # fmt: skip
+    eval_budget: int | None = setting(
+        None,
+        "tokens asked for where the instruction is exact or max (none: the middle of --budget-low and --budget-high)",
+    )
     seed: int = setting(0, "of everything drawn at random")
 
     def __post_init__(self):
-        for name, low in (("samples", 2), ("picked", 1), ("rounds", 1), ("epochs", 1), ("batch", 1), ("cutoff", 2),
-                          ("micro_tokens", 1), ("save_every", 1), ("eval_samples", 1), ("max_new_tokens", 1),
-                          ("eps_low", 0), ("eps_high", 0), ("lr", 0), ("weight_decay", 0), ("warmup", 0),
-                          ("temperature", 0), ("eval_temperature", 0), ("lam", 0), ("top_k", 0), ("alpha", 0),
-                          ("dpo_beta", 0), ("budget_low", 1)):  # fmt: skip
+        for name, low in (
+            ("samples", 2),
+            ("picked", 1),
+            ("rounds", 1),
+            ("epochs", 1),
+            ("batch", 1),
+            ("cutoff", 2),
+            ("micro_tokens", 1),
+            ("save_every", 1),
+            ("eval_samples", 1),
+            ("max_new_tokens", 1),
+            ("eps_low", 0),
+            ("eps_high", 0),
+            ("lr", 0),
+            ("weight_decay", 0),
+            ("warmup", 0),
+            ("temperature", 0),
+            ("eval_temperature", 0),
+            ("lam", 0),
+            ("top_k", 0),
+            ("alpha", 0),
+            ("dpo_beta", 0),
+            ("budget_low", 1),
+        ):
             if getattr(self, name) < low:
                 raise UserError(f"{flag(name)}: {getattr(self, name)} is below {low}")
         for name, value in self.to_json().items():
@@ -115,8 +158,10 @@ class Recipe:
         if self.budget_low > self.budget_high:
             raise UserError(f"--budget-low: {self.budget_low} is above --budget-high {self.budget_high}")
         if self.instruction in ("exact", "max") and self.budget_high > self.max_new_tokens:
-            raise UserError(f"--budget-high: {self.budget_high} tokens can never be thought within --max-new-tokens "
-                            f"{self.max_new_tokens}")  # fmt: skip
+            raise UserError(
+                f"--budget-high: {self.budget_high} tokens can never be thought within --max-new-tokens "
+                f"{self.max_new_tokens}"
+            )
         if self.reward in BUDGETED and self.instruction not in ("exact", "max"):
             raise UserError(f"--reward {self.reward}: needs --instruction exact or max, which state the budget")
         if self.percentiles is not None:

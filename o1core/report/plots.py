@@ -72,12 +72,20 @@ def plot_disharmony(result: dict, path: Path) -> None:
         y = np.array([100 * part["accuracy"] for part in row["intervals"]])
         low, high = (np.array([100 * part[f"accuracy_{end}"] for part in row["intervals"]]) for end in ("low", "high"))
         axes.errorbar(
-            x, y, np.abs([y - low, high - y]), label=f"{clean(row['label'])} ({row['problems']} problems)", capsize=3,
-            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], linewidth=1 + (i == 0),
-        )  # fmt: skip
+            x,
+            y,
+            np.abs([y - low, high - y]),
+            label=f"{clean(row['label'])} ({row['problems']} problems)",
+            capsize=3,
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            linewidth=1 + (i == 0),
+        )
     axes.set(xlabel="mean length of the interval (tokens)", ylabel="right (%)")
-    axes.set_title(f"{result['problems']} problems x {result['samples']} samples, each problem's cut into "
-                   f"{result['intervals']} by length")  # fmt: skip
+    axes.set_title(
+        f"{result['problems']} problems x {result['samples']} samples, each problem's cut into "
+        f"{result['intervals']} by length"
+    )
     axes.legend(fontsize="small")
     save(figure, path)
 
@@ -92,7 +100,9 @@ def plot_ablation(result: dict, name: str, path: Path) -> None:
         cells = [row["average"][key] for row in rows]
         mean = np.array([scale * cell["mean"] for cell in cells])
         spread = [mean - [scale * cell["low"] for cell in cells], [scale * cell["high"] for cell in cells] - mean]
-        axes.errorbar(range(len(rows)), mean, np.maximum(spread, 0), color=PRUNED, marker="s", capsize=4, label="pruned")
+        axes.errorbar(
+            range(len(rows)), mean, np.maximum(spread, 0), color=PRUNED, marker="s", capsize=4, label="pruned"
+        )
         axes.set_xticks(range(len(rows)), [str(row["value"]) for row in rows])
         axes.set(xlabel=name, ylabel=label)
         axes.legend()
@@ -108,10 +118,17 @@ def plot_comparison(result: dict, path: Path) -> None:
         bars = [[[abs(s["mean"] - s["low"])], [abs(s["high"] - s["mean"])]] for s in (x, y)]
         score = "" if not row["runs"] or row["average"]["aes"] is None else f", AES {row['average']['aes']['mean']:.2f}"
         axes.errorbar(
-            x["mean"], 100 * y["mean"], xerr=bars[0], yerr=100 * np.array(bars[1]), capsize=2, linestyle="none",
-            color=BASE if i == 0 else COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=8,
+            x["mean"],
+            100 * y["mean"],
+            xerr=bars[0],
+            yerr=100 * np.array(bars[1]),
+            capsize=2,
+            linestyle="none",
+            color=BASE if i == 0 else COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=8,
             label=row["label"] + score,
-        )  # fmt: skip
+        )
     axes.set(xlabel="mean tokens, average over the tests", ylabel="right (%), average over the tests")
     figure.legend(loc="outside right upper", fontsize="small")
     save(figure, path)

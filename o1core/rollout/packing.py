@@ -29,7 +29,11 @@ def product(weight: Tensor, bias: Tensor | None, packed: bool) -> Callable[[Tens
 def worth_packing(model: Transformer) -> bool:
     """Whether the model computes in bf16 on a CPU that has oneDNN, with twice its size in memory free."""
     weight = model.embed
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.bfloat16
+        or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         return False
     return free_memory(weight.device) > 2 * sum(p.nbytes for p in model.parameters())
 

@@ -79,12 +79,20 @@ def write_shard(folder: Path, groups: Iterable[Group]) -> None:
     }
     lines = "".join(
         json.dumps(
-            {"problem": g.problem, "sample": k, "prompt_tokens": len(g.prompt), "length": s.length,
-             "finish_reason": s.finish_reason, "answer": s.answer, "correct": s.correct}
-        ) + "\n"
+            {
+                "problem": g.problem,
+                "sample": k,
+                "prompt_tokens": len(g.prompt),
+                "length": s.length,
+                "finish_reason": s.finish_reason,
+                "answer": s.answer,
+                "correct": s.correct,
+            }
+        )
+        + "\n"
         for g in groups
         for k, s in enumerate(g.samples)
-    )  # fmt: skip
+    )
     stem = f"shard-{len(list(folder.glob('shard-*.jsonl'))):05d}"
     write_atomic(folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
     write_atomic(folder / f"{stem}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))

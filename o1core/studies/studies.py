@@ -44,9 +44,18 @@ log = logging.getLogger(__name__)
 ASKED = ("prompt", "system", "max_new_tokens", "top_p", "top_k", "seed")
 SHARED = {  # a part of a run's folder: the settings that decide it
     "base": ("model_print", "dtype", "tests", "eval_samples", "eval_temperature", *ASKED),
-    "round-00/rollouts": ("model_print", "dtype", "train_print", "samples", "temperature", "instruction", "budget_low",
-                          "budget_high", *ASKED),
-}  # fmt: skip
+    "round-00/rollouts": (
+        "model_print",
+        "dtype",
+        "train_print",
+        "samples",
+        "temperature",
+        "instruction",
+        "budget_low",
+        "budget_high",
+        *ASKED,
+    ),
+}
 TIMED_PROMPTS, TURNS = 64, 3
 THIRDS = ("hardest third", "middle third", "easiest third")
 
@@ -70,12 +79,19 @@ def study_disharmony(job: Job, intervals: int, folder: Path, place: Place) -> di
     if len(test) < problems:
         raise UserError(f"--problems: {name} holds {len(test)} problems, not {problems}")
     if not 1 < intervals <= samples:
-        raise UserError(f"--intervals: {intervals} of {samples} samples a problem; it takes 2 at least, and one sample each")
+        raise UserError(
+            f"--intervals: {intervals} of {samples} samples a problem; it takes 2 at least, and one sample each"
+        )
     claim(folder, job)
     test = test[:problems]
     model, tokenizer = load(job.model, job.dtype, place.device)
     params = SamplingParams(
-        samples, recipe.temperature, recipe.top_p, recipe.top_k, recipe.max_new_tokens, seed_of(recipe.seed, "disharmony")
+        samples,
+        recipe.temperature,
+        recipe.top_p,
+        recipe.top_k,
+        recipe.max_new_tokens,
+        seed_of(recipe.seed, "disharmony"),
     )
     test = job.instructed(test, training=False)
     write_problems(folder, test)
@@ -96,24 +112,38 @@ def disharmony(lengths: Tensor, correct: Tensor, difficulty: list[str], interval
     interval.
     """
     order = lengths.argsort(dim=1, stable=True)
-    parts = [(lengths.gather(1, cut).numpy(), correct.gather(1, cut).numpy())
-             for cut in order.tensor_split(intervals, dim=1)]  # fmt: skip
+    parts = [
+        (lengths.gather(1, cut).numpy(), correct.gather(1, cut).numpy()) for cut in order.tensor_split(intervals, dim=1)
+    ]
     rows = []
     for label in ["all", *sorted(set(difficulty))] if len(set(difficulty)) > 1 else ["all"]:
         chosen = np.array([label in ("all", d) for d in difficulty])
         figures = []
         for i, (tokens, right) in enumerate(parts):
             low, high = accuracy_interval(right[chosen])
-            figures.append({"interval": i + 1, "accuracy": float(right[chosen].mean()), "accuracy_low": low,
-                            "accuracy_high": high, "mean_tokens": float(tokens[chosen].mean())})  # fmt: skip
+            figures.append(
+                {
+                    "interval": i + 1,
+                    "accuracy": float(right[chosen].mean()),
+                    "accuracy_low": low,
+                    "accuracy_high": high,
+                    "mean_tokens": float(tokens[chosen].mean()),
+                }
+            )
         gap, low, high = mean_interval(parts[-1][1][chosen].mean(axis=1) - parts[0][1][chosen].mean(axis=1))
-        rows.append({"label": label, "problems": int(chosen.sum()), "intervals": figures,
-                     "gap": {"mean": gap, "low": max(-1.0, low), "high": min(1.0, high)}})  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "problems": int(chosen.sum()),
+                "intervals": figures,
+                "gap": {"mean": gap, "low": max(-1.0, low), "high": min(1.0, high)},
+            }
+        )
     return rows
 
 
 def difficulties(problems: list, correct: Tensor) -> list[str]:
-    """"level N" where every problem has one, else the third of the problems by accuracy."""
+    """ "level N" where every problem has one, else the third of the problems by accuracy."""
     if all(p.level for p in problems):
         return [f"level {p.level}" for p in problems]
     third = [""] * len(problems)
@@ -131,8 +161,9 @@ def by_lambda(recipe: Recipe, values: str) -> list[Variant]:
     except ValueError:
         raise UserError(f"--values: {values} is not a list of numbers, such as 0,1,2,5") from None
     if recipe.objective != "surrogate" or recipe.reward not in WITH_LAMBDA:
-        raise UserError(f"study lambda: {recipe.objective} with the reward {recipe.reward} has no lambda; choose another "
-                        "--method")  # fmt: skip
+        raise UserError(
+            f"study lambda: {recipe.objective} with the reward {recipe.reward} has no lambda; choose another --method"
+        )
     if len({f"{value:g}" for value in numbers}) < len(numbers):
         raise UserError(f"--values: {values} says a value twice")
     return [Variant(f"lambda {value:g}", value, replace(recipe, lam=value)) for value in numbers]
@@ -245,7 +276,14 @@ def as_pruned(summary: dict) -> dict:
 def row(label: str, value, runs: list[str], summaries: list[dict]) -> dict:
     """A row of a study: figures of the average and of each test, over seeds."""
     tests = {name: figures([s["tests"][name] for s in summaries]) for name in summaries[0]["tests"]}
-    return {"label": label, "value": value, "runs": runs, "average": figures(summaries), "tests": tests, "inference": None}
+    return {
+        "label": label,
+        "value": value,
+        "runs": runs,
+        "average": figures(summaries),
+        "tests": tests,
+        "inference": None,
+    }
 
 
 def figures(results: list[dict]) -> dict:

@@ -42,9 +42,13 @@ def sample_round(
 ) -> list[Group]:
     """The rollouts of a round, sampled from the engine's model or read back. Each round has random numbers of its own."""
     params = SamplingParams(
-        recipe.samples, recipe.temperature, recipe.top_p, recipe.top_k, recipe.max_new_tokens,
+        recipe.samples,
+        recipe.temperature,
+        recipe.top_p,
+        recipe.top_k,
+        recipe.max_new_tokens,
         seed_of(recipe.seed, "sample", round),
-    )  # fmt: skip
+    )
     label = f"sample, round {round + 1} of {recipe.rounds}"
     return sample_problems(engine, tokenizer, problems, params, run / f"round-{round:02d}" / "rollouts", label)
 
@@ -75,9 +79,11 @@ def train(
         groups = sample_round(engine, tokenizer, problems, recipe, run, round)
         picked = pick_examples(groups, recipe, round)
         if not picked.examples:
-            raise UserError(f"round {round + 1}: no completion may be trained on ({picked.over_cutoff} over --cutoff, "
-                            f"{picked.masked} truncated and masked, {picked.uniform} of {len(groups)} problems with "
-                            "nothing to tell their samples apart)")  # fmt: skip
+            raise UserError(
+                f"round {round + 1}: no completion may be trained on ({picked.over_cutoff} over --cutoff, "
+                f"{picked.masked} truncated and masked, {picked.uniform} of {len(groups)} problems with "
+                "nothing to tell their samples apart)"
+            )
         reference = load_reference(run / f"round-{round:02d}", updater, picked.examples, progress)
         summary = describe(groups) | distance(picked.examples, reference)
         summary |= {"picked": len(picked.examples), "over_cutoff": picked.over_cutoff, "masked": picked.masked}

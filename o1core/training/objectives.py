@@ -29,9 +29,16 @@ def units_of(examples: list[Example], recipe: Recipe) -> int:
 
 
 def objective(
-    hidden: Tensor, head: Tensor, targets: Tensor, reference: Tensor, advantage: Tensor, cu_seqlens: Tensor,
-    recipe: Recipe, units: int, vocab: int,
-) -> tuple[Tensor, SurrogateMetrics]:  # fmt: skip
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+    cu_seqlens: Tensor,
+    recipe: Recipe,
+    units: int,
+    vocab: int,
+) -> tuple[Tensor, SurrogateMetrics]:
     """(loss [], metrics) of N completion tokens of S sequences.
 
     hidden [N, H]; head [V, H], ids from `vocab` on have probability 0; targets int64 [N]; reference float32 [N];
@@ -40,9 +47,19 @@ def objective(
     """
     if recipe.objective == "surrogate":
         return linear_surrogate(
-            hidden, head, targets, reference, advantage, cu_seqlens, None,
-            ratio=recipe.ratio, eps_low=recipe.eps_low, eps_high=recipe.eps_high, normalizer=units, vocab_size=vocab,
-        )  # fmt: skip
+            hidden,
+            head,
+            targets,
+            reference,
+            advantage,
+            cu_seqlens,
+            None,
+            ratio=recipe.ratio,
+            eps_low=recipe.eps_low,
+            eps_high=recipe.eps_high,
+            normalizer=units,
+            vocab_size=vocab,
+        )
     logp = linear_logprob(hidden, head, targets, vocab_size=vocab)
     if recipe.objective == "sft":
         total, count = -logp.sum(), len(targets)

@@ -45,7 +45,9 @@ def test_an_evaluation_alone_says_what_was_measured(evaluated):
     out, printed = evaluated
     assert printed == json.loads((out / "result.json").read_text())
     assert (printed["problems"], printed["samples"]) == (2, 3)
-    assert 0 < printed["mean_tokens"] <= 12 and printed["accuracy_low"] <= printed["accuracy"] <= printed["accuracy_high"]
+    assert (
+        0 < printed["mean_tokens"] <= 12 and printed["accuracy_low"] <= printed["accuracy"] <= printed["accuracy_high"]
+    )
 
 
 def test_show_an_evaluation(evaluated, capsys):
@@ -53,7 +55,9 @@ def test_show_an_evaluation(evaluated, capsys):
     out = capsys.readouterr().out
     assert out.count("=== problem") == 2
     assert "1 + 1 = ?" in out
-    lengths = [int(line.split(", ")[1].split()[0]) for line in out.splitlines() if line.startswith(("[RIGHT", "[WRONG"))]
+    lengths = [
+        int(line.split(", ")[1].split()[0]) for line in out.splitlines() if line.startswith(("[RIGHT", "[WRONG"))
+    ]
     assert len(lengths) == 4
     assert lengths[0] <= lengths[1] and lengths[2] <= lengths[3]
 

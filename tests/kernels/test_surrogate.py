@@ -58,9 +58,16 @@ def test_gradient_is_kept_exactly_on_the_edge(ops, ratio):
     logp = torch.tensor([0.0, 0.0, 20.0], dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
     loss, metrics = ops.clipped_surrogate(
-        logp, torch.zeros(3).double(), advantage, torch.arange(4), None,
-        ratio=ratio, eps_low=0.0, eps_high=0.0, normalizer=1.0,
-    )  # fmt: skip
+        logp,
+        torch.zeros(3).double(),
+        advantage,
+        torch.arange(4),
+        None,
+        ratio=ratio,
+        eps_low=0.0,
+        eps_high=0.0,
+        normalizer=1.0,
+    )
     (gradient,) = torch.autograd.grad(loss, logp)
     assert gradient.tolist() == [-1.0, 1.0, pytest.approx(torch.tensor(20.0).double().exp().item())]
     assert metrics.finalize()["clip_fraction"] == 0
@@ -73,9 +80,16 @@ def test_surrogate_by_hand():
     mask = torch.tensor([True, True, False, True])
     advantage = torch.tensor([2.0, -1.0])
     loss, metrics = kernels.clipped_surrogate(
-        logp, ref_logp, advantage, torch.tensor([0, 3, 4]), mask,
-        ratio="sequence", eps_low=0.2, eps_high=0.2, normalizer=2,
-    )  # fmt: skip
+        logp,
+        ref_logp,
+        advantage,
+        torch.tensor([0, 3, 4]),
+        mask,
+        ratio="sequence",
+        eps_low=0.2,
+        eps_high=0.2,
+        normalizer=2,
+    )
     r = 2.718281828459045**0.1
     assert loss.item() == pytest.approx(-(2 * r - 0.8) / 2, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logp)

@@ -94,11 +94,21 @@ def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
     ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
     assert gradcheck(
         lambda h, w: kernels.linear_surrogate(
-            h, w, targets, ref_logp, advantage, cu_seqlens, mask,
-            ratio=ratio, **CLIP, normalizer=2.5, temperature=temperature, vocab_size=9,
+            h,
+            w,
+            targets,
+            ref_logp,
+            advantage,
+            cu_seqlens,
+            mask,
+            ratio=ratio,
+            **CLIP,
+            normalizer=2.5,
+            temperature=temperature,
+            vocab_size=9,
         )[0],
         (hidden, weight),
-    )  # fmt: skip
+    )
 
 
 # The error against float64
@@ -115,8 +125,11 @@ def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, token
     hidden, weight, targets = head_case(tokens, vocab, size=48, dtype=dtype, logit_scale=3.0, known=known)
     above = upstream((tokens,), 1), upstream((tokens,), 2)
     results = []
-    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
-                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+    for ops, leaves in (
+        (kernels, (hidden, weight)),
+        (torch_reference, (hidden, weight)),
+        (torch_reference, in_float64(hidden, weight)),
+    ):
         out = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known, entropy=True)
         alone = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known)
         results.append((*out, *gradients(out, leaves, above), *gradients(alone, leaves, above[:1])))
@@ -159,8 +172,11 @@ def test_extreme_logits(dtype, extreme, small_blocks):
     weight.requires_grad_()
     targets = torch.tensor([7, 11])
     results = []
-    for ops, leaves in ((kernels, (hidden, weight)), (torch_reference, (hidden, weight)),
-                        (torch_reference, in_float64(hidden, weight))):  # fmt: skip
+    for ops, leaves in (
+        (kernels, (hidden, weight)),
+        (torch_reference, (hidden, weight)),
+        (torch_reference, in_float64(hidden, weight)),
+    ):
         out = ops.linear_logprob(*leaves, targets, entropy=True)
         results.append((*out, *gradients(out, leaves, (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])))))
     for name, *values in zip(("logp", "entropy", "d_hidden", "d_weight"), *results):
@@ -227,9 +243,17 @@ def test_nothing_to_learn_gives_zero_loss_and_zero_gradients(ratio, lengths, pas
     hidden, weight, targets = head_case(tokens, 6, known=6)
     ref_logp, advantage, cu_seqlens, _ = surrogate_case(torch.zeros(tokens, dtype=torch.float64), lengths)
     loss, metrics = kernels.linear_surrogate(
-        hidden, weight, targets, ref_logp, advantage, cu_seqlens, torch.zeros(tokens, dtype=torch.bool),
-        ratio=ratio, **CLIP, normalizer=1.0,
-    )  # fmt: skip
+        hidden,
+        weight,
+        targets,
+        ref_logp,
+        advantage,
+        cu_seqlens,
+        torch.zeros(tokens, dtype=torch.bool),
+        ratio=ratio,
+        **CLIP,
+        normalizer=1.0,
+    )
     assert loss == 0
     assert all(g.eq(0).all() for g in torch.autograd.grad(loss, (hidden, weight)))
     assert set(metrics.finalize().values()) == {0.0}

@@ -21,7 +21,7 @@ from tests.kernels.triton_cases import (
     normal,
     triton_backend,
     with_blocks_of,
-)  # fmt: skip
+)
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.

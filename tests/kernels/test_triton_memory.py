@@ -19,7 +19,7 @@ from tests.kernels.triton_cases import (
     normal,
     triton_backend,
     with_blocks_of,
-)  # fmt: skip
+)
 
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -84,9 +84,26 @@ def test_addresses_beyond_two_to_the_31_in_the_linear_kernels():
     chunk = triton_linear.padded(v)
 
     seen = last_program_of(
-        triton_linear.logit_gradient_kernel, last, x, x, t, z, z, z, z, x,
-        n, v, h, 0, stride, stride, chunk, 1.0, **options,
-    )  # fmt: skip
+        triton_linear.logit_gradient_kernel,
+        last,
+        x,
+        x,
+        t,
+        z,
+        z,
+        z,
+        z,
+        x,
+        n,
+        v,
+        h,
+        0,
+        stride,
+        stride,
+        chunk,
+        1.0,
+        **options,
+    )
     row, column = (n - 1), (v - 1)
     assert row * stride > 2**31 and column * stride > 2**31 and row * chunk > 2**31
     assert offsets(seen, "load", (block_n, block_h), base, 2) == [row * stride + k for k in range(h)]
@@ -111,9 +128,27 @@ def test_addresses_beyond_two_to_the_31_in_the_linear_kernels():
     last = triton.cdiv(n, kept_block) * triton.cdiv(v, block_v) - 1
     for pick in (False, True):  # the picked row is 0 in memory that is not there
         seen = last_program_of(
-            triton_kept.kept_gradient_kernel, last, x, x, t, z, t, z, z, z, n, n, v, chunk, chunk, chunk, 1.0,
-            PICK=pick, ACC=triton.language.float32, **options,
-        )  # fmt: skip
+            triton_kept.kept_gradient_kernel,
+            last,
+            x,
+            x,
+            t,
+            z,
+            t,
+            z,
+            z,
+            z,
+            n,
+            n,
+            v,
+            chunk,
+            chunk,
+            chunk,
+            1.0,
+            PICK=pick,
+            ACC=triton.language.float32,
+            **options,
+        )
         numbers = [column + k for k in range(block_v)]
         source = 0 if pick else row * chunk
         assert offsets(seen, "load", (kept_block, block_v), base, 2) == [source + k for k in numbers]

@@ -152,20 +152,11 @@ def put(name, make):
     [
         (remove(DOWN), f"tensor {DOWN} is missing"),
         (put(DOWN, lambda t: t[DOWN][:-1].clone()), f"tensor {DOWN} has shape [63, 96], config.json asks for [64, 96]"),
-        (
-            put(EMBED, lambda t: t[EMBED][:-1].clone()),
-            f"tensor {EMBED} has shape [271, 64], config.json asks for",
-        ),
-        (
-            put("model.layers.2.mlp.up_proj.weight", lambda t: torch.ones(2)),
-            "layers.2.mlp.up_proj.weight is left",
-        ),
+        (put(EMBED, lambda t: t[EMBED][:-1].clone()), f"tensor {EMBED} has shape [271, 64], config.json asks for"),
+        (put("model.layers.2.mlp.up_proj.weight", lambda t: torch.ones(2)), "layers.2.mlp.up_proj.weight is left"),
         (put("model.layers.0.self_attn.o_proj.bias", lambda t: torch.ones(64)), "self_attn.o_proj.bias is left over"),
         (put(DOWN, lambda t: t[DOWN].to(torch.int8)), f"tensor {DOWN} is stored as I8; only F32, BF16 and F16"),
-        (
-            put("lm_head.weight", lambda t: t[EMBED] + 1),
-            "lm_head.weight differs from the embedding; set tie_word",
-        ),
+        (put("lm_head.weight", lambda t: t[EMBED] + 1), "lm_head.weight differs from the embedding; set tie_word"),
     ],
 )
 def test_tensors_that_do_not_fit(checkpoint, change, message):
@@ -286,9 +277,13 @@ def large_checkpoint(tmp_path_factory, build_checkpoint, edit_json):
     build_checkpoint(folder)
     edit_json(
         folder / "config.json",
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8, head_dim=128,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        head_dim=128,
         layer_types=None,
-    )  # fmt: skip
+    )
     shapes = {name: shape for name, _, _, shape in weights.layout(read_config(folder))}
     tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     assert sum(t.nbytes for t in tensors.values()) > 180_000_000

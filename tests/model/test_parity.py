@@ -77,9 +77,13 @@ def test_greedy_text(pair):
     for prompt, (completion,) in zip(prompts, completions):
         ids = torch.tensor([prompt])
         answer = theirs.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
-            eos_token_id=[258, 256], pad_token_id=256,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=[258, 256],
+            pad_token_id=256,
+        )
         assert completion.ids == answer[0, len(prompt) :].tolist()
 
 
@@ -125,8 +129,12 @@ def test_the_spelling_of_transformers_4(tmp_path, build_checkpoint, edit_json, t
     read_new = read_config(tmp_path)
     edit_json(
         tmp_path / "config.json",
-        rope_parameters=None, dtype=None, rope_theta=theta, rope_scaling=None, torch_dtype="float32",
-    )  # fmt: skip
+        rope_parameters=None,
+        dtype=None,
+        rope_theta=theta,
+        rope_scaling=None,
+        torch_dtype="float32",
+    )
     assert read_config(tmp_path) == read_new
     ids = torch.arange(200)[None]
     model, _ = o1core.load(tmp_path)

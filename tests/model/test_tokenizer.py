@@ -242,7 +242,13 @@ def test_broken_json_beside_it(checkpoint, name, text):
 def test_length_limits_stored_in_tokenizer_json_do_not_cut_prompts(checkpoint):
     value = json.loads((checkpoint / "tokenizer.json").read_text())
     value["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    value["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-                        "pad_type_id": 0, "pad_token": "a"}  # fmt: skip
+    value["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "a",
+    }
     (checkpoint / "tokenizer.json").write_text(json.dumps(value))
     assert len(Tokenizer(checkpoint, 272).encode("0123456789")) == 10

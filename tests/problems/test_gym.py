@@ -236,8 +236,26 @@ def test_bad_names_and_counts_are_told(name, count, message):
 
 @library
 def test_a_whole_run_on_a_task(checkpoint, tmp_path):
-    flags = ["--model", str(checkpoint), "--device", "cpu", "--samples", "4", "--picked", "4", "--problems", "6",
-             "--eval-problems", "3", "--max-new-tokens", "8", "--temperature", "1", "--cutoff", "600"]  # fmt: skip
+    flags = [
+        "--model",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--samples",
+        "4",
+        "--picked",
+        "4",
+        "--problems",
+        "6",
+        "--eval-problems",
+        "3",
+        "--max-new-tokens",
+        "8",
+        "--temperature",
+        "1",
+        "--cutoff",
+        "600",
+    ]
     task = "reasoning-gym:chain_sum"
     run = tmp_path / "run"
     assert main(["prune", *flags, "--data", task, "--eval-data", task, "--out", str(run)]) == 0

@@ -92,10 +92,7 @@ def test_published_forms_of_multiple_choice(tmp_path, row):
 
 @pytest.mark.parametrize(
     ("question", "right", "wrong"),
-    [
-        ("question", "correct_answer", "distractor{}"),
-        ("Question", "Correct Answer", "Incorrect Answer {}"),
-    ],
+    [("question", "correct_answer", "distractor{}"), ("Question", "Correct Answer", "Incorrect Answer {}")],
 )
 def test_forms_that_name_the_right_choice_get_an_order(tmp_path, question, right, wrong):
     def row(text, *others):

@@ -27,17 +27,28 @@ BOTH = ("marco-o1", "qwq-32b")
 
 # The paper's table of settings, by hand: what it names once for both models, and what differs.
 COMMON = {
-    "problems": 5000, "shuffle_seed": 42,
+    "problems": 5000,
+    "shuffle_seed": 42,
     "prompt": "paper",  # of the released scripts, and so is their system turn
     "picked": 2,
-    "schedule": "cosine", "warmup": 0.1, "epochs": 1, "grad_clip": 10.0,
+    "schedule": "cosine",
+    "warmup": 0.1,
+    "epochs": 1,
+    "grad_clip": 10.0,
     "batch": 32,
-    "temperature": 0.5, "top_p": 0.8, "max_new_tokens": 8192,
-    "eval_temperature": 0.0, "eval_samples": 1,
-    "reward": "length-harmonizing", "reward_low": None, "reward_high": None, "advantage": "reward",
-    "ratio": "sequence", "rounds": 1,
+    "temperature": 0.5,
+    "top_p": 0.8,
+    "max_new_tokens": 8192,
+    "eval_temperature": 0.0,
+    "eval_samples": 1,
+    "reward": "length-harmonizing",
+    "reward_low": None,
+    "reward_high": None,
+    "advantage": "reward",
+    "ratio": "sequence",
+    "rounds": 1,
     "checkpointing": True,  # ours: it changes the memory, not the result
-}  # fmt: skip
+}
 SETTINGS = {
     "marco-o1": COMMON | {"train_last_layers": None, "samples": 16, "lam": 2.0, "lr": 2e-7, "cutoff": 3072},
     "qwq-32b": COMMON | {"train_last_layers": 48, "samples": 12, "lam": 5.0, "lr": 2e-6, "cutoff": 4096},
@@ -185,9 +196,18 @@ def test_the_true_configuration_is_read_whole(true_shape):
         "qwq-32b": (64, 5120, 27648, 40, 8, 1e-5, 1e6, False, 152064, 32768, 128),
     }
     assert published[name] == (
-        c.num_layers, c.hidden_size, c.ffn_size, c.num_heads, c.num_kv_heads, c.norm_eps, c.rope_theta, c.tied,
-        c.vocab_size, c.max_positions, c.head_dim,
-    )  # fmt: skip
+        c.num_layers,
+        c.hidden_size,
+        c.ffn_size,
+        c.num_heads,
+        c.num_kv_heads,
+        c.norm_eps,
+        c.rope_theta,
+        c.tied,
+        c.vocab_size,
+        c.max_positions,
+        c.head_dim,
+    )
     assert c.qkv_bias and not c.qk_norm and c.dtype == torch.bfloat16
     assert set(theirs.config.layer_types) == {"full_attention"}  # no window, as we have it
     assert all(n.variance_epsilon == c.norm_eps for n in theirs.modules() if hasattr(n, "variance_epsilon"))
@@ -300,9 +320,27 @@ def test_the_small_copy_has_transformers_logits(small):
 
 
 SMALLER = (  # than the recipes ask for, and a learning rate that shows in bf16 after two steps
-    "--samples", "4", "--problems", "4", "--max-new-tokens", "16", "--eval-problems", "2", "--batch", "4",
-    "--cutoff", "1024", "--micro-tokens", "2048", "--lr", "1e-3", "--slots", "8", "--device", "cpu",
-)  # fmt: skip
+    "--samples",
+    "4",
+    "--problems",
+    "4",
+    "--max-new-tokens",
+    "16",
+    "--eval-problems",
+    "2",
+    "--batch",
+    "4",
+    "--cutoff",
+    "1024",
+    "--micro-tokens",
+    "2048",
+    "--lr",
+    "1e-3",
+    "--slots",
+    "8",
+    "--device",
+    "cpu",
+)
 
 
 def pruned(small, run: Path, *flags: str) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -25,9 +25,17 @@ FIRST = "First, 47+8=55. Then 55-9=46. So the answer is 46."
 AGAIN = "\nWait, let me check that again. 47+8=55, 55-9=46. Yes, 46."
 ANSWER = "\nFinal answer: \\boxed{46}"
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000", "--dump-dom",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=3000",
+    "--dump-dom",
+)
 END = 258
 
 
@@ -66,10 +74,17 @@ def write_side(folder: Path, tokenizer: Tokenizer, problems: list[dict], texts: 
     verdicts = [s.correct for g in groups for s in g.samples]
     accuracy = sum(verdicts) / len(verdicts)
     return {
-        "accuracy": accuracy, "accuracy_low": accuracy / 2, "accuracy_high": (1 + accuracy) / 2, "truncated": 0.125,
-        "mean_tokens": sum(lengths) / len(lengths), "median_tokens": sorted(lengths)[len(lengths) // 2],
-        "tokens_per_second": 1.0, "problems": len(groups), "samples": len(groups[0].samples), "seconds": 1.0,
-    }  # fmt: skip
+        "accuracy": accuracy,
+        "accuracy_low": accuracy / 2,
+        "accuracy_high": (1 + accuracy) / 2,
+        "truncated": 0.125,
+        "mean_tokens": sum(lengths) / len(lengths),
+        "median_tokens": sorted(lengths)[len(lengths) // 2],
+        "tokens_per_second": 1.0,
+        "problems": len(groups),
+        "samples": len(groups[0].samples),
+        "seconds": 1.0,
+    }
 
 
 def write_log(run: Path, steps: int = 6, **fields) -> None:
@@ -143,15 +158,27 @@ def write_study(study: Path, model: Path, kind: str, labels: dict[str, object]) 
     """A study whose runs are plain; row i has accuracy 0.7 + i/100, 100 - 10 i tokens and AES i/10."""
     rows = []
     for i, (label, value) in enumerate({"base": None, **labels}.items()):
-        measures = {"accuracy": spread(0.7 + i / 100), "mean_tokens": spread(100 - 10 * i), "length_cut": spread(i / 10),
-                    "accuracy_gain": spread(i / 100), "aes": spread(i / 10) if i else None}  # fmt: skip
+        measures = {
+            "accuracy": spread(0.7 + i / 100),
+            "mean_tokens": spread(100 - 10 * i),
+            "length_cut": spread(i / 10),
+            "accuracy_gain": spread(i / 100),
+            "aes": spread(i / 10) if i else None,
+        }
         name = f"seed-0/{label.replace(' ', '-')}"
         if i:
             write_run(study / name, model, {"arithmetic": plain_test()})
             write_log(study / name)
-        rows.append({"label": label, "value": value, "runs": [name] if i else [], "average": measures,
-                     "tests": {"arithmetic": measures},
-                     "inference": {"seconds": 2.0, "ratio": 1 - i / 8} if kind == "compare" else None})  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "value": value,
+                "runs": [name] if i else [],
+                "average": measures,
+                "tests": {"arithmetic": measures},
+                "inference": {"seconds": 2.0, "ratio": 1 - i / 8} if kind == "compare" else None,
+            }
+        )
     write_json(
         study / "result.json", {"study": kind, "tests": ["arithmetic"], "seeds": 3, "rows": rows, "settings": {}}
     )
@@ -232,8 +259,16 @@ def test_the_table_of_a_run_holds_its_numbers(made, page):
 
 def test_every_chart_has_its_numbers_beside_it(page):
     tags = Tags(page)
-    titles = ("Length of completions", "Accuracy against length", "Length by difficulty", "Reward", "Clip fraction",
-              "Length of what is trained on", "Ratio to the reference", "KL from the reference (estimate)")  # fmt: skip
+    titles = (
+        "Length of completions",
+        "Accuracy against length",
+        "Length by difficulty",
+        "Reward",
+        "Clip fraction",
+        "Length of what is trained on",
+        "Ratio to the reference",
+        "KL from the reference (estimate)",
+    )
     for title in titles:
         assert f"{title} " in tags.words()
         assert ("div", f"Numbers of {title}") in [(tag, a.get("aria-label")) for tag, a in tags.found]
@@ -395,10 +430,13 @@ def test_the_page_of_a_study_shows_its_rows_and_its_runs(tmp_path, model):
     assert [s["label"] for s in data] == ["study, sft, arithmetic", "study, o1-pruner, arithmetic"]
 
 
-@pytest.mark.parametrize("kind, labels", [
-    ("lambda", {"lambda 0": 0.0, "lambda 2": 2.0}),
-    ("difficulty", {"percentiles 0-40": "0-40", "percentiles 60-100": "60-100"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, labels",
+    [
+        ("lambda", {"lambda 0": 0.0, "lambda 2": 2.0}),
+        ("difficulty", {"percentiles 0-40": "0-40", "percentiles 60-100": "60-100"}),
+    ],
+)
 def test_an_ablation_has_its_charts(tmp_path, model, kind, labels):
     write_study(tmp_path / "study", model, kind, labels)
     words = Tags(page_of(tmp_path / "study")).words()
@@ -408,14 +446,25 @@ def test_an_ablation_has_its_charts(tmp_path, model, kind, labels):
 
 
 def test_disharmony_has_its_chart_and_its_table(tmp_path):
-    parts = [{"interval": i + 1, "accuracy": 0.9 - 0.1 * i, "accuracy_low": 0.85 - 0.1 * i, "accuracy_high": 0.95 - 0.1 * i,
-              "mean_tokens": 50.0 * (i + 1)} for i in range(4)]  # fmt: skip
-    rows = [{"label": label, "problems": 64, "intervals": parts, "gap": {"mean": -0.3, "low": -0.35, "high": -0.25}}
-            for label in ("all", "level 3")]  # fmt: skip
+    parts = [
+        {
+            "interval": i + 1,
+            "accuracy": 0.9 - 0.1 * i,
+            "accuracy_low": 0.85 - 0.1 * i,
+            "accuracy_high": 0.95 - 0.1 * i,
+            "mean_tokens": 50.0 * (i + 1),
+        }
+        for i in range(4)
+    ]
+    rows = [
+        {"label": label, "problems": 64, "intervals": parts, "gap": {"mean": -0.3, "low": -0.35, "high": -0.25}}
+        for label in ("all", "level 3")
+    ]
     study = tmp_path / "study"
     study.mkdir()
-    write_json(study / "result.json",
-               {"study": "disharmony", "problems": 64, "samples": 512, "intervals": 4, "rows": rows})  # fmt: skip
+    write_json(
+        study / "result.json", {"study": "disharmony", "problems": 64, "samples": 512, "intervals": 4, "rows": rows}
+    )
     words = Tags(page_of(study)).words()
     assert "all 64 90.0 % 85.0 to 95.0 %; 50 tokens 80.0 %" in words
     assert "−30.0 −35.0 to −25.0" in words
@@ -435,14 +484,17 @@ def test_folders_that_are_no_run_say_what_makes_one(tmp_path, run):
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"base": {"accuracy": "high", "mean_tokens": 1}}, "base: accuracy: must be a number, not \"high\""),
-    ({"base": {"accuracy": 1}}, "base: lacks mean_tokens"),
-    ({"length_cut": None}, "length_cut: must be a number, not null"),
-    ({"length_cut": float("nan")}, "length_cut: must be a number, not NaN"),
-    ({"tests": {}}, "tests: is empty"),
-    ({"tests": []}, "tests: must be an object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"base": {"accuracy": "high", "mean_tokens": 1}}, 'base: accuracy: must be a number, not "high"'),
+        ({"base": {"accuracy": 1}}, "base: lacks mean_tokens"),
+        ({"length_cut": None}, "length_cut: must be a number, not null"),
+        ({"length_cut": float("nan")}, "length_cut: must be a number, not NaN"),
+        ({"tests": {}}, "tests: is empty"),
+        ({"tests": []}, "tests: must be an object"),
+    ],
+)
 def test_a_broken_result_is_named(run, edit_json, change, said):
     write_json(run / "result.json", json.loads((run / "result.json").read_text()) | change)
     with pytest.raises(UserError, match=re.escape(said)):
@@ -483,16 +535,22 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path, model):
     assert "a/run" in words and "b/run" in words
 
 
-@pytest.mark.parametrize("text, repeated", [
-    (FIRST + ANSWER, []),
-    (FIRST + AGAIN + ANSWER, ["47+8=55, 55-9=46"]),
-    ("Then 6 * 7 = 42. So $6\\times7=42$, done.", ["So $6\\times7=42$"]),
-    ("Let me check that again. 1+1=2. Let me check that again. 1+1=3.", ["Let me check that again"]),
-    ("Yes, 46. Yes, 46. x=5. x=5.", []),
-    ("We see that 3.5 apples are left.\nBut wait, WE SEE that 3.5 apples are left!", ["WE SEE that 3.5 apples are left"]),
-    ("12+3=15. 12+3=16.", []),
-    ("", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, repeated",
+    [
+        (FIRST + ANSWER, []),
+        (FIRST + AGAIN + ANSWER, ["47+8=55, 55-9=46"]),
+        ("Then 6 * 7 = 42. So $6\\times7=42$, done.", ["So $6\\times7=42$"]),
+        ("Let me check that again. 1+1=2. Let me check that again. 1+1=3.", ["Let me check that again"]),
+        ("Yes, 46. Yes, 46. x=5. x=5.", []),
+        (
+            "We see that 3.5 apples are left.\nBut wait, WE SEE that 3.5 apples are left!",
+            ["WE SEE that 3.5 apples are left"],
+        ),
+        ("12+3=15. 12+3=16.", []),
+        ("", []),
+    ],
+)
 def test_repeated_passages(text, repeated):
     parts = repeats(text)
     assert "".join(piece for piece, _ in parts) == text

@@ -30,8 +30,15 @@ def test_groups_come_back_as_they_were(tmp_path):
     back = read_groups(tmp_path)
     assert all(same(x, y) for x, y in zip(back, first + second, strict=True))
     lines = [json.loads(line) for line in (tmp_path / "shard-00000.jsonl").read_text().splitlines()]
-    assert lines[1] == {"problem": "a", "sample": 1, "prompt_tokens": 2, "length": 3, "finish_reason": "stop",
-                        "answer": "3", "correct": True}  # fmt: skip
+    assert lines[1] == {
+        "problem": "a",
+        "sample": 1,
+        "prompt_tokens": 2,
+        "length": 3,
+        "finish_reason": "stop",
+        "answer": "3",
+        "correct": True,
+    }
 
 
 def test_a_missing_folder_holds_nothing(tmp_path):

@@ -14,9 +14,34 @@ from o1core.report.plots import plot_disharmony
 from o1core.report.tables import disharmony_table, study_table
 from o1core.studies.studies import difficulties, disharmony, figures, items
 
-SETTINGS = ["--samples", "4", "--picked", "4", "--problems", "8", "--rounds", "1", "--max-new-tokens", "16",
-            "--temperature", "1", "--top-p", "1", "--lr", "1e-3", "--batch", "8", "--eval-problems", "3",
-            "--eval-temperature", "1", "--slots", "8", "--device", "cpu"]  # fmt: skip
+SETTINGS = [
+    "--samples",
+    "4",
+    "--picked",
+    "4",
+    "--problems",
+    "8",
+    "--rounds",
+    "1",
+    "--max-new-tokens",
+    "16",
+    "--temperature",
+    "1",
+    "--top-p",
+    "1",
+    "--lr",
+    "1e-3",
+    "--batch",
+    "8",
+    "--eval-problems",
+    "3",
+    "--eval-temperature",
+    "1",
+    "--slots",
+    "8",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture
@@ -24,7 +49,10 @@ def files(tmp_path) -> dict[str, Path]:
     """A training file and two tests, with levels."""
     made = {}
     for name, start, count in (("train", 0, 12), ("easy", 40, 4), ("hard", 60, 4)):
-        rows = [{"problem": f"{a} + 5 = ?", "answer": str(a + 5), "level": str(1 + a % 2)} for a in range(start, start + count)]
+        rows = [
+            {"problem": f"{a} + 5 = ?", "answer": str(a + 5), "level": str(1 + a % 2)}
+            for a in range(start, start + count)
+        ]
         made[name] = tmp_path / f"{name}.jsonl"
         made[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
@@ -53,7 +81,10 @@ def test_disharmony_cuts_each_problem_by_length():
 
 
 def test_disharmony_has_a_row_a_difficulty_and_loses_no_sample():
-    lengths, correct = torch.arange(1, 31).view(3, 10), torch.rand(3, 10, generator=torch.Generator().manual_seed(0)) < 0.5
+    lengths, correct = (
+        torch.arange(1, 31).view(3, 10),
+        torch.rand(3, 10, generator=torch.Generator().manual_seed(0)) < 0.5,
+    )
     rows = disharmony(lengths, correct, ["b", "a", "b"], 4)
     assert [(row["label"], row["problems"]) for row in rows] == [("all", 3), ("a", 1), ("b", 2)]
     sizes = [3, 3, 2, 2]
@@ -84,8 +115,17 @@ def test_difficulty_is_the_level_or_the_third_by_accuracy():
 
 
 def evaluation(accuracy: float, tokens: float) -> dict:
-    return {"accuracy": accuracy, "accuracy_low": 0, "accuracy_high": 1, "mean_tokens": tokens, "median_tokens": tokens,
-            "truncated": 0.0, "tokens_per_second": 1.0, "problems": 10, "samples": 1}  # fmt: skip
+    return {
+        "accuracy": accuracy,
+        "accuracy_low": 0,
+        "accuracy_high": 1,
+        "mean_tokens": tokens,
+        "median_tokens": tokens,
+        "truncated": 0.0,
+        "tokens_per_second": 1.0,
+        "problems": 10,
+        "samples": 1,
+    }
 
 
 def test_the_average_row_is_the_papers():

@@ -21,9 +21,38 @@ from o1core.runs.pipeline import open_job
 from o1core.training.picking import between_percentiles
 from o1core.training.state import states
 
-SETTINGS = ["--samples", "4", "--picked", "3", "--problems", "10", "--rounds", "2", "--max-new-tokens", "24",
-            "--temperature", "1", "--top-p", "1", "--ratio", "token", "--lr", "1e-3", "--batch", "4", "--save-every", "2",
-            "--eval-problems", "3", "--eval-temperature", "1", "--slots", "8", "--device", "cpu"]  # fmt: skip
+SETTINGS = [
+    "--samples",
+    "4",
+    "--picked",
+    "3",
+    "--problems",
+    "10",
+    "--rounds",
+    "2",
+    "--max-new-tokens",
+    "24",
+    "--temperature",
+    "1",
+    "--top-p",
+    "1",
+    "--ratio",
+    "token",
+    "--lr",
+    "1e-3",
+    "--batch",
+    "4",
+    "--save-every",
+    "2",
+    "--eval-problems",
+    "3",
+    "--eval-temperature",
+    "1",
+    "--slots",
+    "8",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture
@@ -81,8 +110,12 @@ def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path):
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    timeless = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(whole)]
-    again = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(killed)]
+    timeless = [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(whole)
+    ]
+    again = [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_memory_mib")} for line in log(killed)
+    ]
     assert timeless == again
     assert [line["round"] for line in timeless] == [0] * 8 + [1] * 8
 
@@ -102,8 +135,10 @@ def test_sampling_goes_on_where_it_was_killed(flags, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
     def content(run):
-        return {g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples]
-                for g in read_groups(run / "round-00" / "rollouts")}  # fmt: skip
+        return {
+            g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples]
+            for g in read_groups(run / "round-00" / "rollouts")
+        }
 
     assert content(whole) == content(again)
 
@@ -111,8 +146,21 @@ def test_sampling_goes_on_where_it_was_killed(flags, tmp_path, monkeypatch):
 def test_a_log_line_says_what_the_issue_of_a_run_is(flags, tmp_path):
     assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 0
     line = log(tmp_path / "run")[-1]
-    assert {"step", "loss", "reward", "ratio_mean", "ratio_max", "clip_fraction", "approx_kl", "grad_norm", "lr",
-            "mean_length", "truncated", "tokens_per_second", "peak_memory_mib"} <= line.keys()  # fmt: skip
+    assert {
+        "step",
+        "loss",
+        "reward",
+        "ratio_mean",
+        "ratio_max",
+        "clip_fraction",
+        "approx_kl",
+        "grad_norm",
+        "lr",
+        "mean_length",
+        "truncated",
+        "tokens_per_second",
+        "peak_memory_mib",
+    } <= line.keys()
     assert line["reference_max"] < 1e-3
     first = log(tmp_path / "run")[0]
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-5), "the first step's policy is the reference"
@@ -229,8 +277,10 @@ def test_budgets_stand_in_the_prompts_that_are_sampled_trained_and_evaluated(fla
 
 
 def test_levels_and_subjects_are_chosen_before_the_problems_are_counted(flags, tmp_path, capsys):
-    rows = [{"problem": f"{a} + 5 = ?", "answer": "1", "level": str(a % 3), "subject": "Sums" if a < 9 else "Other"}
-            for a in range(15)]  # fmt: skip
+    rows = [
+        {"problem": f"{a} + 5 = ?", "answer": "1", "level": str(a % 3), "subject": "Sums" if a < 9 else "Other"}
+        for a in range(15)
+    ]
     data = tmp_path / "levelled.json"
     data.write_text(json.dumps(rows))
     command = ["sample", *flags, "--data", str(data), "--levels", "1-2", "--out"]
@@ -253,7 +303,10 @@ def test_the_tests_of_a_comparison_are_asked_as_the_training_problems_are():
     recipe = Recipe(problems=5, eval_problems=7, prompt="boxed", system="Be nice.", max_new_tokens=4000)
     job = open_job(None, None, None, "auto", recipe, by_level=True)
     assert {name: {p.level for p in test} for name, test in job.tests.items()} == {
-        "arithmetic-2": {"2"}, "arithmetic-3": {"3"}, "arithmetic-4-5": {"4", "5"}}  # fmt: skip
+        "arithmetic-2": {"2"},
+        "arithmetic-3": {"3"},
+        "arithmetic-4-5": {"4", "5"},
+    }
     for p in [*job.train, *(p for test in job.tests.values() for p in test)]:
         assert p.question.endswith("\\boxed{}.") and p.system == "Be nice."
     assert [len(test) for test in job.tests.values()] == [7, 7, 7]
@@ -299,9 +352,11 @@ def test_no_problem_left_to_train_on_is_refused(flags, problems, tmp_path, capsy
 def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(flags, tmp_path):
     """A limit on the size of files fails the same writes as a full disk does."""
     run = tmp_path / "run"
-    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n" \
-            "from o1core.cli import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    limit = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from o1core.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = ["train", *flags, "--out", str(run)]
     done = subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True)
     assert done.returncode == 2

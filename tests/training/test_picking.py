@@ -13,11 +13,16 @@ from o1core.training.picking import between_percentiles, pick_examples
 def groups_of(lengths, correct, cut) -> list[Group]:
     """One problem a row; sample k of problem p has lengths[p][k] tokens."""
     return [
-        Group(f"p{p}", torch.tensor([1, 2], dtype=torch.int32), tuple(
-            Sample(torch.full((n,), k, dtype=torch.int32), torch.zeros(n), "length" if c else "stop", None, bool(a))
-            for k, (n, a, c) in enumerate(zip(*row))))
+        Group(
+            f"p{p}",
+            torch.tensor([1, 2], dtype=torch.int32),
+            tuple(
+                Sample(torch.full((n,), k, dtype=torch.int32), torch.zeros(n), "length" if c else "stop", None, bool(a))
+                for k, (n, a, c) in enumerate(zip(*row))
+            ),
+        )
         for p, row in enumerate(zip(lengths, correct, cut))
-    ]  # fmt: skip
+    ]
 
 
 def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
@@ -107,7 +112,9 @@ def test_the_limit_of_truncation_is_the_mean_length_unless_it_is_given():
 
 def test_budgets_of_the_reward_are_those_of_the_prompt():
     groups = groups_of([[10, 20]] * 3, [[1, 1]] * 3, [[0, 0]] * 3)
-    recipe = Recipe(samples=2, picked=2, reward="l1-exact", instruction="exact", alpha=0.01, budget_low=5, budget_high=90)
+    recipe = Recipe(
+        samples=2, picked=2, reward="l1-exact", instruction="exact", alpha=0.01, budget_low=5, budget_high=90
+    )
     found = by_problem(pick_examples(groups, recipe, 0))
     budgets = {g.problem: drawn_budget(g.problem, 5, 90, recipe.seed) for g in groups}
     assert len(set(budgets.values())) > 1

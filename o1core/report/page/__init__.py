@@ -124,8 +124,11 @@ def read_test(folder: Path, name: str, label: str, sources: list) -> Test:
     else:
         order = [t for t in THIRDS if t in kinds]
         note = "Thirds by the base's accuracy in this very evaluation: the hardest third can only rise."
-    drawn = [charts.lengths(first, second), charts.accuracy_by_length(first, second),
-             charts.by_difficulty(first, second, kinds, order, note)]  # fmt: skip
+    drawn = [
+        charts.lengths(first, second),
+        charts.accuracy_by_length(first, second),
+        charts.by_difficulty(first, second, kinds, order, note),
+    ]
     return Test(name, pairs, repeated_share(pairs, tokenizer), drawn)
 
 
@@ -238,25 +241,38 @@ def disharmony_section(folder: Path, name: str, result: dict, sources: list) -> 
     """The part of the page on the study of accuracy by length."""
     rows = result["rows"]
     lines = [
-        Line(row["label"], *([part[k] for part in row["intervals"]]
-             for k in ("interval", "accuracy", "accuracy_low", "accuracy_high")))
+        Line(
+            row["label"],
+            *(
+                [part[k] for part in row["intervals"]]
+                for k in ("interval", "accuracy", "accuracy_low", "accuracy_high")
+            ),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     tokens = [[part["mean_tokens"] for part in row["intervals"]] for row in rows]
     counts = f"{result.get('problems', '?')} problems, {result.get('samples', '?')} completions of each"
     note = f"{counts}, each problem's cut into intervals of equal count by length; 95 % intervals."
     drawn = charts.disharmony(lines, tokens, note)
-    return {"kind": "study disharmony", "tiles": disharmony_tiles(result), "tables": [disharmony_table(result, note)],
-            "notes": [], "settings": settings_of(folder),
-            "blocks": [{"title": "Are the long answers the right ones?", "charts": [drawn], "closed": False}]}  # fmt: skip
+    return {
+        "kind": "study disharmony",
+        "tiles": disharmony_tiles(result),
+        "tables": [disharmony_table(result, note)],
+        "notes": [],
+        "settings": settings_of(folder),
+        "blocks": [{"title": "Are the long answers the right ones?", "charts": [drawn], "closed": False}],
+    }
 
 
 def render(sections: list[dict], sets: list[dict]) -> str:
     """The page. What is Markup here is ours: the style, the script, the charts' SVG, and the escaped JSON."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     environment.filters["svg"] = Markup
     here = Path(__file__).parent
     style, script = (Markup((here / f"page.{kind}").read_text(encoding="utf-8").strip()) for kind in ("css", "js"))

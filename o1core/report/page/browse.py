@@ -83,9 +83,13 @@ def cut(pair: Pair) -> float:
 def describe(pair: Pair, tokenizer: Tokenizer) -> dict:
     problem = pair.problem
     entry = {
-        "id": tidy(problem.id), "question": tidy(problem.question), "answer": tidy(problem.answer),
-        "level": tidy(problem.level), "subject": tidy(problem.subject), "cut": round(cut(pair), 1),
-    }  # fmt: skip
+        "id": tidy(problem.id),
+        "question": tidy(problem.question),
+        "answer": tidy(problem.answer),
+        "level": tidy(problem.level),
+        "subject": tidy(problem.subject),
+        "cut": round(cut(pair), 1),
+    }
     for side, group in (("before", pair.before), ("after", pair.after)):
         ordered = sorted(group.samples, key=lambda s: s.length)
         last = len(ordered) - 1
@@ -93,8 +97,10 @@ def describe(pair: Pair, tokenizer: Tokenizer) -> dict:
         chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
         entry[side] = [completion(ordered[i], tokenizer) for i in chosen]
         entry[f"{side}_all"] = {
-            "count": len(ordered), "right": sum(s.correct for s in ordered), "mean": round(mean_length(group), 1),
-        }  # fmt: skip
+            "count": len(ordered),
+            "right": sum(s.correct for s in ordered),
+            "mean": round(mean_length(group), 1),
+        }
     return entry
 
 
@@ -103,10 +109,14 @@ def completion(sample: Sample, tokenizer: Tokenizer) -> dict:
     text = text_of(sample, tokenizer)
     parts = repeats(text[:MOST_CHARACTERS])
     return {
-        "tokens": sample.length, "right": bool(sample.correct), "answer": tidy(sample.answer),
-        "ran_out": sample.finish_reason == "length", "repeated": round(share(parts), 3),
-        "parts": [[piece, int(again)] for piece, again in parts], "left_out": max(0, len(text) - MOST_CHARACTERS),
-    }  # fmt: skip
+        "tokens": sample.length,
+        "right": bool(sample.correct),
+        "answer": tidy(sample.answer),
+        "ran_out": sample.finish_reason == "length",
+        "repeated": round(share(parts), 3),
+        "parts": [[piece, int(again)] for piece, again in parts],
+        "left_out": max(0, len(text) - MOST_CHARACTERS),
+    }
 
 
 def text_of(sample: Sample, tokenizer: Tokenizer) -> str:

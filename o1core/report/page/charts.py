@@ -28,7 +28,7 @@ from .drawing import (
     plain,
     short,
     span,
-)  # fmt: skip
+)
 
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
 
@@ -63,8 +63,14 @@ def lengths(before: Side, after: Side) -> Chart:
         ):
             axes.plot([mean, mean], [0, height * top], color=colour, linestyle=dash, linewidth=1)
             late = mean > 0.55 * edges[-1]
-            axes.annotate(f"{name}, mean {mean:.0f}", (mean, height * top), (-4 if late else 4, 0), va="center",
-                          textcoords="offset points", ha="right" if late else "left")  # fmt: skip
+            axes.annotate(
+                f"{name}, mean {mean:.0f}",
+                (mean, height * top),
+                (-4 if late else 4, 0),
+                va="center",
+                textcoords="offset points",
+                ha="right" if late else "left",
+            )
 
     rows = [
         [f"{low:.0f} to {high:.0f}", str(b), percent(bs), str(a), percent(as_)]
@@ -98,8 +104,13 @@ def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
     higher = max(lines, key=lambda line: line.y[-1])
     for line, colour, marker, dash in zip(lines, (BASE, PRUNED), "os", (DASHES[1], "-")):
         axes.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash)
-        axes.annotate(line.name, (line.x[-1], line.y[-1]), (7, 5 if line is higher else -5), va="center",
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(
+            line.name,
+            (line.x[-1], line.y[-1]),
+            (7, 5 if line is higher else -5),
+            va="center",
+            textcoords="offset points",
+        )
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.16 * (high - low))
     axes.margins(y=0.12)
@@ -143,17 +154,35 @@ def curves(title: str, unit: str, lines: Sequence[Line], digits: int) -> Chart:
         for line in thin:
             colour, dash, marker = (looks[line.style % len(looks)] for looks in (SERIES, DASHES, MARKERS))
             every = max(1, len(line.x) // 6)
-            axes.plot(line.x, line.y, color=colour, linestyle=dash, linewidth=1.4, marker=marker, markersize=4,
-                      markevery=(every // 2, every))  # fmt: skip
+            axes.plot(
+                line.x,
+                line.y,
+                color=colour,
+                linestyle=dash,
+                linewidth=1.4,
+                marker=marker,
+                markersize=4,
+                markevery=(every // 2, every),
+            )
         axes.set(xlabel="optimiser step", ylabel=unit)
         axes.margins(x=0.02, y=0.08)
         if len(thin) == 1:
-            axes.annotate(plain(thin[0].y[-1], digits), (thin[0].x[-1], thin[0].y[-1]), (4, 0), va="center",
-                          textcoords="offset points", fontsize=9)  # fmt: skip
+            axes.annotate(
+                plain(thin[0].y[-1], digits),
+                (thin[0].x[-1], thin[0].y[-1]),
+                (4, 0),
+                va="center",
+                textcoords="offset points",
+                fontsize=9,
+            )
             axes.margins(x=0.1)
         else:
-            name_at_right(axes, [(line.x[-1], line.y[-1]) for line in thin], [line.name for line in thin],
-                          0.12 + 0.2 * min(1.0, max(len(short(line.name)) for line in thin) / 16))  # fmt: skip
+            name_at_right(
+                axes,
+                [(line.x[-1], line.y[-1]) for line in thin],
+                [line.name for line in thin],
+                0.12 + 0.2 * min(1.0, max(len(short(line.name)) for line in thin) / 16),
+            )
 
     rows = [
         [*([line.name] if len(lines) > 1 else []), f"{x:.0f}", plain(y, digits + 1)]
@@ -264,14 +293,21 @@ def disharmony(lines: Sequence[Line], tokens: Sequence[Sequence[float]], note: s
         for i, line in enumerate(lines):
             colour = INK if i == 0 else SERIES[(i - 1) % len(SERIES)]
             x = np.asarray(line.x) + 0.05 * (i - (len(lines) - 1) / 2)
-            axes.plot(x, [100 * v for v in line.y], color=colour, marker="o" if i == 0 else MARKERS[(i - 1) % 8],
-                      linestyle=DASHES[i % len(DASHES)], linewidth=2 if i == 0 else 1.3)  # fmt: skip
+            axes.plot(
+                x,
+                [100 * v for v in line.y],
+                color=colour,
+                marker="o" if i == 0 else MARKERS[(i - 1) % 8],
+                linestyle=DASHES[i % len(DASHES)],
+                linewidth=2 if i == 0 else 1.3,
+            )
             for at, low, high in zip(x, line.low, line.high):
                 axes.plot([at, at], [100 * low, 100 * high], color=colour, linewidth=0.8)
             if len(lines) == 1:
                 for at, y in zip(x, line.y):
-                    axes.annotate(f"{100 * y:.1f}", (at, 100 * y), (0, 8), textcoords="offset points", ha="center",
-                                  fontsize=9)  # fmt: skip
+                    axes.annotate(
+                        f"{100 * y:.1f}", (at, 100 * y), (0, 8), textcoords="offset points", ha="center", fontsize=9
+                    )
         axes.set_xticks(lines[0].x, [f"{x:.0f}" for x in lines[0].x])
         axes.set(xlabel="length interval, short to long", ylabel="accuracy (%)")
         axes.margins(x=0.06)

@@ -23,12 +23,31 @@ COLOURS = {INK: "ink", FAINT: "faint", BASE: "base"} | {c: f"series-{i}" for i, 
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)), (0, (8, 2)), (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)))
 MARKERS = "sD^vPX*h"
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "o1core", "text.parse_math": False, "font.size": 9.5, "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5,
-    "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.7, "hatch.linewidth": 0.6,
-    "lines.linewidth": 1.6, "lines.markersize": 5, "axes.unicode_minus": True, "legend.frameon": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "o1core",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.linewidth": 0.7,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "axes.unicode_minus": True,
+    "legend.frameon": False,
+}
 SPACES = {"http://www.w3.org/2000/svg": "", "http://www.w3.org/1999/xlink": "xlink"}
 LONGEST_NAME = 22  # characters of a name inside a chart
 
@@ -70,8 +89,9 @@ def to_svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element: no ids but those it refers to (and those by a prefix of its own), no metadata, no
     style sheet, which would reach the whole page, and colours that the page decides."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None,
-                                                                     "Type": None})  # fmt: skip
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue().decode()
     for colour, name in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")

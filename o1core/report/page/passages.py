@@ -13,9 +13,29 @@ import unicodedata
 
 CUT = re.compile(r"(?:[,.;:!?]+(?=\s|$)|\n)\s*")
 TURNS = {
-    "first", "then", "so", "wait", "hmm", "now", "next", "and", "but", "or", "again", "also", "finally", "yes", "no", "ok",
-    "okay", "well", "thus", "hence", "therefore", "alternatively",
-}  # fmt: skip
+    "first",
+    "then",
+    "so",
+    "wait",
+    "hmm",
+    "now",
+    "next",
+    "and",
+    "but",
+    "or",
+    "again",
+    "also",
+    "finally",
+    "yes",
+    "no",
+    "ok",
+    "okay",
+    "well",
+    "thus",
+    "hence",
+    "therefore",
+    "alternatively",
+}
 LATEX = (
     (r"\\(?:left|right|displaystyle|,|;|!|\(|\)|\[|\])|\$", ""),
     (r"\\(?:times|cdot)(?![a-z])|×|·", "*"),

@@ -14,21 +14,32 @@ from ...model.config import read_json
 MEND = "make it anew with the command that made it"
 NUMBER = (int, float)
 EVALUATION = {
-    "accuracy": NUMBER, "mean_tokens": NUMBER, "accuracy_low?": NUMBER, "accuracy_high?": NUMBER, "median_tokens?": NUMBER,
+    "accuracy": NUMBER,
+    "mean_tokens": NUMBER,
+    "accuracy_low?": NUMBER,
+    "accuracy_high?": NUMBER,
+    "median_tokens?": NUMBER,
     "truncated?": NUMBER,
-}  # fmt: skip
+}
 OUTCOME = {"base": EVALUATION, "pruned": EVALUATION, "length_cut": NUMBER, "accuracy_gain": NUMBER, "aes?": NUMBER}
 RUN = {**OUTCOME, "tests": {str: OUTCOME}}
 SPREAD = {"mean": NUMBER, "low": NUMBER, "high": NUMBER}
 MEASURES = {"accuracy": SPREAD, "mean_tokens": SPREAD, "length_cut?": SPREAD, "aes?": SPREAD}
 ROW = {
-    "label": str, "runs": [str], "average": MEASURES, "tests": {str: MEASURES},
+    "label": str,
+    "runs": [str],
+    "average": MEASURES,
+    "tests": {str: MEASURES},
     "inference?": {"seconds": NUMBER, "ratio": NUMBER},
-}  # fmt: skip
+}
 STUDY = {"study": str, "tests": [str], "rows": [ROW]}
 INTERVAL = {
-    "interval": NUMBER, "accuracy": NUMBER, "accuracy_low": NUMBER, "accuracy_high": NUMBER, "mean_tokens": NUMBER,
-}  # fmt: skip
+    "interval": NUMBER,
+    "accuracy": NUMBER,
+    "accuracy_low": NUMBER,
+    "accuracy_high": NUMBER,
+    "mean_tokens": NUMBER,
+}
 DISHARMONY = {"rows": [{"label": str, "problems": NUMBER, "intervals": [INTERVAL], "gap": SPREAD}]}
 PROBLEMS = [{"id": str, "question": str, "answer": str, "level?": str, "subject?": str}]
 

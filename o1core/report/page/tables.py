@@ -11,12 +11,18 @@ def run_tiles(result: dict, repeated: list[tuple[float, float]]) -> list[dict]:
     """The run in four figures. repeated: of each test, the fraction of a completion that repeats itself on both sides."""
     base, pruned = result["base"], result["pruned"]
     tiles = [
-        tile("Mean tokens", f"{base['mean_tokens']:.0f} → {pruned['mean_tokens']:.0f}",
-             f"{-100 * result['length_cut']:+.1f} %"),
-        tile("Accuracy", f"{100 * base['accuracy']:.1f} → {percent(pruned['accuracy'])}",
-             f"{100 * result['accuracy_gain']:+.1f} points"),
+        tile(
+            "Mean tokens",
+            f"{base['mean_tokens']:.0f} → {pruned['mean_tokens']:.0f}",
+            f"{-100 * result['length_cut']:+.1f} %",
+        ),
+        tile(
+            "Accuracy",
+            f"{100 * base['accuracy']:.1f} → {percent(pruned['accuracy'])}",
+            f"{100 * result['accuracy_gain']:+.1f} points",
+        ),
         tile("AES", score(result.get("aes")), "accuracy and length in one; higher is better"),
-    ]  # fmt: skip
+    ]
     if repeated:
         before, after = (sum(side) / len(repeated) for side in zip(*repeated))
         figures = f"{100 * before:.1f} → {percent(after)}"
@@ -41,13 +47,26 @@ def run_table(result: dict) -> dict:
         for side in ("base", "pruned"):
             e = outcome[side]
             interval = span(e["accuracy_low"], e["accuracy_high"], percent) if "accuracy_low" in e else ""
-            change = [f"{-100 * outcome['length_cut']:+.1f} %", f"{100 * outcome['accuracy_gain']:+.1f} points",
-                      score(outcome.get("aes"))] if side == "pruned" else [""] * 3  # fmt: skip
-            rows.append([
-                [name, ""], [side, ""], [percent(e["accuracy"]), interval], [f"{e['mean_tokens']:.1f}", ""],
-                [f"{e['median_tokens']:.0f}" if "median_tokens" in e else "", ""],
-                [percent(e["truncated"]) if "truncated" in e else "", ""], *([minus(text), ""] for text in change),
-            ])  # fmt: skip
+            change = (
+                [
+                    f"{-100 * outcome['length_cut']:+.1f} %",
+                    f"{100 * outcome['accuracy_gain']:+.1f} points",
+                    score(outcome.get("aes")),
+                ]
+                if side == "pruned"
+                else [""] * 3
+            )
+            rows.append(
+                [
+                    [name, ""],
+                    [side, ""],
+                    [percent(e["accuracy"]), interval],
+                    [f"{e['mean_tokens']:.1f}", ""],
+                    [f"{e['median_tokens']:.0f}" if "median_tokens" in e else "", ""],
+                    [percent(e["truncated"]) if "truncated" in e else "", ""],
+                    *([minus(text), ""] for text in change),
+                ]
+            )
     counts = "; ".join(
         f"{name}: {outcome['base'].get('problems', '?')} problems, {outcome['base'].get('samples', '?')} completions of each"
         for name, outcome in tests.items()
@@ -63,8 +82,14 @@ def run_table(result: dict) -> dict:
         "accuracy",
         "AES",
     ]
-    return {"title": "Result", "groups": [["", 6], ["change", 3]], "head": head, "rows": rows, "labels": 2,
-            "note": f"{counts}. “Ran out”: the completion reached the limit of tokens."}  # fmt: skip
+    return {
+        "title": "Result",
+        "groups": [["", 6], ["change", 3]],
+        "head": head,
+        "rows": rows,
+        "labels": 2,
+        "note": f"{counts}. “Ran out”: the completion reached the limit of tokens.",
+    }
 
 
 def study_tiles(rows: list[dict]) -> list[dict]:
@@ -78,10 +103,15 @@ def study_tiles(rows: list[dict]) -> list[dict]:
     gain = 100 * (mine["accuracy"]["mean"] - base["accuracy"]["mean"])
     return [
         tile("Best AES", score(mine["aes"]["mean"]), best["label"]),
-        tile("Its mean tokens", f"{base['mean_tokens']['mean']:.0f} → {mine['mean_tokens']['mean']:.0f}", f"{cut:+.1f} %"),
-        tile("Its accuracy", f"{100 * base['accuracy']['mean']:.1f} → {percent(mine['accuracy']['mean'])}",
-             f"{gain:+.1f} points"),
-    ]  # fmt: skip
+        tile(
+            "Its mean tokens", f"{base['mean_tokens']['mean']:.0f} → {mine['mean_tokens']['mean']:.0f}", f"{cut:+.1f} %"
+        ),
+        tile(
+            "Its accuracy",
+            f"{100 * base['accuracy']['mean']:.1f} → {percent(mine['accuracy']['mean'])}",
+            f"{gain:+.1f} points",
+        ),
+    ]
 
 
 def study_table(result: dict) -> dict:
@@ -133,8 +163,12 @@ def disharmony_tiles(result: dict) -> list[dict]:
     return [
         tile("Accuracy, shortest interval", percent(parts[0]["accuracy"]), f"{parts[0]['mean_tokens']:.0f} tokens"),
         tile("Accuracy, longest interval", percent(parts[-1]["accuracy"]), f"{parts[-1]['mean_tokens']:.0f} tokens"),
-        tile("Longest − shortest", f"{100 * gap['mean']:+.1f} points", f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}"),
-    ]  # fmt: skip
+        tile(
+            "Longest − shortest",
+            f"{100 * gap['mean']:+.1f} points",
+            f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}",
+        ),
+    ]
 
 
 def disharmony_table(result: dict, note: str) -> dict:
@@ -150,5 +184,11 @@ def disharmony_table(result: dict, note: str) -> dict:
         table_rows.append(cells)
     count = len(rows[0]["intervals"])
     head = ["", "problems", *(f"{i + 1}" for i in range(count)), "longest − shortest, points"]
-    return {"title": "Accuracy by length interval", "groups": [["", 2], ["interval, short to long", count], ["", 1]],
-             "head": head, "rows": table_rows, "labels": 1, "note": note}  # fmt: skip
+    return {
+        "title": "Accuracy by length interval",
+        "groups": [["", 2], ["interval, short to long", count], ["", 1]],
+        "head": head,
+        "rows": table_rows,
+        "labels": 1,
+        "note": note,
+    }
