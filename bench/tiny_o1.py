@@ -17,10 +17,9 @@ from statistics import mean
 import torch
 
 from o1core.errors import UserError
-from o1core.model.config import read_json
+from o1core.files import read_json, write_json
 from o1core.recipe.recipe import Recipe, read_recipe
 from o1core.rollout.memory import keep_freed_memory
-from o1core.rollout.store import write_json
 from o1core.runs.pipeline import Place, open_job
 from o1core.studies.studies import Variant, run_variants
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import read_json, write_json
 from ..metrics import accuracy_interval, aes
-from ..model.config import read_json
 from ..model.tokenizer import Tokenizer
 from ..problems.formats import Problem
 from ..rollout.collect import sample_problems
 from ..rollout.engine import Engine
 from ..rollout.sampling import SamplingParams
-from ..rollout.store import lengths_and_verdicts, read_groups, write_json
+from ..rollout.store import lengths_and_verdicts, read_groups
 
 
 def evaluate(

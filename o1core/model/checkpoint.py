@@ -6,7 +6,6 @@ copy of the weights exists. Saving writes the published names and shapes, which 
 pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .config import ModelConfig, read_config, read_json
+from ..files import read_json, write_json
+from .config import ModelConfig, read_config
 from .transformer import Transformer
 
 SHARD_BYTES = 4 << 30
@@ -202,10 +202,6 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -
         total = sum(t.numel() for t in tensors.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-
-
-def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:

@@ -5,13 +5,13 @@ purpose, each refused by name: sliding windows, scaled or partial rotary embeddi
 experts, quantised weights.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
+from ..files import read_json
 
 FAMILIES = {  # architecture: (bias on q, k, v; RMSNorm on the heads of q and k)
     "Qwen2ForCausalLM": (True, False),
@@ -46,18 +46,6 @@ class ModelConfig:
     @property
     def qk_norm(self) -> bool:
         return FAMILIES[self.architecture][1]
-
-
-def read_json(path: Path):
-    """The JSON in a file. Raises UserError naming the file where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
 
 
 def read_config(folder: Path) -> ModelConfig:

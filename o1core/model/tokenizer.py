@@ -15,7 +15,7 @@ import jinja2.sandbox
 from tokenizers import Tokenizer as Backend
 
 from ..errors import UserError
-from .config import read_json
+from ..files import read_object
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")  # what templates are given of tokenizer_config.json
 
@@ -71,14 +71,6 @@ class Tokenizer:
 def text_of(token) -> str:
     """A special token stands in tokenizer_config.json as a string or as {"content": string}; absent is empty."""
     return (token.get("content", "") if isinstance(token, dict) else token) or ""
-
-
-def read_object(path: Path) -> dict:
-    """The JSON object in a file."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

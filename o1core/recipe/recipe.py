@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..errors import UserError
-from ..model.config import read_json
+from ..files import read_json
 from ..problems.prompts import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
 from .methods import METHODS

@@ -6,7 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it costs every command's start, and keeps figures alive
 
-from ..rollout.store import read_groups, write_atomic
+from ..files import write_atomic
+from ..rollout.store import read_groups
 from ..training.loop import read_log
 from .show import clean
 

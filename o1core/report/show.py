@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from ..model.config import read_config, read_json
+from ..files import read_json
+from ..model.config import read_config
 from ..model.tokenizer import Tokenizer
 from ..rollout.store import Group, read_groups
 

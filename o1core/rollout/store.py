@@ -6,7 +6,6 @@ lines are. A kill at any moment loses at most the shard in flight. Left out on p
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,6 @@ def lengths_and_verdicts(groups: list[Group]) -> tuple[Tensor, Tensor]:
     """lengths int64 [P, K] in tokens and correct bool [P, K] of P groups with K samples each."""
     lengths = torch.tensor([[s.length for s in g.samples] for g in groups])
     return lengths, torch.tensor([[s.correct for s in g.samples] for g in groups])
-
-
-def write_atomic(path: Path, write) -> None:
-    """Let write(temporary path) make a file, flush it to the disk and give it its name."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
 
 
 def write_shard(folder: Path, groups: Iterable[Group]) -> None:

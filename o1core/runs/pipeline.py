@@ -18,8 +18,9 @@ import torch
 from .. import load
 from ..errors import UserError
 from ..evaluation.evaluate import compare, evaluate
+from ..files import read_json, write_json
 from ..model.checkpoint import weight_files
-from ..model.config import DTYPES, read_config, read_json
+from ..model.config import DTYPES, read_config
 from ..model.tokenizer import Tokenizer
 from ..model.transformer import Transformer
 from ..problems import arithmetic
@@ -31,9 +32,8 @@ from ..report.plots import plot_run
 from ..rollout.engine import Engine
 from ..rollout.memory import cache_bytes, free_memory
 from ..rollout.sampling import SamplingParams
-from ..rollout.store import write_json
+from ..seeds import seed_of
 from ..training.loop import sample_round, train
-from ..training.picking import seed_of
 from ..training.state import states
 
 log = logging.getLogger(__name__)

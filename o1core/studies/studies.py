@@ -27,17 +27,17 @@ from tqdm import tqdm
 from .. import load
 from ..errors import UserError
 from ..evaluation.evaluate import compare, write_problems
+from ..files import read_json, write_atomic, write_json
 from ..metrics import accuracy_interval, mean_interval
-from ..model.config import read_json
 from ..recipe.recipe import Recipe
 from ..report.plots import plot_ablation, plot_comparison, plot_disharmony
 from ..report.tables import disharmony_table, study_table
 from ..rewards import WITH_LAMBDA
 from ..rollout.collect import sample_problems
 from ..rollout.sampling import SamplingParams
-from ..rollout.store import lengths_and_verdicts, write_atomic, write_json
+from ..rollout.store import lengths_and_verdicts
 from ..runs.pipeline import Job, Place, claim, eval_params, holds_something, prune
-from ..training.picking import seed_of
+from ..seeds import seed_of
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import write_atomic
 from ..model.checkpoint import save_checkpoint
 from ..model.tokenizer import Tokenizer
 from ..problems.formats import Problem
@@ -29,8 +30,9 @@ from ..recipe.recipe import Recipe
 from ..rollout.collect import sample_problems
 from ..rollout.engine import Engine
 from ..rollout.sampling import SamplingParams
-from ..rollout.store import Group, lengths_and_verdicts, write_atomic
-from .picking import Example, between_percentiles, pick_examples, seed_of
+from ..rollout.store import Group, lengths_and_verdicts
+from ..seeds import seed_of
+from .picking import Example, between_percentiles, pick_examples
 from .state import Progress, load_state, save_state, states
 from .step import Updater, learning_rate, reference_logprobs
 

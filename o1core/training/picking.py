@@ -4,7 +4,6 @@ The clipped surrogate picks m of the K at random. SFT picks the m shortest right
 longest of all: the baselines of arXiv 2501.12570, section 5.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from ..problems.prompts import drawn_budget
 from ..recipe.recipe import Recipe, parse_percentiles
 from ..rewards import BUDGETED, advantage, clip_reward, reward, standardise
 from ..rollout.store import Group, Sample, lengths_and_verdicts
+from ..seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,3 @@ def between_percentiles(groups: list[Group], percentiles: str) -> list[Group]:
     if not kept:
         raise UserError(f"--percentiles: {percentiles} of {len(groups)} problems leaves none; widen it, or sample more")
     return [group for i, group in enumerate(groups) if i in kept]
-
-
-def seed_of(*parts) -> int:
-    """A 63-bit seed of what a random choice is for: no state to carry over a resume."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1

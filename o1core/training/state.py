@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
-from ..model.config import read_json
-from ..rollout.store import write_json
+from ..files import read_json, write_json
 from .step import Updater
 
 

@@ -118,7 +118,7 @@ def test_the_guard_refuses_what_reaches_out(tmp_path):
     program = f"""
 import os, socket, subprocess, sys
 sys.path.insert(0, {os.path.dirname(grading_worker.__file__)!r})
-import grading_worker as worker
+import worker
 sys.addaudithook(worker._refuse)
 eval("1 + 1")
 with worker._guarded(may_compile=False):

@@ -19,10 +19,10 @@ import torch
 from markupsafe import Markup
 
 from ...errors import UserError
-from ...model.config import read_json
-from ...model.tokenizer import Tokenizer, read_object
+from ...files import read_json, read_object, write_atomic
+from ...model.tokenizer import Tokenizer
 from ...problems.formats import Problem
-from ...rollout.store import Group, lengths_and_verdicts, read_groups, write_atomic
+from ...rollout.store import Group, lengths_and_verdicts, read_groups
 from ...studies.studies import THIRDS, difficulties
 from ...training.loop import read_log
 from ..show import open_tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...model.config import read_json
+from ...files import read_json
 
 MEND = "make it anew with the command that made it"
 NUMBER = (int, float)
