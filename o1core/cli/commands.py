@@ -29,6 +29,7 @@ from ..report.tables import disharmony_table, study_table, table
 from ..rollout.memory import keep_freed_memory
 from ..runs import pipeline
 from ..studies import studies
+from ..text import one_line
 
 GROUPS = {  # the first Recipe field of each group of flags in the help
     "samples": "problems and sampling",
@@ -49,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `o1core show RUN | head`
         sys.stderr.close()
     except UserError as error:
-        print(f"o1core: error: {error}", file=sys.stderr)
+        print(f"o1core: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:  # a full disk, a folder without permission
         print(
-            f"o1core: error: {error}; what was finished is kept, and the same command goes on from there",
+            f"o1core: error: {one_line(str(error))}; what was finished is kept, and the same command goes on from there",
             file=sys.stderr,
         )
         return 2

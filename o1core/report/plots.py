@@ -8,8 +8,8 @@ from matplotlib.figure import Figure  # not pyplot: it costs every command's sta
 
 from ..files import write_atomic
 from ..rollout.store import read_groups
+from ..text import clean
 from ..training.loop import read_log
-from .show import clean
 
 matplotlib.rcParams["text.parse_math"] = False  # a level or a file's name is text, whatever dollars are in it
 

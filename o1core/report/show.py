@@ -1,6 +1,5 @@
 """A run's samples as text for a terminal: problem by problem, short to long, right or wrong, before against after."""
 
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from ..files import read_json
 from ..model.config import read_config
 from ..model.tokenizer import Tokenizer
 from ..rollout.store import Group, read_groups
+from ..text import clean
 
 FOLDERS = ("base", "after")  # of a run; the evaluations before and after
 
@@ -71,8 +71,3 @@ def open_tokenizer(run: Path) -> Tokenizer:
     if not (folder / "tokenizer.json").exists():
         folder = Path(read_json(run / "settings.json")["model"])
     return Tokenizer(folder, read_config(folder).vocab_size)
-
-
-def clean(text: str) -> str:
-    """Without control characters: a model's text must not be able to drive the terminal."""
-    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)

@@ -1,6 +1,6 @@
 """What a run or a study says at its end, as text: tables for the terminal and for a README."""
 
-from .show import clean
+from ..text import clean
 
 
 def table(summary: dict) -> str:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from o1core.cli.commands import main, parser
-from o1core.report.show import clean
 from o1core.rollout.store import Group, Sample, write_shard
+from o1core.text import clean
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...model.tokenizer import Tokenizer
 from ...problems.formats import Problem
 from ...rollout.store import Group, Sample
-from ..show import clean
+from ...text import clean
 from .passages import repeats, share
 
 MOST_PROBLEMS, MOST_COMPLETIONS = 60, 6  # of a test; of a problem and side
