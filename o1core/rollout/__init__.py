@@ -1,0 +1,25 @@
+"""Rollouts: a model and prompts in, graded samples out, in memory (engine) and as files (collect, store)."""
+
+from .collect import sample_problems
+from .completion import Completion
+from .engine import Engine
+from .groups import Group, Sample, lengths_and_verdicts
+from .lanes import cache_bytes
+from .memory import free_memory, keep_freed_memory
+from .sampling import SamplingParams
+from .store import read_groups, write_shard
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "Group",
+    "Sample",
+    "SamplingParams",
+    "cache_bytes",
+    "free_memory",
+    "keep_freed_memory",
+    "lengths_and_verdicts",
+    "read_groups",
+    "sample_problems",
+    "write_shard",
+]

@@ -1,4 +1,4 @@
-"""Sampling as a job: problems in, graded rollouts on disk out, and on again where a kill left it."""
+"""Sampling as a job: problems in, graded rollouts on disk out. An interrupted job resumes where its shards end."""
 
 import logging
 import time
@@ -10,11 +10,15 @@ from tqdm import tqdm
 from ..grading.pool import Grader
 from ..model.tokenizer import Tokenizer
 from ..problems.formats import Problem
-from .engine import Completion, Engine
+from .completion import Completion
+from .engine import Engine
+from .groups import Group, Sample
 from .sampling import SamplingParams
-from .store import Group, Sample, read_groups, write_shard
+from .store import read_groups, write_shard
 
 log = logging.getLogger(__name__)
+
+Finished = tuple[Problem, list[int], list[Completion]]  # a problem, its prompt's ids and what was sampled
 
 # A shard is written after so many completions or seconds, whichever comes first: that is what a kill can lose.
 SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
@@ -31,12 +35,12 @@ def sample_problems(
     done = {group.problem: group for group in read_groups(folder)}
     todo = [p for p in problems if p.id not in done]
     prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
-    pending: list[tuple[Problem, list[int], list[Completion]]] = []
+    pending: list[Finished] = []
     total = len(problems) * params.n
     written = time.monotonic()
     with Grader() as grader, tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample") as bar:
 
-        def flush():
+        def flush() -> None:
             for group in grade_groups(grader, tokenizer, pending):
                 done[group.problem] = group
             write_shard(folder, (done[problem.id] for problem, _, _ in pending))
@@ -56,7 +60,7 @@ def sample_problems(
     return [done[p.id] for p in problems]
 
 
-def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list) -> list[Group]:
+def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list[Finished]) -> list[Group]:
     """Groups of (problem, prompt ids, completions), each completion with its verdict."""
     texts = [(tokenizer.decode(c.ids), p.answer, p.task) for p, _, completions in finished for c in completions]
     verdicts = iter(grader.grade_many(texts))

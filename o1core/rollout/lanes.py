@@ -7,10 +7,13 @@ lane are kept side by side (the last one fills a hole), so attention reads them 
 slots when a row first reaches it, and kept: all lanes together hold at most twice what the longest one does.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
+from .completion import Row
 
 FIRST_SPAN = 64
 
@@ -18,16 +21,16 @@ FIRST_SPAN = 64
 class Lane:
     """Keys and values of up to `slots` rows of up to `span` tokens; `rows` are their owners, in storage order."""
 
-    def __init__(self, config: ModelConfig, slots: int, span: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: ModelConfig, slots: int, span: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.num_layers, slots, config.num_kv_heads, span, config.head_dim)
         # Zeros, not empty: what is masked still enters the products, and stray NaNs would pass through the mask.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.bias = torch.full((slots, 1, 1, span), float("-inf"), dtype=dtype, device=device)
         self.span = span
-        self.rows = []
+        self.rows: list[Row] = []
 
-    def add(self, row, keys: Tensor, values: Tensor) -> None:
+    def add(self, row: Row, keys: Tensor, values: Tensor) -> None:
         """Append a row whose first tokens have keys and values [L, Hkv, T, D]."""
         i, length = len(self.rows), keys.shape[2]
         self.keys[:, i, :, :length] = keys
@@ -48,9 +51,11 @@ class Lane:
 
 
 class KVCache:
-    """Lanes for `slots` rows of at most `max_length` tokens each. A row is any object with an int `length`."""
+    """Lanes for `slots` rows of at most `max_length` tokens each."""
 
-    def __init__(self, config: ModelConfig, slots: int, max_length: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, config: ModelConfig, slots: int, max_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.config, self.slots, self.dtype, self.device = config, slots, dtype, device
         self.spans = [FIRST_SPAN]
         while self.spans[-1] < max_length:
@@ -65,14 +70,14 @@ class KVCache:
             self.lanes = dict(sorted(self.lanes.items()))
         return self.lanes[span]
 
-    def rows(self) -> list:
+    def rows(self) -> list[Row]:
         """All rows in the order in which a decode step computes them."""
         return [row for lane in self.lanes.values() for row in lane.rows]
 
-    def add(self, row, keys: Tensor, values: Tensor) -> None:
+    def add(self, row: Row, keys: Tensor, values: Tensor) -> None:
         self.lane_for(row.length + 1).add(row, keys, values)
 
-    def keep(self, is_live) -> None:
+    def keep(self, is_live: Callable[[Row], bool]) -> None:
         """Drop the rows for which is_live(row) is false, and move those that filled their lane to the next one."""
         for lane in list(self.lanes.values()):
             for i in reversed(range(len(lane.rows))):
@@ -87,7 +92,7 @@ class KVCache:
         for lane in self.lanes.values():
             lane.rows.clear()
 
-    def decode_attention(self):
+    def decode_attention(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """The `attend` of one decode step: writes each row's new key and value, then attends over its cache."""
         plan, start = [], 0
         for lane in self.lanes.values():
@@ -123,3 +128,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return attention(*(t.expand(2, -1, -1, -1) for t in (q, k, v, bias)))[:1]
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
     return scores.softmax(-1).to(v.dtype) @ v
+
+
+def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:
+    """Bytes that one slot of the rollout engine takes for rows of up to `length` tokens: all lanes of the KV cache."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    span = FIRST_SPAN
+    while span < length:
+        span *= 2
+    return (2 * span - FIRST_SPAN) * per_token

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ..model.config import ModelConfig
-from .lanes import FIRST_SPAN
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
@@ -33,12 +30,3 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:
-    """Bytes that one slot of the rollout engine takes for rows of up to `length` tokens: all lanes of the KV cache."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    span = FIRST_SPAN
-    while span < length:
-        span *= 2
-    return (2 * span - FIRST_SPAN) * per_token

@@ -1,8 +1,9 @@
 """Weights in the layout that oneDNN multiplies fastest, while a CPU samples rollouts in bf16.
 
 A plain product of a few rows with a large matrix first copies parts of the matrix into that layout, at every call.
-Packing all of them once a job made decoding a 0.5B model a quarter faster, for a second copy of its matrices in memory.
-The products are the same to the bit. Elsewhere (a GPU, other dtypes, too little memory) nothing is packed.
+Packing all of them once for each call of the engine made decoding a 0.5B model a quarter faster, for a second copy of its
+matrices in memory. The products are the same to the bit. Elsewhere (a GPU, other dtypes, too little memory) nothing is
+packed.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +18,10 @@ from .memory import free_memory
 
 ROWS = 64  # a typical count of rows, for oneDNN to choose the layout by
 
+Product = Callable[[Tensor], Tensor]
 
-def product(weight: Tensor, bias: Tensor | None, packed: bool) -> Callable[[Tensor], Tensor]:
+
+def product(weight: Tensor, bias: Tensor | None, packed: bool) -> Product:
     """x [..., H] -> x weight^T + bias [..., O], with the weight as it is now."""
     if not packed:
         return lambda x: F.linear(x, weight, bias)
@@ -39,7 +42,7 @@ def worth_packing(model: Transformer) -> bool:
 
 
 @contextmanager
-def packed_model(model: Transformer, vocab: int) -> Iterator[Callable[[Tensor], Tensor]]:
+def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
     """Inside, the model's matrices are packed; yields the head's product, logits [..., vocab] of hidden states [..., H].
 
     No gradient flows through packed matrices, and they do not follow an update: train after the rollouts, not between.
@@ -49,7 +52,7 @@ def packed_model(model: Transformer, vocab: int) -> Iterator[Callable[[Tensor], 
     try:
         with torch.inference_mode():
             for module in linears:
-                module.forward = product(module.weight, module.bias, packed)
+                vars(module)["forward"] = product(module.weight, module.bias, packed)
             head = product(model.lm_head[:vocab], None, packed)
         yield head
     finally:

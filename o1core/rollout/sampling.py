@@ -1,7 +1,7 @@
 """From logits to tokens: temperature, top-k, top-p and greedy, with one uniform number a row.
 
-torch.multinomial over 152k words costs more than the model that made the logits. Here a token is found by inverting the
-cumulative distribution in two levels, blocks of the vocabulary and then words of one block, which reads the
+torch.multinomial over 152k tokens costs more than the model that made the logits. Here a token is found by inverting the
+cumulative distribution in two levels, blocks of the vocabulary and then the tokens of one block, which reads the
 probabilities once. The uniform number is a hash of (seed, prompt, sample, step), not the state of a generator, so a
 sample does not depend on what is decoded beside it.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
-BLOCK = 512  # words a block of the two-level search
-NUCLEUS = 512  # words looked at first for top-p; rows whose nucleus is larger are sorted whole
+BLOCK = 512  # tokens in a block of the two-level search
+NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole
 CHUNK_BYTES = 8 << 20  # rows are sampled a few at a time, so that their probabilities stay in the processor's cache
 
 
@@ -25,7 +25,7 @@ class SamplingParams:
     """How to sample. n: completions a prompt. temperature 0 is greedy. top_k 0 and top_p 1 mean no filter.
 
     max_new_tokens counts the end-of-text token. seed: together with the prompt's ids and the sample's index it decides
-    every token. No repetition penalty: it would change the law that the ratio is taken under.
+    every token. No repetition penalty: it would change the distribution that the ratio is taken under.
     """
 
     n: int = 1
@@ -35,7 +35,7 @@ class SamplingParams:
     max_new_tokens: int = 256
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"n: {self.n} completions a prompt; at least 1 is needed")
         if not 0 <= self.temperature <= 100:
@@ -77,6 +77,7 @@ def sample(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Ten
 
 
 def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """`sample` of float32 logits whose probabilities fit the processor's cache."""
     top = logits.amax(dim=-1, keepdim=True)
     weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
     lse = top + weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True).log()
@@ -136,7 +137,9 @@ def sample_filtered(logits: Tensor, top: Tensor, weights: Tensor, uniform: Tenso
     return ids
 
 
-def pick_sorted(logits, top, uniform, total, count: int, params: SamplingParams) -> Tensor:
+def pick_sorted(
+    logits: Tensor, top: Tensor, uniform: Tensor, total: Tensor, count: int, params: SamplingParams
+) -> Tensor:
     """Sample from the `count` largest, cut at top_p; -1 in rows where they do not reach top_p of `total`."""
     values, order = logits.topk(count, dim=-1)
     cumulative = ((values - top) / params.temperature).exp().cumsum(-1, dtype=torch.float64)

@@ -7,7 +7,6 @@ lines are. A kill at any moment loses at most the shard in flight. Left out on p
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,36 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_atomic
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion: ids int32 [L] with the end-of-text token, the sampler's logprobs float32 [L], and its verdict."""
-
-    ids: Tensor
-    logprobs: Tensor
-    finish_reason: str
-    answer: str | None
-    correct: bool
-
-    @property
-    def length(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The K samples of one problem, and the prompt ids int32 [T] that they continue."""
-
-    problem: str
-    prompt: Tensor
-    samples: tuple[Sample, ...]
-
-
-def lengths_and_verdicts(groups: list[Group]) -> tuple[Tensor, Tensor]:
-    """lengths int64 [P, K] in tokens and correct bool [P, K] of P groups with K samples each."""
-    lengths = torch.tensor([[s.length for s in g.samples] for g in groups])
-    return lengths, torch.tensor([[s.correct for s in g.samples] for g in groups])
+from .groups import Group, Sample
 
 
 def write_shard(folder: Path, groups: Iterable[Group]) -> None:
@@ -89,6 +59,7 @@ def read_groups(folder: Path) -> list[Group]:
 
 
 def read_shard(path: Path) -> list[Group]:
+    """The groups of the shard whose lines are in `path`. Raises UserError where it is broken."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         tensors = load_file(path.with_suffix(".safetensors"))
@@ -96,7 +67,9 @@ def read_shard(path: Path) -> list[Group]:
         logprobs = tensors["logprobs"].split([line["length"] for line in lines])
         first = [line for line in lines if line["sample"] == 0]
         prompts = tensors["prompt_ids"].split([line["prompt_tokens"] for line in first])
-        groups = {line["problem"]: (prompt, []) for line, prompt in zip(first, prompts)}
+        groups: dict[str, tuple[Tensor, list[Sample]]] = {
+            line["problem"]: (prompt, []) for line, prompt in zip(first, prompts)
+        }
         for line, i, lp in zip(lines, ids, logprobs):
             sample = Sample(i, lp, line["finish_reason"], line["answer"], line["correct"])
             groups[line["problem"]][1].append(sample)

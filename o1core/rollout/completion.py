@@ -1,0 +1,45 @@
+"""A completion: finished, and in the making."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled. ids include the end-of-text token; logprobs, in nats, are the sampler's, one a token.
+
+    finish_reason: "stop" after an end-of-text token, "length" where max_new_tokens or the context ran out.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@dataclass(eq=False)
+class Row:
+    """A completion being decoded. length: tokens in its cache; token: the next one to feed."""
+
+    prompt: int
+    sample: int
+    key: int
+    length: int
+    token: int
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def append(self, token: int, logprob: float, eos: frozenset[int]) -> None:
+        """Take the token that was sampled; finish_reason says afterwards whether it was the last."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.token = token
+        self.length += 1
+        if token in eos:
+            self.finish_reason = "stop"
+        elif len(self.ids) == self.limit:
+            self.finish_reason = "length"
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None
+        return Completion(self.ids, self.logprobs, self.finish_reason)
