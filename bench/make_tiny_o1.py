@@ -37,9 +37,7 @@ from o1core.model.config import read_config
 from o1core.model.tokenizer import Tokenizer
 from o1core.model.transformer import Transformer
 from o1core.problems.arithmetic import LAW, ThoughtLaw, examples, problems
-from o1core.rollout.engine import Engine
-from o1core.rollout.memory import keep_freed_memory
-from o1core.rollout.sampling import SamplingParams
+from o1core.rollout import Engine, SamplingParams, keep_freed_memory
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (

@@ -16,7 +16,7 @@ import torch
 import o1core
 from o1core.problems.arithmetic import problems
 from o1core.recipe.recipe import Recipe, read_recipe
-from o1core.rollout.memory import keep_freed_memory
+from o1core.rollout import keep_freed_memory
 from o1core.runs.pipeline import EMBEDDED
 from o1core.training.step import Example, Updater, reference_logprobs
 

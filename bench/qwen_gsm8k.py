@@ -20,8 +20,7 @@ from o1core.errors import UserError
 from o1core.files import write_json
 from o1core.metrics import mean_interval
 from o1core.recipe.recipe import Recipe
-from o1core.rollout.memory import keep_freed_memory
-from o1core.rollout.store import lengths_and_verdicts, read_groups
+from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
 from o1core.runs.pipeline import Place, open_job, prune
 
 # Not the paper's: with 16 steps instead of 312, a larger rate. At 1e-5 over two rounds the model lost 10 points.

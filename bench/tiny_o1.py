@@ -19,7 +19,7 @@ import torch
 from o1core.errors import UserError
 from o1core.files import read_json, write_json
 from o1core.recipe.recipe import Recipe, read_recipe
-from o1core.rollout.memory import keep_freed_memory
+from o1core.rollout import keep_freed_memory
 from o1core.runs.pipeline import Place, open_job
 from o1core.studies.studies import Variant, run_variants
 

@@ -8,8 +8,7 @@ from .model.checkpoint import load_weights
 from .model.config import read_config
 from .model.tokenizer import Tokenizer
 from .model.transformer import Transformer
-from .rollout.engine import Completion, Engine
-from .rollout.sampling import SamplingParams
+from .rollout import Completion, Engine, SamplingParams
 
 __all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "Transformer", "load"]
 

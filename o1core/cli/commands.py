@@ -26,7 +26,7 @@ from ..recipe.recipe import Recipe, flag, kind_of, read_recipe
 from ..report.page import write_page
 from ..report.show import show
 from ..report.tables import disharmony_table, study_table, table
-from ..rollout.memory import keep_freed_memory
+from ..rollout import keep_freed_memory
 from ..runs import pipeline
 from ..studies import studies
 from ..text import one_line

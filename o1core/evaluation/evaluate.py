@@ -9,10 +9,7 @@ from ..files import read_json, write_json
 from ..metrics import accuracy_interval, aes
 from ..model.tokenizer import Tokenizer
 from ..problems.formats import Problem
-from ..rollout.collect import sample_problems
-from ..rollout.engine import Engine
-from ..rollout.sampling import SamplingParams
-from ..rollout.store import lengths_and_verdicts, read_groups
+from ..rollout import Engine, SamplingParams, lengths_and_verdicts, read_groups, sample_problems
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it costs every command's start, and keeps figures alive
 
 from ..files import write_atomic
-from ..rollout.store import read_groups
+from ..rollout import read_groups
 from ..text import clean
 from ..training.loop import read_log
 

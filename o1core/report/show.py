@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..files import read_json
 from ..model.config import read_config
 from ..model.tokenizer import Tokenizer
-from ..rollout.store import Group, read_groups
+from ..rollout import Group, read_groups
 from ..text import clean
 
 FOLDERS = ("base", "after")  # of a run; the evaluations before and after

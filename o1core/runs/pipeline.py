@@ -29,9 +29,7 @@ from ..problems.gym import PREFIX, gym_problems
 from ..problems.prompts import drawn_budget, instruct, put
 from ..recipe.recipe import Recipe
 from ..report.plots import plot_run
-from ..rollout.engine import Engine
-from ..rollout.memory import cache_bytes, free_memory
-from ..rollout.sampling import SamplingParams
+from ..rollout import Engine, SamplingParams, cache_bytes, free_memory
 from ..seeds import seed_of
 from ..training.loop import sample_round, train
 from ..training.state import states

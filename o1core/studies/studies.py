@@ -33,9 +33,7 @@ from ..recipe.recipe import Recipe
 from ..report.plots import plot_ablation, plot_comparison, plot_disharmony
 from ..report.tables import disharmony_table, study_table
 from ..rewards import WITH_LAMBDA
-from ..rollout.collect import sample_problems
-from ..rollout.sampling import SamplingParams
-from ..rollout.store import lengths_and_verdicts
+from ..rollout import SamplingParams, lengths_and_verdicts, sample_problems
 from ..runs.pipeline import Job, Place, claim, eval_params, holds_something, prune
 from ..seeds import seed_of
 

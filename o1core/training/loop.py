@@ -27,10 +27,7 @@ from ..model.checkpoint import save_checkpoint
 from ..model.tokenizer import Tokenizer
 from ..problems.formats import Problem
 from ..recipe.recipe import Recipe
-from ..rollout.collect import sample_problems
-from ..rollout.engine import Engine
-from ..rollout.sampling import SamplingParams
-from ..rollout.store import Group, lengths_and_verdicts
+from ..rollout import Engine, Group, SamplingParams, lengths_and_verdicts, sample_problems
 from ..seeds import seed_of
 from .picking import Example, between_percentiles, pick_examples
 from .state import Progress, load_state, save_state, states

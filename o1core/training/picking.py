@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..problems.prompts import drawn_budget
 from ..recipe.recipe import Recipe, parse_percentiles
 from ..rewards import BUDGETED, advantage, clip_reward, reward, standardise
-from ..rollout.store import Group, Sample, lengths_and_verdicts
+from ..rollout import Group, Sample, lengths_and_verdicts
 from ..seeds import seed_of
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from o1core.cli.commands import main, parser
-from o1core.rollout.store import Group, Sample, write_shard
+from o1core.rollout import Group, Sample, write_shard
 from o1core.text import clean
 
 

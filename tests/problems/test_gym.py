@@ -13,7 +13,7 @@ from o1core.grading import worker as grading_worker
 from o1core.grading.pool import MAX_TASK_ANSWER_CHARS, Grader, extract_final, grade
 from o1core.problems.formats import overlap
 from o1core.problems.gym import CLOSING, gym_problems
-from o1core.rollout.store import read_groups
+from o1core.rollout import read_groups
 
 library = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="the extra o1core[gym] is not installed"

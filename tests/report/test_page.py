@@ -19,7 +19,7 @@ from o1core.report.page import browse, embed, write_page
 from o1core.report.page.charts import Line, curves
 from o1core.report.page.drawing import minus, spread_out
 from o1core.report.page.passages import repeats, share
-from o1core.rollout.store import Group, Sample, write_shard
+from o1core.rollout import Group, Sample, write_shard
 
 EVIL = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">\'"</style></title>&amp;]]>-->'
 FIRST = "First, 47+8=55. Then 55-9=46. So the answer is 46."

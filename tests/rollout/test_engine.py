@@ -44,9 +44,9 @@ class Watched(Engine):
         super().__init__(*args, **kwargs)
         self.steps, self.prefills = [], []
 
-    def _step(self, params, head):
-        self.steps.append(len(self.cache.rows()))
-        return super()._step(params, head)
+    def _step(self, params, head, cache):
+        self.steps.append(len(cache.rows()))
+        return super()._step(params, head, cache)
 
     def _prefill(self, ids):
         self.prefills.append(len(ids))

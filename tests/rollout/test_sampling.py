@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.rollout.sampling import SamplingParams, sample, stream_key, uniforms
+from o1core.rollout import SamplingParams
+from o1core.rollout.sampling import sample, stream_key, uniforms
 
 GRID = 10_000
 

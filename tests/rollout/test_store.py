@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.rollout.store import Group, Sample, read_groups, write_shard
+from o1core.rollout import Group, Sample, read_groups, write_shard
 
 
 def group(name: str, lengths: list[int]) -> Group:

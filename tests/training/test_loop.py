@@ -16,7 +16,7 @@ import o1core
 from o1core.cli.commands import main
 from o1core.problems.prompts import drawn_budget
 from o1core.recipe.recipe import Recipe
-from o1core.rollout.store import read_groups
+from o1core.rollout import read_groups
 from o1core.runs.pipeline import open_job
 from o1core.training.picking import between_percentiles
 from o1core.training.state import states

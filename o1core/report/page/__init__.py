@@ -22,7 +22,7 @@ from ...errors import UserError
 from ...files import read_json, read_object, write_atomic
 from ...model.tokenizer import Tokenizer
 from ...problems.formats import Problem
-from ...rollout.store import Group, lengths_and_verdicts, read_groups
+from ...rollout import Group, lengths_and_verdicts, read_groups
 from ...studies.studies import THIRDS, difficulties
 from ...training.loop import read_log
 from ..show import open_tokenizer

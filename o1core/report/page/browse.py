@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...model.tokenizer import Tokenizer
 from ...problems.formats import Problem
-from ...rollout.store import Group, Sample
+from ...rollout import Group, Sample
 from ...text import clean
 from .passages import repeats, share
 
