@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
@@ -186,9 +187,10 @@ def compile_variant(variant: Variant) -> dict:
     return {**asdict(variant), "name": variant.name(), **_read_machine_code(compiled, variant, launch.num_warps)}
 
 
-def _read_machine_code(compiled, variant: Variant, num_warps: int) -> dict:
+def _read_machine_code(compiled: Any, variant: Variant, num_warps: int) -> dict:
     code = _disassemble(compiled.asm["cubin"])
-    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", code)[1]) for key in ("REG", "STACK", "LOCAL"))
+    used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", code))
+    registers, stack, local = (int(used[key]) for key in ("REG", "STACK", "LOCAL"))
     # "/*0a10*/  @!P0 LDG.E.128 R4, ..." -> LDG.E.128
     instructions = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code))
 
@@ -265,7 +267,7 @@ CHIPS = {"A800": (312e12, 2.039e12), "H100": (989e12, 3.35e12)}  # dense bf16 FL
 
 def work(n: int, h: int, v: int) -> dict[str, tuple[float, float]]:
     """FLOPs and bytes of global memory of each op in bf16, every operand read once a product (L2 makes up the rest)."""
-    tiles = -(-v // configs.LINEAR["sm_90"][2].constants["BLOCK_V"])
+    tiles = -(-v // int(configs.LINEAR["sm_90"][2].constants["BLOCK_V"]))
     operands = 2 * h * (n + v)
     _, chunk = triton_linear.split(n, v, h, 2)
     chunks = -(-v // chunk)

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "vocab_size": 384,  # some more than the tokenizer has, as in the real ones
@@ -202,7 +203,7 @@ def batches(tokenizer: Tokenizer, seed: int, short_steps: int) -> Iterator[tuple
         drawn = examples("train", CHUNK, seed=10**6 * (seed + 1) + chunk, law=SHORT_LAW if made < short_steps else LAW)
         rows = [(tokenizer.prompt(p.question), tokenizer.encode(thought + STOP)) for p, thought in drawn]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        groups = [[]]
+        groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for row in rows:
             if groups[-1] and (len(groups[-1]) + 1) * (len(row[0]) + len(row[1])) > BATCH_TOKENS:
                 groups.append([])

@@ -18,7 +18,8 @@ from o1core.problems.arithmetic import problems
 from o1core.recipe.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs.pipeline import EMBEDDED
-from o1core.training.step import Example, Updater, reference_logprobs
+from o1core.training.picking import Example
+from o1core.training.step import Updater, reference_logprobs
 
 
 def one(steps: int) -> float:
@@ -52,7 +53,7 @@ def main() -> None:
             keep_freed_memory()
         print(one(args.steps))
         return
-    found = {"keep": [], "return": []}
+    found: dict[str, list[float]] = {"keep": [], "return": []}
     for _ in range(args.pairs):
         for kind, seconds in found.items():
             command = [sys.executable, "-m", "bench.memory", "--steps", str(args.steps), "--child", kind]

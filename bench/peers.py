@@ -2,9 +2,10 @@
 
 import os
 import sys
+from types import ModuleType
 
 
-def import_transformers():
+def import_transformers() -> ModuleType:
     """The transformers module, with the current folder out of the way while it is imported."""
     path = list(sys.path)
     sys.path[:] = [p for p in path if os.path.abspath(p) != os.getcwd()]

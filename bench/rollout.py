@@ -7,8 +7,8 @@ of its own: o1core as its command runs it, transformers as it comes, and transfo
 o1core.rollout.memory.keep_freed_memory, which spares it most of its page faults. Two cases: "fixed", where every
 completion has exactly --new-tokens (end-of-text is switched off on both sides), and "mixed", where each ends where it
 ends, at --mixed-tokens at the latest: there transformers decodes until the slowest of the batch is done, and only
-tokens up to the end of a completion are counted. The floor is the products' FLOPs over the best rate of a large bf16
-product measured between the runs.
+tokens up to the end of a completion are counted. The floor counts matrix multiplications alone, at the best rate of
+a large bf16 one measured between the runs.
 """
 
 import argparse
@@ -17,12 +17,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import o1core
 from bench.peers import import_transformers
+from o1core import Tokenizer, Transformer
 from o1core.problems.formats import load_problems
 from o1core.rollout import keep_freed_memory
 from o1core.training.loop import peak_memory
@@ -46,9 +48,9 @@ def main() -> None:
     if args.child:
         print(json.dumps(one_run(args, *args.child)))
         return
-    results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     for case in args.cases:
-        runs = {name: [] for name in ENGINES}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
         peak = product_rate()
         for seed in range(args.runs):
             for name, found in runs.items():
@@ -62,7 +64,7 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def report(args, case: str, runs: dict[str, list[dict]], peak: float) -> None:
+def report(args: argparse.Namespace, case: str, runs: dict[str, list[dict[str, float]]], peak: float) -> None:
     limit = args.new_tokens if case == "fixed" else args.mixed_tokens
     print(f"{case}: {args.prompts} prompts x {args.samples} samples x {limit} new tokens, {args.runs} runs in turn")
     ours = [run["rate"] for run in runs["o1core"]]
@@ -74,13 +76,13 @@ def report(args, case: str, runs: dict[str, list[dict]], peak: float) -> None:
         print(f"  {name:26} tokens/s p20 / p50 / p80: {line:18} o1core is {ratio} x   peak {memory:.1f} GiB")
     floor = peak / runs["o1core"][0]["flops_a_token"]
     print(
-        f"  floor: {floor:.0f} tokens/s by the products alone at {peak / 1e12:.2f} TFLOP/s; "
+        f"  floor: {floor:.0f} tokens/s if matrix multiplications were all, at {peak / 1e12:.2f} TFLOP/s; "
         f"o1core reaches {np.median(ours) / floor:.0%} of it",
         flush=True,
     )
 
 
-def one_run(args, name: str, case: str, seed: str) -> dict:
+def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[str, float]:
     """Tokens a second of one engine, its model loaded before the clock starts, and the process's peak memory."""
     if name != "transformers":
         keep_freed_memory()
@@ -98,7 +100,9 @@ def one_run(args, name: str, case: str, seed: str) -> dict:
     return {"rate": rate, "flops_a_token": flops, "peak_gib": peak_memory(torch.device("cpu")) / 1024}
 
 
-def ours(model, tokenizer, prompts, samples: int, limit: int, case: str, seed: int) -> float:
+def ours(
+    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], samples: int, limit: int, case: str, seed: int
+) -> float:
     """Tokens a second, prefill included."""
     engine = o1core.Engine(model, tokenizer, slots=len(prompts) * samples)
     if case == "fixed":
@@ -109,7 +113,9 @@ def ours(model, tokenizer, prompts, samples: int, limit: int, case: str, seed: i
 
 
 @torch.inference_mode()
-def generate(theirs, tokenizer, prompts, samples: int, limit: int, case: str, seed: int) -> float:
+def generate(
+    theirs: Any, tokenizer: Tokenizer, prompts: list[list[int]], samples: int, limit: int, case: str, seed: int
+) -> float:
     """Tokens a second of transformers' generate on the whole batch, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
@@ -139,15 +145,15 @@ def generate(theirs, tokenizer, prompts, samples: int, limit: int, case: str, se
     return counts.sum().item() / seconds
 
 
-def flops_a_token(model, prompts, samples: int, new: int) -> float:
-    """FLOPs of the products for one new token, its share of the prefill included. Attention's own are left out."""
+def flops_a_token(model: Transformer, prompts: list[list[int]], samples: int, new: int) -> float:
+    """FLOPs of the matrix multiplications for one new token and its share of the prefill, without attention's own."""
     blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
     prefill = 2 * blocks * sum(map(len, prompts)) / (len(prompts) * samples * new)
     return 2 * (blocks + model.lm_head.numel()) + prefill
 
 
 def product_rate(size: int = 4096, runs: int = 5) -> float:
-    """FLOP/s of a large bf16 product here: the best of a few."""
+    """FLOP/s of a large bf16 matrix multiplication here: the best of a few."""
     a, b = torch.randn(2, size, size).to(torch.bfloat16)
     best = 0.0
     for _ in range(runs):
@@ -158,7 +164,7 @@ def product_rate(size: int = 4096, runs: int = 5) -> float:
 
 
 def quantiles(values: list[float]) -> list[float]:
-    return np.quantile(values, [0.2, 0.5, 0.8]).tolist()
+    return [float(q) for q in np.quantile(values, [0.2, 0.5, 0.8])]
 
 
 if __name__ == "__main__":

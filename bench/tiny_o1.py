@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def line(name: str, found: list[dict]) -> str:
-    def spread(values, form):
+    def spread(values: list[float], form: str) -> str:
         low, high = (format(f(values), form) for f in (min, max))
         return format(mean(values), form) + (f" ({low} to {high})" if len(values) > 1 else "")
 
