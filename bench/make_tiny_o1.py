@@ -33,10 +33,7 @@ from tqdm import tqdm
 import o1core
 from o1core.errors import UserError
 from o1core.grading.pool import extract_answer
-from o1core.model.checkpoint import initialise, save_checkpoint
-from o1core.model.config import read_config
-from o1core.model.tokenizer import Tokenizer
-from o1core.model.transformer import Transformer
+from o1core.model import Tokenizer, Transformer, initialise, read_config, save_checkpoint
 from o1core.problems.arithmetic import LAW, ThoughtLaw, examples, problems
 from o1core.rollout import Engine, SamplingParams, keep_freed_memory
 

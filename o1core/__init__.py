@@ -1,25 +1,45 @@
-"""o1core: O1-Pruner from scratch. The floors, each using those below it: kernels, model, engine, training, command line."""
+"""O1-Pruner from scratch: make a long-thought model think shorter and no worse.
 
-from pathlib import Path
+Names are imported when they are first asked for, so that `o1core --help` and `o1core.__version__` need no torch.
+"""
 
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .model.checkpoint import load_weights
-from .model.config import read_config
-from .model.tokenizer import Tokenizer
-from .model.transformer import Transformer
-from .rollout import Completion, Engine, SamplingParams
+if TYPE_CHECKING:
+    from . import grading, kernels, metrics, rewards
+    from .model import Tokenizer, Transformer, load
+    from .rollout import Completion, Engine, SamplingParams
 
-__all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "Transformer", "load"]
+__version__ = "0.1.0"
+__all__ = [
+    "Completion",
+    "Engine",
+    "SamplingParams",
+    "Tokenizer",
+    "Transformer",
+    "__version__",
+    "grading",
+    "kernels",
+    "load",
+    "metrics",
+    "rewards",
+]
+
+_ROOMS = {"grading", "kernels", "metrics", "rewards"}
+_ROOM_OF = {
+    "Completion": "rollout",
+    "Engine": "rollout",
+    "SamplingParams": "rollout",
+    "Tokenizer": "model",
+    "Transformer": "model",
+    "load": "model",
+}
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
-    """Open a Hugging Face folder.
-
-    dtype: of the weights, default the one config.json states. Returns (Transformer, Tokenizer). Raises UserError
-    naming the file and the field where the folder is not a whole checkpoint of a supported family.
-    """
-    folder = Path(path)
-    config = read_config(folder)
-    tokenizer = Tokenizer(folder, config.vocab_size)
-    return load_weights(folder, dtype or config.dtype, torch.device(device)), tokenizer
+def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _ROOM_OF:
+        return getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

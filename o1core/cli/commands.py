@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from ..model.config import DTYPES
+from ..model import DTYPES
 from ..recipe.methods import METHODS
 from ..recipe.recipe import Recipe, flag, kind_of, read_recipe
 from ..report.page import write_page

@@ -6,20 +6,22 @@ copy of the weights exists. Saving writes the published names and shapes, which 
 pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
 """
 
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import read_json, read_object, write_json
 from .config import ModelConfig, read_config
+from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 SHARD_BYTES = 4 << 30
@@ -59,6 +61,20 @@ def layout(c: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
         yield "lm_head.weight", "head", 0, (c.vocab_size, c.hidden_size)
 
 
+def load(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[Transformer, Tokenizer]:
+    """Open a Hugging Face folder.
+
+    dtype: of the weights, default the one config.json states. Raises UserError naming the file and the field where the
+    folder is not a whole checkpoint of a supported family.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    tokenizer = Tokenizer(folder, config.vocab_size)
+    return load_weights(folder, dtype or config.dtype, torch.device(device)), tokenizer
+
+
 def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
     """Build the Transformer of a Hugging Face folder.
 
@@ -81,7 +97,7 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies and what its file says of it; dtype in the words of safetensors ("BF16")."""
+    """Where a tensor lies and what its file says of it; dtype as safetensors spells it ("BF16")."""
 
     path: Path
     shape: tuple[int, ...]
@@ -90,7 +106,7 @@ class Stored(NamedTuple):
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the folder's safetensors files, from their headers."""
-    stored = {}
+    stored: dict[str, Stored] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -162,17 +178,24 @@ def save_checkpoint(model: Transformer, source: Path, folder: Path, dtype: torch
 
     The folder appears whole or not at all. Raises UserError where it exists already or cannot be written.
     """
+    write_checkpoint(model.config, published_tensors(model), source, folder, dtype or model.embed.dtype)
+
+
+def write_checkpoint(
+    config: ModelConfig, tensors: Mapping[str, Tensor], source: Path, folder: Path, dtype: torch.dtype
+) -> None:
+    """The same from `tensors` under their published names. They are asked for in the order of `layout`, each once and
+    one file's worth at a time, so a mapping that makes its values when asked never holds the whole model."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another place for the checkpoint")
-    config = read_json(source / "config.json")
-    dtype = dtype or model.embed.dtype
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    described = read_object(source / "config.json")
+    described["torch_dtype" if "torch_dtype" in described else "dtype"] = str(dtype).removeprefix("torch.")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        write_shards(partial, published_tensors(model), dtype)
-        write_json(partial / "config.json", config)
+        write_shards(partial, config, tensors, dtype)
+        write_json(partial / "config.json", described)
         for name in COPIED:
             if (source / name).exists():
                 shutil.copyfile(source / name, partial / name)
@@ -183,33 +206,22 @@ def save_checkpoint(model: Transformer, source: Path, folder: Path, dtype: torch
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def write_shards(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Write one safetensors file, or several of at most SHARD_BYTES each with an index. Holds one of them at a time."""
-    shards, room = [], 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * dtype.itemsize
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, _, _, shape in layout(config)}
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
         if not shards or size > room:
             shards.append([])
             room = SHARD_BYTES
         shards[-1].append(name)
         room -= size
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file({n: tensors[n].to("cpu", dtype) for n in names}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        total = sum(t.numel() for t in tensors.values()) * dtype.itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-
-
-def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
-    """Fill a new model for training from scratch: norms with one, biases with zero, the rest from a normal of `std`."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim == 1:
-                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-            else:
-                nn.init.normal_(p, std=std, generator=generator)

@@ -7,11 +7,12 @@ experts, quantised weights.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_object
 
 FAMILIES = {  # architecture: (bias on q, k, v; RMSNorm on the heads of q and k)
     "Qwen2ForCausalLM": (True, False),
@@ -19,6 +20,15 @@ FAMILIES = {  # architecture: (bias on q, k, v; RMSNorm on the heads of q and k)
     "LlamaForCausalLM": (False, False),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SUPPORTED: dict[str, tuple[Any, ...]] = {  # field: the values that mean what the transformer does
+    "use_sliding_window": (None, False),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "partial_rotary_factor": (None, 1.0),
+    "quantization_config": (None,),
+    "hidden_act": (None, "silu"),
+}
+T = TypeVar("T", int, float, bool)
 
 
 @dataclass(frozen=True)
@@ -51,67 +61,32 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig:
     """Read and check `folder`/config.json. Raises UserError that names the field and what is supported."""
     path = folder / "config.json"
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(raw).__name__}")
+    raw = read_object(path)
     architecture = raw.get("architectures")
     architecture = architecture[0] if isinstance(architecture, list) and len(architecture) == 1 else architecture
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise UserError(f"{path}: architectures: {architecture} is not supported; these are: {', '.join(FAMILIES)}")
-
-    # transformers 5 moved rope_theta into rope_parameters; older files have rope_theta and rope_scaling.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: rope_parameters or rope_scaling: expected an object, found {rope!r}")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise UserError(f"{path}: rope type {rope_type!r} is not supported, only the unscaled one ('default')")
-    raw |= {field: rope[field] for field in ("rope_theta", "partial_rotary_factor") if field in rope}
-
-    supported = {
-        "use_sliding_window": (None, False),
-        "attention_bias": (None, False),
-        "mlp_bias": (None, False),
-        "partial_rotary_factor": (None, 1.0),
-        "quantization_config": (None,),
-        "hidden_act": (None, "silu"),
-    }
-    for field, values in supported.items():
-        if raw.get(field) not in values:
-            raise UserError(f"{path}: {field} = {raw[field]!r} is not supported, only {values[-1]!r}")
-    layer_types = raw.get("layer_types") or ["full_attention"]
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        raise UserError(f"{path}: layer_types: only 'full_attention' is supported, found {layer_types!r}")
+    raw |= _rope(path, raw)
+    _refuse_unsupported(path, raw)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{path}: dtype or torch_dtype = {dtype!r} is not supported, only {', '.join(DTYPES)}")
-
-    def need(field: str, kind: type, default=None):
-        value = raw.get(field, default)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise UserError(f"{path}: {field}: expected {kind.__name__}, found {value!r}")
-        if kind is not bool and value <= 0:
-            raise UserError(f"{path}: {field}: must be above 0, found {value}")
-        return value
-
-    heads, hidden = need("num_attention_heads", int), need("hidden_size", int)
-    # Qwen3 does not derive its head size from the others, so there it has to be told.
+    heads, hidden = _need(path, raw, "num_attention_heads", int), _need(path, raw, "hidden_size", int)
+    # Qwen3 does not derive its head size from the others, so there it has to be stated.
     derived = raw.get("head_dim") is None and not FAMILIES[architecture][1]
     config = ModelConfig(
         architecture=architecture,
-        vocab_size=need("vocab_size", int),
+        vocab_size=_need(path, raw, "vocab_size", int),
         hidden_size=hidden,
-        ffn_size=need("intermediate_size", int),
-        num_layers=need("num_hidden_layers", int),
+        ffn_size=_need(path, raw, "intermediate_size", int),
+        num_layers=_need(path, raw, "num_hidden_layers", int),
         num_heads=heads,
-        num_kv_heads=need("num_key_value_heads", int),
-        head_dim=hidden // heads if derived else need("head_dim", int),
-        norm_eps=need("rms_norm_eps", float),
-        rope_theta=need("rope_theta", float),
-        max_positions=need("max_position_embeddings", int),
-        tied=need("tie_word_embeddings", bool, default=False),  # absent means untied in every family here
+        num_kv_heads=_need(path, raw, "num_key_value_heads", int),
+        head_dim=hidden // heads if derived else _need(path, raw, "head_dim", int),
+        norm_eps=_need(path, raw, "rms_norm_eps", float),
+        rope_theta=_need(path, raw, "rope_theta", float),
+        max_positions=_need(path, raw, "max_position_embeddings", int),
+        tied=_need(path, {"tie_word_embeddings": False} | raw, "tie_word_embeddings", bool),  # absent: untied
         dtype=DTYPES[dtype],
     )
     if config.num_heads % config.num_kv_heads:
@@ -123,5 +98,39 @@ def read_config(folder: Path) -> ModelConfig:
             f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; state head_dim"
         )
     if config.head_dim % 2:
-        raise UserError(f"{path}: head_dim {config.head_dim} is odd; the rotary embedding turns pairs")
+        raise UserError(f"{path}: head_dim {config.head_dim} is odd; the rotary embedding rotates pairs")
     return config
+
+
+def _rope(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's fields: transformers 5 moved rope_theta into rope_parameters; older files have rope_theta
+    and rope_scaling."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters or rope_scaling: expected an object, found {rope!r}")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise UserError(f"{path}: rope type {rope_type!r} is not supported, only the unscaled one ('default')")
+    return {field: rope[field] for field in ("rope_theta", "partial_rotary_factor") if field in rope}
+
+
+def _refuse_unsupported(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse, by name, what the transformer does not do."""
+    for field, values in SUPPORTED.items():
+        if raw.get(field) not in values:
+            raise UserError(f"{path}: {field} = {raw[field]!r} is not supported, only {values[-1]!r}")
+    layer_types = raw.get("layer_types") or ["full_attention"]
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise UserError(f"{path}: layer_types: only 'full_attention' is supported, found {layer_types!r}")
+
+
+def _need(path: Path, raw: dict[str, Any], field: str, kind: type[T]) -> T:
+    """The field's value, which must be of this very type (a bool is no int, though an int may be a float) and above 0."""
+    value = raw.get(field)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{path}: {field}: expected {kind.__name__}, found {value!r}")
+    if isinstance(value, int | float) and kind is not bool and value <= 0:
+        raise UserError(f"{path}: {field}: must be above 0, found {value}")
+    return value

@@ -2,9 +2,11 @@
 
 One forward for training, prefill and decode. It takes rows of any leading shape and a function `attend` that turns
 (layer, q, k, v) into the attention's output: causal attention over a padded batch here, attention over a KV cache in
-cache.py. Left out on purpose: dropout and attention masks (batches are padded on the right, where a causal model does
+the rollout engine. Left out on purpose: dropout and attention masks (batches are padded on the right, where a causal model does
 not look), and logits inside the forward (log-probs come from o1core.kernels, which never holds them).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
+
 
 class Block(nn.Module):
     """One decoder layer: attention, then a gated MLP, each behind an RMSNorm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c = self.config = config
         self.attention_norm = nn.Parameter(torch.empty(c.hidden_size))
@@ -30,7 +34,7 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(c.hidden_size, 2 * c.ffn_size, bias=False)
         self.down = nn.Linear(c.ffn_size, c.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
         c = self.config
         heads = self.qkv(rms_norm(x, self.attention_norm, c)).unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D]
         qk, v = heads.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=-2)
@@ -44,9 +48,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal language model. Weights come from weights.load; `lm_head` is the embedding where they are tied."""
+    """A causal language model. Weights come from load_weights or initialise; `lm_head` is the embedding where they are tied."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
@@ -60,7 +64,7 @@ class Transformer(nn.Module):
         """[V, H]: the rows that score each token."""
         return self.embed if self.config.tied else self.head
 
-    def forward(self, ids: Tensor, positions: Tensor, attend, recompute: bool = False) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False) -> Tensor:
         """Hidden states after the last norm.
 
         ids: int64, any shape [...]; positions: int64, broadcastable to it; attend: see the module's docstring, q
@@ -98,7 +102,7 @@ def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + D/2}) of x [..., heads, D] by their position's angle."""
+    """Rotate the pairs (x_i, x_{i + D/2}) of x [..., heads, D] by their position's angle."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -108,3 +112,14 @@ def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
     return out.transpose(-3, -2)
+
+
+def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:
+    """Fill a new model for training from scratch: norms with one, biases with zero, the rest from a normal of `std`."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+            else:
+                nn.init.normal_(p, std=std, generator=generator)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import read_json
-from ..model.config import read_config
-from ..model.tokenizer import Tokenizer
+from ..model import Tokenizer, read_config
 from ..rollout import Group, read_groups
 from ..text import clean
 

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from ..grading.pool import Grader
-from ..model.tokenizer import Tokenizer
+from ..model import Tokenizer
 from ..problems.formats import Problem
 from .completion import Completion
 from .engine import Engine

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.transformer import Transformer, causal_attention
+from ..model import Transformer, causal_attention
 from .lanes import KVCache
 from .packing import Product
 from .sampling import SamplingParams, sample, uniforms

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.tokenizer import Tokenizer
-from ..model.transformer import Transformer
+from ..model import Tokenizer, Transformer
 from .completion import Completion, Row
 from .decoder import decode, prefill
 from .lanes import KVCache

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..model.config import ModelConfig
+from ..model import ModelConfig
 from .completion import Row
 
 FIRST_SPAN = 64

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.transformer import Transformer
+from ..model import Transformer
 from .memory import free_memory
 
 ROWS = 64  # a typical count of rows, for oneDNN to choose the layout by

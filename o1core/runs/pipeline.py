@@ -15,14 +15,10 @@ from pathlib import Path
 
 import torch
 
-from .. import load
 from ..errors import UserError
 from ..evaluation.evaluate import compare, evaluate
 from ..files import read_json, write_json
-from ..model.checkpoint import weight_files
-from ..model.config import DTYPES, read_config
-from ..model.tokenizer import Tokenizer
-from ..model.transformer import Transformer
+from ..model import DTYPES, Tokenizer, Transformer, load, read_config, weight_files
 from ..problems import arithmetic
 from ..problems.formats import Problem, fingerprint, load_problems, overlap, parse_levels, parse_subjects, select
 from ..problems.gym import PREFIX, gym_problems

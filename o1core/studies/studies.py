@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import load
 from ..errors import UserError
 from ..evaluation.evaluate import compare, write_problems
 from ..files import read_json, write_atomic, write_json
 from ..metrics import accuracy_interval, mean_interval
+from ..model import load
 from ..recipe.recipe import Recipe
 from ..report.plots import plot_ablation, plot_comparison, plot_disharmony
 from ..report.tables import disharmony_table, study_table

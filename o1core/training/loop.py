@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import write_atomic
-from ..model.checkpoint import save_checkpoint
-from ..model.tokenizer import Tokenizer
+from ..model import Tokenizer, save_checkpoint
 from ..problems.formats import Problem
 from ..recipe.recipe import Recipe
 from ..rollout import Engine, Group, SamplingParams, lengths_and_verdicts, sample_problems

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..kernels import linear_logprob
-from ..model.transformer import Transformer
+from ..model import Transformer
 from ..recipe.recipe import Recipe
 from .objectives import objective, units_of
 from .picking import Example

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 import o1core
 from o1core.errors import UserError
 from o1core.model import checkpoint as weights
-from o1core.model.checkpoint import load_weights, save_checkpoint
-from o1core.model.config import read_config
+from o1core.model import initialise, load_weights, read_config, save_checkpoint
 
 CPU = torch.device("cpu")
 EMBED = "model.embed_tokens.weight"
@@ -232,7 +231,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from o1core.errors import UserError
-from o1core.model.checkpoint import load_weights, save_checkpoint
+from o1core.model import load_weights, save_checkpoint
 
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 model = load_weights(source, torch.float32, torch.device("cpu"))
@@ -257,7 +256,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from o1core.model.checkpoint import load_weights
+from o1core.model import load_weights
 
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field + ":"))
@@ -312,7 +311,7 @@ def test_initialise_fills_every_weight(checkpoint):
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(float("nan"))
-    weights.initialise(model, seed=1)
+    initialise(model, seed=1)
     assert all(p.isfinite().all() for p in model.parameters())
     assert model.norm.eq(1).all() and model.blocks[0].qkv.bias.eq(0).all()
     assert 0.019 < model.embed.std() < 0.021

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.model.config import read_config
+from o1core.model import read_config
 
 # The published files of two checkpoints, in the spelling of transformers 4, cut to what is read.
 MARCO_O1 = {

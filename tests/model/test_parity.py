@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import o1core
 from o1core import Engine, SamplingParams
-from o1core.model.config import read_config
+from o1core.model import read_config
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 CORNERS = {

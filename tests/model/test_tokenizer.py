@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from o1core.errors import UserError
-from o1core.model.tokenizer import Tokenizer
+from o1core.model import Tokenizer
 
 # Our own short templates, of the structure of the published ones.
 DEFAULT_SYSTEM_IN_LOOP = (  # as Marco-o1's and SmolLM2's

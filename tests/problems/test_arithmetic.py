@@ -15,7 +15,7 @@ from statistics import mean
 import pytest
 
 import o1core
-from o1core.model.tokenizer import Tokenizer
+from o1core.model import Tokenizer
 from o1core.problems.arithmetic import LARGEST, LAW, RECHECKS, SPLITS, Chain, examples, normal_form, problems
 
 TINY = Path(o1core.__file__).parent / "tiny_o1"

@@ -16,10 +16,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 import o1core
 from o1core.cli.commands import main
-from o1core.model.checkpoint import layout, published_tensors
-from o1core.model.config import read_config
-from o1core.model.tokenizer import Tokenizer
-from o1core.model.transformer import Transformer, rotary
+from o1core.model import Tokenizer, Transformer, layout, published_tensors, read_config
+from o1core.model.transformer import rotary
 from o1core.recipe.recipe import SHIPPED, Recipe, read_recipe
 
 DATA = Path(__file__).parents[1] / "data"

@@ -14,7 +14,7 @@ import torch
 from o1core.errors import UserError
 from o1core.evaluation.evaluate import compare
 from o1core.files import write_json
-from o1core.model.tokenizer import Tokenizer
+from o1core.model import Tokenizer
 from o1core.report.page import browse, embed, write_page
 from o1core.report.page.charts import Line, curves
 from o1core.report.page.drawing import minus, spread_out
