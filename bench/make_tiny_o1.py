@@ -2,12 +2,13 @@
 
     python -m bench.make_tiny_o1 [--out DIR] [--steps N] [--seed S]
 
-About 10 minutes on one core of a busy machine. The data is generated (o1core/arithmetic.py, train split only), the
-model is our own runtime in float32, saved in bfloat16, and the table at the end is sampled from the saved folder with
-our own engine, on the validation split. The same seed, torch and number of threads give the same weights. To ship a new
-one, replace o1core/tiny_o1 by the folder this writes.
+About 10 minutes on one core of a busy machine. The data is generated (o1core/problems/arithmetic.py, train split
+only). The model is our own runtime in float32, saved in bfloat16. The table at the end is sampled from the saved folder
+with our own engine, on the validation split. The same seed, torch and number of threads give the same weights. To ship a
+new model, replace o1core/tiny_o1 by the folder that this program writes.
 
-Left out on purpose: checkpoints and resuming (it is over soon), and a validation loss (what counts is what is sampled).
+Left out on purpose: checkpoints and resuming (training takes minutes), and a validation loss (what counts is what the
+model samples).
 """
 
 import argparse
@@ -32,9 +33,10 @@ from tqdm import tqdm
 
 import o1core
 from o1core.errors import UserError
-from o1core.grading.pool import extract_answer
+from o1core.grading import extract_answer
 from o1core.model import Tokenizer, Transformer, initialise, read_config, save_checkpoint
-from o1core.problems.arithmetic import LAW, ThoughtLaw, examples, problems
+from o1core.problems import arithmetic_examples, arithmetic_problems
+from o1core.problems.arithmetic import LAW, ThoughtLaw
 from o1core.rollout import Engine, SamplingParams, keep_freed_memory
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -67,7 +69,7 @@ CHUNK = 2048  # examples drawn and sorted by length together
 MUON_RATE = 0.02  # of the matrices; at 0.05 they learn more slowly
 ADAM_RATE = 3e-3  # of the embedding, the norms and the biases
 WARM_UP = 100
-SHORT_SHARE = 0.35  # of the steps, at the start, that see thoughts without re-checks: sums are learned there
+SHORT_FRACTION = 0.35  # of the steps come first and see thoughts without re-checks: there the model learns sums
 SHORT_LAW = ThoughtLaw(stop_first=(1.0,) * len(LAW.stop_first))
 EVALUATED = 2000  # validation problems, one sample each
 
@@ -114,7 +116,11 @@ def make(out: Path, steps: int, seed: int) -> None:
 def write_tokenizer_and_configs(folder: Path) -> None:
     """Everything of a checkpoint but its weights."""
     backend = train_tokenizer(
-        [text for problem, thought in examples("train", 4000, seed=0) for text in (problem.question, thought)]
+        [
+            text
+            for problem, thought in arithmetic_examples("train", 4000, seed=0)
+            for text in (problem.question, thought)
+        ]
     )
     backend.save(str(folder / "tokenizer.json"))
     end, stop = backend.token_to_id(END), backend.token_to_id(STOP)
@@ -170,11 +176,11 @@ def train(model: Transformer, tokenizer: Tokenizer, steps: int, seed: int) -> No
     muon = torch.optim.Muon(matrices, weight_decay=0.05, momentum=0.95)
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     progress = tqdm(total=steps, unit="step", mininterval=2)
-    stream = batches(tokenizer, seed, short_steps=int(SHORT_SHARE * steps))
-    smooth = None
+    stream = batches(tokenizer, seed, short_steps=int(SHORT_FRACTION * steps))
+    smooth: float | None = None
     for step in range(steps):
-        share = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
-        muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * share, ADAM_RATE * share
+        schedule = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+        muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * schedule, ADAM_RATE * schedule
         ids, counts = next(stream)
         hidden = model.hidden(ids)[:, :-1][counts[:, 1:]]
         loss = F.cross_entropy(F.linear(hidden, model.lm_head), ids[:, 1:][counts[:, 1:]])
@@ -197,7 +203,8 @@ def batches(tokenizer: Tokenizer, seed: int, short_steps: int) -> Iterator[tuple
     rng = random.Random(seed)
     made = 0
     for chunk in range(10**9):
-        drawn = examples("train", CHUNK, seed=10**6 * (seed + 1) + chunk, law=SHORT_LAW if made < short_steps else LAW)
+        law = SHORT_LAW if made < short_steps else LAW
+        drawn = arithmetic_examples("train", CHUNK, seed=10**6 * (seed + 1) + chunk, law=law)
         rows = [(tokenizer.prompt(p.question), tokenizer.encode(thought + STOP)) for p, thought in drawn]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
@@ -225,7 +232,7 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
 def evaluate(folder: Path) -> str:
     """A Markdown table of what the saved model does at temperature 1 on the validation split."""
     model, tokenizer = o1core.load(folder, dtype=torch.float32)
-    asked = problems("validation", EVALUATED, seed=0)
+    asked = arithmetic_problems("validation", EVALUATED, seed=0)
     prompts = [tokenizer.prompt(problem.question) for problem in asked]
     params = SamplingParams(max_new_tokens=450, seed=0)
     started = time.perf_counter()

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 import o1core
-from o1core.problems.arithmetic import problems
+from o1core.problems import arithmetic_problems
 from o1core.recipe.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs.pipeline import EMBEDDED
@@ -28,7 +28,7 @@ def one(steps: int) -> float:
     model, tokenizer = o1core.load(EMBEDDED, torch.float32)
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for i, problem in enumerate(problems("train", recipe.batch, 0)):
+    for i, problem in enumerate(arithmetic_problems("train", recipe.batch, 0)):
         ids = torch.randint(tokenizer.size, (40 + 120 * i // recipe.batch,), generator=generator, dtype=torch.int32)
         prompt = torch.tensor(tokenizer.prompt(problem.question), dtype=torch.int32)
         examples.append(Example(problem.id, prompt, ids, torch.zeros(len(ids)), 1.0, False))

@@ -25,7 +25,7 @@ import torch
 import o1core
 from bench.peers import import_transformers
 from o1core import Tokenizer, Transformer
-from o1core.problems.formats import load_problems
+from o1core.problems import load_problems
 from o1core.rollout import keep_freed_memory
 from o1core.training.loop import peak_memory
 

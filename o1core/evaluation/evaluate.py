@@ -8,7 +8,7 @@ import numpy as np
 from ..files import read_json, write_json
 from ..metrics import accuracy_interval, aes
 from ..model import Tokenizer
-from ..problems.formats import Problem
+from ..problems import Problem
 from ..rollout import Engine, SamplingParams, lengths_and_verdicts, read_groups, sample_problems
 
 

@@ -1,17 +1,18 @@
-"""The process that compares two answers symbolically, and scores those to reasoning-gym's tasks: `python -P
-grading_worker.py SECONDS MEMORY_MIB`, started by o1core.grading and never by hand.
+"""The process that compares two answers symbolically and scores answers to reasoning-gym's tasks.
 
-It is run by its path and imports nothing of o1core, so that a worker starts in under a second and holds no torch.
-One request a line on stdin, one reply a line on stdout, both JSON: {"predicted", "gold"}, or {"task"} and then
+    python -P o1core/grading/worker.py SECONDS MEMORY_MIB     (started by the Grader, never by hand)
+
+It is run by its path and imports nothing of o1core, so a worker starts in under a second and holds no torch. It reads
+one request a line on stdin and writes one reply a line on stdout, both JSON: {"predicted", "gold"}, or {"task"} and then
 {"predicted"}. It ends when stdin closes.
 
-The limits are the kernel's, because sympy sits in C code (integer powers) where no Python handler runs: SIGPROF kills
-the process after SECONDS of processor time on one answer, RLIMIT_AS makes memory beyond MEMORY_MIB an error. Processor
-time and not wall time, so that a busy machine does not change who is right.
+The operating system enforces the limits, because sympy spends its time in C code (integer powers) where no Python
+handler runs. SIGPROF kills the process after SECONDS of processor time on one answer. RLIMIT_AS makes memory beyond
+MEMORY_MIB an error. The limit is on processor time rather than wall time, so that a busy machine changes no verdict.
 
-Some of reasoning-gym's scorers hand the answer to Python's eval or sympy's parse_expr, which is eval too. Text that is
-no plain expression is never compiled here; and while an answer is worked on, an audit hook refuses processes, sockets,
-foreign functions and every change to a file, whatever a library may have been talked into.
+Some of reasoning-gym's scorers pass the answer to Python's eval, or to sympy's parse_expr, which uses eval. Text that is
+not a plain expression is never compiled here. While an answer is compared, an audit hook also refuses new processes,
+sockets, foreign functions and every change to a file.
 """
 
 import ast
@@ -24,34 +25,36 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def equivalent(predicted: str, gold: str) -> bool:
-    """Whether two bare answers (what stands inside the box) mean the same, by math-verify. Takes as long as it takes.
+    """Whether two bare answers (the content of the box) mean the same, by math-verify. There is no time limit here.
 
-    Neither argument is symmetric to the other: the form of `gold` says what is asked for, so "x = 5" is right where
-    "5" is the answer and the other way round. Text that no parser understands is compared as text.
+    The arguments are not interchangeable: the form of `gold` says what is asked for. Text that no parser understands is
+    compared as text.
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     forms = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    # math-verify's own time limits rest on SIGALRM and Python handlers; the kernel's limit replaces them.
+    # math-verify's own time limits need SIGALRM and a Python handler. The limit of the process replaces them.
     sides = [parse(rf"\boxed{{{text}}}", forms, parsing_timeout=None) for text in (gold, predicted)]
     return verify(*sides, allow_set_relation_comp=True, timeout_seconds=None)
 
 
 @functools.cache
-def _scorer(dataset: str):
-    """The scoring function of a task of reasoning-gym, under the task's default settings, as its problems were made."""
+def _scorer(dataset: str) -> Callable[[str, dict], float]:
+    """The scoring function of a task of reasoning-gym, with the default settings that its problems were made with."""
     from reasoning_gym.factory import get_score_answer_fn
 
     return get_score_answer_fn(dataset)
 
 
 def scores_full(answer: str, task: dict) -> bool:
-    """Whether reasoning-gym gives `answer` 1.0 in the task {"dataset", "entry"}. Takes as long as it takes."""
+    """Whether reasoning-gym scores `answer` 1.0 in the task {"dataset", "entry"}. There is no time limit here."""
     gold = str(task["entry"]["answer"] or "")
-    # Not a number lies at no distance from any number, for a scorer that looks whether the distance is too great.
+    # A scorer that asks whether a distance is too great takes "nan" for right: no comparison with nan is true.
     if "nan" in answer.lower() and "nan" not in gold.lower() and re.fullmatch(r"[-+()\d.\s*aijn]*", answer.lower()):
         return False
     with _guarded(may_compile=is_plain_expression(answer), trusted=gold):
@@ -65,34 +68,42 @@ _FUNCTIONS = {
 
 
 def is_plain_expression(text: str) -> bool:
-    """Whether `text` is made of numbers, one-letter names, common functions and + - * / ^ % . , ( ) alone: eval can be
-    slow on it, but reaches nothing."""
+    """Whether `text` consists of numbers, one-letter names, common functions and + - * / ^ % . , ( ) alone. eval may be
+    slow on such text, but the text cannot reach anything."""
     words = re.findall(r"[A-Za-z]+", re.sub(r"\b0[xX][0-9a-fA-F]+\b", "0", text))
     known = all(len(word) == 1 or word in _FUNCTIONS for word in words)
     return known and re.fullmatch(r"[A-Za-z0-9\s+\-*/^%.,()]*", text, re.ASCII) is not None
 
 
-_guard = {"on": False, "may_compile": True, "trusted": ()}
 _READS = {"os.listdir", "os.scandir"}  # importing a module does these
 
 
+class _Guard:
+    """What the audit hook allows now."""
+
+    on = False
+    may_compile = True  # any text, or none but what is trusted
+    trusted: tuple[str | bytes, ...] = ()
+
+
 @contextlib.contextmanager
-def _guarded(may_compile: bool, trusted: str = ""):
-    """What may be compiled inside: any text, or none but `trusted` (a scorer may read its gold answer by eval)."""
-    _guard.update(on=True, may_compile=may_compile, trusted=(trusted, trusted.encode()))
+def _guarded(may_compile: bool, trusted: str = "") -> Iterator[None]:
+    """Turns the guard on. may_compile: any text may be compiled inside, or none but `trusted`, the gold answer, which
+    some scorers read by eval."""
+    _Guard.on, _Guard.may_compile, _Guard.trusted = True, may_compile, (trusted, trusted.encode())
     try:
         yield
     finally:
-        _guard["on"] = False
+        _Guard.on = False
 
 
 def _refuse(event: str, args: tuple) -> None:
-    """The audit hook."""
-    if not _guard["on"]:
+    """The audit hook. Raises PermissionError."""
+    if not _Guard.on:
         return
     if event == "compile":  # a module's own source comes with the name of its file
         from_text = str(args[1]).startswith(("<", "None"))
-        refused = from_text and not _guard["may_compile"] and args[0] not in _guard["trusted"]
+        refused = from_text and not _Guard.may_compile and args[0] not in _Guard.trusted
     elif event == "open":
         refused = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     else:
@@ -103,8 +114,8 @@ def _refuse(event: str, args: tuple) -> None:
 
 
 def _peak_kib() -> int:
-    """The most memory this process has held; 0 where there is no /proc. Not getrusage: its peak is inherited from the
-    parent, which may hold a model."""
+    """The most memory that this process has held, or 0 where there is no /proc. getrusage would not do: its peak is
+    inherited from the parent, which may hold a model."""
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("VmHWM:"):
@@ -112,51 +123,58 @@ def _peak_kib() -> int:
     return 0
 
 
-def main(seconds: float, memory_mib: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not end up among the replies
+def _apply_limits(memory_mib: int) -> None:
     for limit, value in (
         (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_FSIZE, 0),  # strangers' text never makes this process write a file
+        (resource.RLIMIT_FSIZE, 0),  # untrusted text never makes this process write a file
         (resource.RLIMIT_CORE, 0),
     ):
         with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
             resource.setrlimit(limit, (value, value))
+
+
+def main(seconds: float, memory_mib: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not end up among the replies
+
+    def reply(**fields: object) -> None:
+        replies.write(json.dumps(fields) + "\n")
+
+    _apply_limits(memory_mib)
     sys.dont_write_bytecode = True
     logging.disable(logging.CRITICAL)
-    # The first call builds the parser's tables (a third of a second), which no answer should pay for.
+    # The first call builds the parser's tables, a third of a second that no answer should pay for.
     try:
         assert equivalent(r"\frac{2}{4}", "0.5")
     except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        return
+        return reply(error=f"{type(error).__name__}: {error}")
     sys.addaudithook(_refuse)
-    replies.write('{"ready": true}\n')
+    reply(ready=True)
 
+    task: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        if "task" in request:  # what the next answer is for; to load its library is no answer's fault and has no limit
+        if "task" in request:  # for the next answer. Loading its library is no answer's fault and has no limit.
             try:
                 task = ast.literal_eval(request["task"])
                 _scorer(task["dataset"])
-                replies.write('{"ready": true}\n')
+                reply(ready=True)
             except Exception as error:
-                replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+                reply(error=f"{type(error).__name__}: {error}")
             continue
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             if "gold" not in request:
                 equal = scores_full(request["predicted"], task)
             else:
-                with _guarded(may_compile=True):  # math-verify lets plain expressions alone through to a parser
+                with _guarded(may_compile=True):  # math-verify passes nothing but plain expressions to a parser
                     equal = equivalent(request["predicted"], request["gold"])
         except Exception:
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         # math-verify swallows a MemoryError, so the sign of one is a peak of more than half the limit.
-        reply = {"equal": bool(equal), "swollen": _peak_kib() > memory_mib << 9}
-        replies.write(json.dumps(reply) + "\n")
+        reply(equal=bool(equal), swollen=_peak_kib() > memory_mib << 9)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Problems: where they come from, which are selected, and how they are asked."""
+
+from .arithmetic import arithmetic_examples, arithmetic_problems
+from .filters import parse_levels, parse_subjects, select
+from .formats import load_problems
+from .gym import GYM_PREFIX, gym_problems
+from .overlap import find_overlap
+from .problem import Problem, fingerprint
+from .prompts import FORMS, INSTRUCTIONS, ask_in_form, drawn_budget, instruct
+
+__all__ = [
+    "FORMS",
+    "GYM_PREFIX",
+    "INSTRUCTIONS",
+    "Problem",
+    "arithmetic_examples",
+    "arithmetic_problems",
+    "ask_in_form",
+    "drawn_budget",
+    "find_overlap",
+    "fingerprint",
+    "gym_problems",
+    "instruct",
+    "load_problems",
+    "parse_levels",
+    "parse_subjects",
+    "select",
+]

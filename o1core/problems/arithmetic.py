@@ -1,19 +1,19 @@
 r"""Generated arithmetic for tiny-o1: a seeded source of problems, and of thoughts that go on for too long.
 
-A problem is a chain of 2 to 5 operations, read from left to right ("What is 6*7+5-8?"). A product may stand at
-the front only, so that the order of reading is also the order of precedence, and every running total stays in 0..99.
+A problem is a chain of 2 to 5 operations ("What is 6*7+5-8?"). A product stands only at the front, so reading from left
+to right follows the order of precedence. Every running total stays in 0..99.
 
-A thought works the chain out step by step, and then checks it again, and again, for no good reason:
+A thought works the chain out step by step, and then checks it again and again for no good reason:
 
     First, 47+8=55. Then 55-9=46. So the answer is 46.
     Wait, let me check that again. 47+8=55, 55-9=46. Yes, 46.
     Final answer: \boxed{46}
 
-The law behind it is small and stands in `ThoughtLaw`. The first derivation is almost always right. A re-check may slip
-at any step: the result is off by 1, 2 or 10, the rest follows from it, and the thought adopts what it found. A thought
-that went wrong mostly repeats its mistake. So a long thought is less often right than a short one, and a hard problem,
-having more steps to slip at, is longer and less often right than an easy one: the two findings of the paper (arXiv
-2501.12570, section 3), in a model of one million parameters.
+`ThoughtLaw` holds the law behind the thoughts. The first derivation is almost always right. A re-check may slip at any
+step: the result is off by 1, 2 or 10, the following steps build on it, and the thought adopts what it found. A thought
+that went wrong mostly repeats its mistake. So a long thought is less often right than a short one. A hard problem has
+more steps to slip at, so its thoughts are longer and less often right than those of an easy one. These are the two
+findings of the paper (arXiv 2501.12570, section 3), in a model of one million parameters.
 
 Left out on purpose: bare answers without a thought. A completion ten times shorter than the mean earns 9 from the first
 term of the paper's reward, L_ref / L - 1, whether it is right or wrong, and a policy that finds it collapses onto it.
@@ -23,12 +23,12 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from .formats import Problem
+from .problem import Problem
 
 SPLITS = ("train", "validation", "test")
 LARGEST = 99  # of any running total
-OPERAND = 9  # the largest number added or taken away: one million parameters learn these sums in minutes
-LEVELS = {2: 0.42, 3: 0.30, 4: 0.18, 5: 0.10}  # number of operations: its share
+OPERAND = 9  # the largest number added or subtracted: one million parameters learn these sums in minutes
+LEVELS = {2: 0.42, 3: 0.30, 4: 0.18, 5: 0.10}  # number of operations: its probability
 WORDINGS = ("What is {}?", "Compute {}.", "Find {}.", "Work out {}.")
 RECHECKS = ("Wait, let me check that again.", "Hmm, let me go over it again.", "Let me make sure.")
 
@@ -37,13 +37,13 @@ RECHECKS = ("Wait, let me check that again.", "Hmm, let me go over it again.", "
 class ThoughtLaw:
     """How long thoughts get, and how they go wrong. All but `most` and `slips` are probabilities.
 
-    stop_first:  no re-check at all, by level: hard problems make the writer less sure
-    stop:        the end, after each re-check
-    most:        re-checks at the most
+    stop_first:  there is no re-check at all, by level: a hard problem makes the writer less sure
+    stop:        the thought ends, after each re-check
+    most:        the largest number of re-checks
     slip_first:  a step of the first derivation is wrong
     slip:        a step of a re-check is wrong
-    repeat:      a re-check of a wrong derivation repeats it word for word, rather than starting afresh
-    slips:       by how much a wrong result is off
+    repeat:      a re-check of a wrong derivation repeats it word for word rather than starting afresh
+    slips:       by how much a wrong result may be off
     """
 
     stop_first: tuple[float, ...] = (0.20, 0.16, 0.13, 0.10)
@@ -60,7 +60,7 @@ LAW = ThoughtLaw()
 
 @dataclass(frozen=True)
 class Chain:
-    """An expression: its first number, then (operation, number) pairs, worked out from left to right."""
+    """An expression: its first number, then (operation, number) pairs, evaluated from left to right."""
 
     first: int
     rest: tuple[tuple[str, int], ...]
@@ -73,7 +73,8 @@ class Chain:
     @property
     def totals(self) -> tuple[int, ...]:
         """The right result of each operation."""
-        totals, total = [], self.first
+        totals: list[int] = []
+        total = self.first
         for operation, number in self.rest:
             total = {"+": total + number, "-": total - number, "*": total * number}[operation]
             totals.append(total)
@@ -83,24 +84,27 @@ class Chain:
         return "".join([str(self.first), *(f"{operation}{number}" for operation, number in self.rest)])
 
 
-def problems(split: str, count: int, seed: int) -> list[Problem]:
+def arithmetic_problems(split: str, count: int, seed: int) -> list[Problem]:
     """`count` different problems of one split ("train", "validation" or "test"), the same for the same seed.
 
-    Different means: not even the same up to the order of terms. The splits are disjoint whatever the seeds, since a
-    hash of the problem says to which one it belongs.
+    Two problems that differ in the order of their terms alone count as the same. The splits are disjoint whatever the
+    seeds, since a hash of the problem decides its split.
     """
     return [problem for problem, _ in _draw(split, count, seed, with_thoughts=False)]
 
 
-def examples(split: str, count: int, seed: int, law: ThoughtLaw = LAW) -> list[tuple[Problem, str]]:
-    """Problems as from `problems`, each with one thought of the law's making: what tiny-o1 is trained on."""
+def arithmetic_examples(split: str, count: int, seed: int, law: ThoughtLaw = LAW) -> list[tuple[Problem, str]]:
+    """Problems as from `arithmetic_problems`, each with one thought that `law` writes: what tiny-o1 is trained on."""
     return _draw(split, count, seed, law, with_thoughts=True)
 
 
-def _draw(split, count, seed, law=LAW, *, with_thoughts):
+def _draw(
+    split: str, count: int, seed: int, law: ThoughtLaw = LAW, *, with_thoughts: bool
+) -> list[tuple[Problem, str]]:
     assert split in SPLITS, split
     rng = random.Random(f"{split} {seed}")
-    seen, drawn = set(), []
+    seen: set[str] = set()
+    drawn: list[tuple[Problem, str]] = []
     while len(drawn) < count:
         chain = draw_chain(rng)
         key = normal_form(chain)
@@ -119,7 +123,7 @@ def _draw(split, count, seed, law=LAW, *, with_thoughts):
 
 def draw_chain(rng: random.Random) -> Chain:
     """A random chain; every fifth begins with a product of small numbers."""
-    level = rng.choices(list(LEVELS), LEVELS.values())[0]
+    level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
     rest = []
     if rng.random() < 0.2:
         first = rng.randint(2, 9)
@@ -149,13 +153,13 @@ def normal_form(chain: Chain) -> str:
 
 
 def split_of(chain: Chain) -> str:
-    """Eight in ten chains are for training; validation and test have one in ten each."""
+    """Of ten chains, eight are for training, one for validation and one for test."""
     bucket = hashlib.sha256(normal_form(chain).encode()).digest()[0] % 10
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
 def write_thought(chain: Chain, rng: random.Random, law: ThoughtLaw = LAW) -> str:
-    """One thought about the chain, as it would stand in a completion (without the token that ends it)."""
+    """One thought about the chain, as the text of a completion (without the token that ends it)."""
     right = list(chain.totals)
     found = _derive(right, rng, law.slip_first, law.slips)
     lines = [f"First, {'. Then '.join(_steps(chain, found))}. So the answer is {found[-1]}."]
@@ -171,7 +175,7 @@ def write_thought(chain: Chain, rng: random.Random, law: ThoughtLaw = LAW) -> st
 
 
 def _derive(right: list[int], rng: random.Random, slip: float, slips: tuple[int, ...]) -> list[int]:
-    """The totals as a fallible writer finds them: a slip moves its own result and all that follow from it."""
+    """The totals as a fallible writer finds them: a slip shifts its own result and all later ones."""
     found = list(right)
     for step in range(len(found)):
         if rng.random() < slip:
@@ -183,6 +187,6 @@ def _derive(right: list[int], rng: random.Random, slip: float, slips: tuple[int,
 
 
 def _steps(chain: Chain, found: list[int]) -> list[str]:
-    """The lines of a derivation: "47+8=55", then "55-9=46"."""
+    """The steps of a derivation: "47+8=55", then "55-9=46"."""
     befores = [chain.first, *found]
     return [f"{a}{operation}{b}={c}" for a, (operation, b), c in zip(befores, chain.rest, found)]

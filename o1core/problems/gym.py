@@ -1,9 +1,10 @@
 r"""Problems that the reasoning-gym library makes: logic, games, algorithms. A task is named "reasoning-gym:NAME".
 
-The library is an optional extra (pip install 'o1core[gym]'). It makes a problem with its answer in a process of its own
-(gym_worker.py), and scores an answer in the grading worker, under that one's limits; an answer is right if its score is
-1.0. Left out on purpose: partial scores, the settings and curricula of a task (each has its defaults), and the tasks in
-REFUSED.
+The library is an optional extra (pip install 'o1core[gym]'). It makes problems with their answers in a process of its
+own (gym_worker.py) and scores answers in the grading worker, under that worker's limits. An answer is right if its score
+is 1.0.
+
+Left out on purpose: partial scores, settings and curricula (each task has its defaults), and the tasks in REFUSED.
 """
 
 import difflib
@@ -16,45 +17,45 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from .formats import Problem
+from .problem import Problem
 
-PREFIX = "reasoning-gym:"
+GYM_PREFIX = "reasoning-gym:"
 CLOSING = r"Put the final answer, and nothing else, in \boxed{}."
 
-# Scorers were tried on junk and on other problems' answers (version 0.1.25); a reward that needs no right answer
-# teaches a model nothing but that.
+# Their scorers (version 0.1.25) accept junk or the answers of other problems, and a model learns just that from a reward
+# which needs no right answer.
 REFUSED = {
     "codeio": "it runs program text that a language model wrote",
-    "coin_flip": 'its scorer takes "0" for right, whatever the question',
+    "coin_flip": 'its scorer accepts "0", whatever the question',
     "composite": "it has no problems of its own",
-    "game_of_life_halting": "its scorer takes every answer for right",
+    "game_of_life_halting": "its scorer accepts every answer",
     "puzzle24": "its scorer does not look at the four numbers that the question gives",
 }
 
 
 def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of the task `name`, the same ones for the same three arguments. Two seeds share a
-    problem by chance alone (in a small task they do); `overlap` finds it.
+    """`count` different problems of the task `name`, the same ones for the same three arguments. Two seeds share problems
+    by chance alone, as happens in a small task; `find_overlap` finds them.
 
-    Raises UserError where the library is missing, the task unknown (with the nearest names) or refused, or has fewer
-    different problems than asked for.
+    Raises UserError where the library is missing, where the task is unknown (with the nearest names) or refused, and
+    where it has fewer different problems than asked for.
     """
     if count < 1:
-        raise UserError(f"{PREFIX}{name}: ask for at least 1 problem, not {count}")
+        raise UserError(f"{GYM_PREFIX}{name}: ask for at least 1 problem, not {count}")
     if name in REFUSED:
-        raise UserError(f"{PREFIX}{name}: this task cannot be used: {REFUSED[name]}; choose another")
+        raise UserError(f"{GYM_PREFIX}{name}: this task cannot be used: {REFUSED[name]}; choose another")
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise UserError(f"{PREFIX}{name}: the library is not installed; pip install 'o1core[gym]'")
-    # The library seeds problem i with seed + i, so that its seeds 0 and 1 share all problems but one.
+        raise UserError(f"{GYM_PREFIX}{name}: the library is not installed; pip install 'o1core[gym]'")
+    # The library seeds problem i with seed + i, so its own seeds 0 and 1 share all problems but one.
     spread = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4]) >> 1
     problems = []
-    for row in _make(name, count, spread):
+    for row in _run_worker(name, count, spread):
         if "error" in row:
-            raise UserError(f"{PREFIX}{name}: the library fails ({row['error']}); choose another task")
+            raise UserError(f"{GYM_PREFIX}{name}: the library fails ({row['error']}); choose another task")
         if "names" in row:
             near = difflib.get_close_matches(name, row["names"], n=5, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(row['names'])}"
-            raise UserError(f"{PREFIX}{name}: reasoning-gym has no such task; {hint}")
+            raise UserError(f"{GYM_PREFIX}{name}: reasoning-gym has no such task; {hint}")
         problems.append(
             Problem(
                 id=f"{name}-{hashlib.sha256(row['question'].encode()).hexdigest()[:16]}",
@@ -65,11 +66,11 @@ def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
             )
         )
     if len(problems) < count:
-        raise UserError(f"{PREFIX}{name}: has {len(problems)} different problems under this seed; ask for no more")
+        raise UserError(f"{GYM_PREFIX}{name}: has {len(problems)} different problems under this seed; ask for no more")
     return problems
 
 
-def _make(name: str, count: int, seed: int) -> list[dict]:
+def _run_worker(name: str, count: int, seed: int) -> list[dict]:
     script = str(Path(__file__).with_name("gym_worker.py"))
     run = subprocess.run(
         [sys.executable, "-P", script, name, str(count), str(seed)],
@@ -79,5 +80,5 @@ def _make(name: str, count: int, seed: int) -> list[dict]:
         env={**os.environ, "PYTHONHASHSEED": "0"},
     )
     if run.returncode:
-        raise UserError(f"{PREFIX}{name}: the process that makes the problems ended with status {run.returncode}")
+        raise UserError(f"{GYM_PREFIX}{name}: the process that makes the problems ended with status {run.returncode}")
     return [json.loads(line) for line in run.stdout.splitlines()]

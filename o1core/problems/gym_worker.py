@@ -1,29 +1,33 @@
-"""The process that makes problems with the reasoning-gym library: `python -P gym_worker.py NAME COUNT SEED`, started by
-o1core.gym and never by hand. One JSON object a line on stdout: COUNT different problems {"question", "answer", "task"},
-or the tasks there are {"names"}, or {"error"}.
+"""The process that makes problems with the reasoning-gym library.
 
-A process of its own, because six of the library's tasks walk through sets of strings: only under a fixed PYTHONHASHSEED,
-which o1core.gym sets, are they the same problems in every run. Run by its path, so it imports nothing of o1core.
+    python -P o1core/problems/gym_worker.py NAME COUNT SEED     (started by gym.py, never by hand)
+
+It writes one JSON object a line on stdout: COUNT different problems {"question", "answer", "task"}, or the names of the
+tasks there are {"names"}, or {"error"}.
+
+It is a process of its own because six of the library's tasks iterate over sets of strings: they make the same problems
+in every run only under a fixed PYTHONHASHSEED, which gym.py sets. It is run by its path and imports nothing of o1core.
 """
 
 import enum
 import json
 import os
 import sys
+from typing import Any
 
 
-def plain(value):
-    """`value` in Python's literal types, as repr writes and ast.literal_eval reads them: unlike in JSON a tuple stays
-    a tuple, and the key 1 does not become "1". What a task keeps in objects of its own becomes text."""
+def literal(value: object) -> Any:
+    """`value` in Python's literal types, which repr writes and ast.literal_eval reads. Unlike in JSON, a tuple stays a
+    tuple and the key 1 does not become "1". Objects of a task's own classes become text."""
     if isinstance(value, enum.Enum):
-        return plain(value.value)
+        return literal(value.value)
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {literal(key): literal(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        items = map(plain, value)
+        items = map(literal, value)
         return list(items) if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else set(items)
     if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return plain(value.tolist())
+        return literal(value.tolist())
     return value if isinstance(value, str | int | float | bytes | None) else str(value)
 
 
@@ -44,7 +48,10 @@ def main(name: str, count: int, seed: int) -> None:
             if entry["question"] in questions:
                 continue
             questions.add(entry["question"])
-            task = {"dataset": name, "entry": {"answer": plain(entry["answer"]), "metadata": plain(entry["metadata"])}}
+            task = {
+                "dataset": name,
+                "entry": {"answer": literal(entry["answer"]), "metadata": literal(entry["metadata"])},
+            }
             answer = "" if entry["answer"] is None else str(entry["answer"])
             replies.write(json.dumps({"question": entry["question"], "answer": answer, "task": repr(task)}) + "\n")
             if len(questions) == count:

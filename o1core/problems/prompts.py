@@ -1,14 +1,14 @@
-"""How a question is put: the form of the user turn, and what a method asks of the model besides.
+"""How a question is asked: the form of the user turn, and the instruction that a method adds to it.
 
-One place decides it, for sampling, training and evaluation alike: problems are turned into asked problems once, when a
-run opens them. Sources: the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are
-L1's (arXiv 2503.04697, section 3).
+Sampling, training and evaluation ask alike, because a run rewrites its problems here once, when it opens them. Sources:
+the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are those of L1 (arXiv
+2503.04697, section 3).
 """
 
 import hashlib
 from dataclasses import replace
 
-from .formats import Problem
+from .problem import Problem
 
 FORMS = {
     "plain": "{}",
@@ -23,7 +23,7 @@ INSTRUCTIONS = {
 }
 
 
-def put(problem: Problem, form: str, system: str | None) -> Problem:
+def ask_in_form(problem: Problem, form: str, system: str | None) -> Problem:
     """The problem in one of the FORMS, with `system` as its system turn if it has none of its own."""
     before, after = FORMS[form].split("{}", 1)
     return replace(problem, question=before + problem.question + after, system=problem.system or system)

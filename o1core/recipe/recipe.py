@@ -13,7 +13,7 @@ from typing import get_args
 
 from ..errors import UserError
 from ..files import read_json
-from ..problems.prompts import FORMS, INSTRUCTIONS
+from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
 from .methods import METHODS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..grading.pool import Grader
+from ..grading import Grader
 from ..model import Tokenizer
-from ..problems.formats import Problem
+from ..problems import Problem
 from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample

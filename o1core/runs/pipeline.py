@@ -19,10 +19,21 @@ from ..errors import UserError
 from ..evaluation.evaluate import compare, evaluate
 from ..files import read_json, write_json
 from ..model import DTYPES, Tokenizer, Transformer, load, read_config, weight_files
-from ..problems import arithmetic
-from ..problems.formats import Problem, fingerprint, load_problems, overlap, parse_levels, parse_subjects, select
-from ..problems.gym import PREFIX, gym_problems
-from ..problems.prompts import drawn_budget, instruct, put
+from ..problems import (
+    GYM_PREFIX,
+    Problem,
+    arithmetic_problems,
+    ask_in_form,
+    drawn_budget,
+    find_overlap,
+    fingerprint,
+    gym_problems,
+    instruct,
+    load_problems,
+    parse_levels,
+    parse_subjects,
+    select,
+)
 from ..recipe.recipe import Recipe
 from ..report.plots import plot_run
 from ..rollout import Engine, SamplingParams, cache_bytes, free_memory
@@ -110,7 +121,7 @@ def open_job(
                 )
             train, tests = train[:-held], {test_name(data): train[-held:][: recipe.eval_problems]}
         train = train[: recipe.problems]
-    shared = [problem for test in tests.values() for problem in overlap(test, train)]
+    shared = [problem for test in tests.values() for problem in find_overlap(test, train)]
     if shared:
         log.warning("%d problems to evaluate on are in the training data too; they are not trained on", len(shared))
         train = [p for p in train if p not in shared]
@@ -142,22 +153,22 @@ def open_tests(tests: list[str] | None, recipe: Recipe) -> dict[str, list[Proble
 
 def read_problems(source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
     """Problems of a file, or of a reasoning-gym task; those to train and to evaluate on are drawn with other seeds."""
-    if source.startswith(PREFIX):
+    if source.startswith(GYM_PREFIX):
         count = (recipe.problems if purpose == "train" else recipe.eval_problems) or 1000
-        return gym_problems(source.removeprefix(PREFIX), count, seed_of(recipe.seed, purpose) % 2**31)
+        return gym_problems(source.removeprefix(GYM_PREFIX), count, seed_of(recipe.seed, purpose) % 2**31)
     return load_problems(Path(source), shuffle_seed=shuffle_seed)
 
 
 def test_name(source: str) -> str:
     """What a test is called in folders and tables: the file's stem, or the task's name."""
-    return source.removeprefix(PREFIX) if source.startswith(PREFIX) else Path(source).stem
+    return source.removeprefix(GYM_PREFIX) if source.startswith(GYM_PREFIX) else Path(source).stem
 
 
 def generated(split: str, count: int | None, recipe: Recipe) -> list[Problem]:
     """`count` (default 1000) generated problems of the recipe's levels."""
     count = count or 1000
     drawn = max(count, RARE)
-    while len(found := selected(arithmetic.problems(split, drawn, recipe.seed), recipe)) < count:
+    while len(found := selected(arithmetic_problems(split, drawn, recipe.seed), recipe)) < count:
         drawn *= 2
     return found[:count]
 
@@ -180,7 +191,7 @@ def selected(problems: list[Problem], recipe: Recipe) -> list[Problem]:
 
 
 def asked(problems: list[Problem], recipe: Recipe) -> list[Problem]:
-    return [put(problem, recipe.prompt, recipe.system) for problem in problems]
+    return [ask_in_form(problem, recipe.prompt, recipe.system) for problem in problems]
 
 
 def resolve_dtype(model: Path | None, dtype: str) -> torch.dtype:

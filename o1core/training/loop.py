@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import write_atomic
 from ..model import Tokenizer, save_checkpoint
-from ..problems.formats import Problem
+from ..problems import Problem
 from ..recipe.recipe import Recipe
 from ..rollout import Engine, Group, SamplingParams, lengths_and_verdicts, sample_problems
 from ..seeds import seed_of

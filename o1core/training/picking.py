@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..problems.prompts import drawn_budget
+from ..problems import drawn_budget
 from ..recipe.recipe import Recipe, parse_percentiles
 from ..rewards import BUDGETED, advantage, clip_reward, reward, standardise
 from ..rollout import Group, Sample, lengths_and_verdicts

@@ -16,7 +16,8 @@ import pytest
 
 import o1core
 from o1core.model import Tokenizer
-from o1core.problems.arithmetic import LARGEST, LAW, RECHECKS, SPLITS, Chain, examples, normal_form, problems
+from o1core.problems import arithmetic_examples, arithmetic_problems
+from o1core.problems.arithmetic import LARGEST, LAW, RECHECKS, SPLITS, Chain, normal_form
 
 TINY = Path(o1core.__file__).parent / "tiny_o1"
 EXPRESSION = re.compile(r"\d+(?:[-+*]\d+)+")
@@ -53,7 +54,7 @@ def value(expression: str) -> int:
 
 @pytest.fixture(scope="module")
 def drawn():
-    return examples("train", 4000, seed=7)
+    return arithmetic_examples("train", 4000, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,10 @@ def thoughts(drawn):
 
 
 def test_splits_share_no_problem_even_with_their_terms_in_another_order():
-    seen = {split: {terms(p.question) for seed in (0, 1) for p in problems(split, 1500, seed)} for split in SPLITS}
+    seen = {
+        split: {terms(p.question) for seed in (0, 1) for p in arithmetic_problems(split, 1500, seed)}
+        for split in SPLITS
+    }
     assert not seen["train"] & seen["validation"]
     assert not seen["train"] & seen["test"]
     assert not seen["validation"] & seen["test"]
@@ -77,9 +81,9 @@ def terms(question: str) -> tuple[str, ...]:
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_does_not():
-    assert examples("test", 50, seed=3) == examples("test", 50, seed=3)
-    assert problems("test", 50, seed=3) != problems("test", 50, seed=4)
-    assert len({p.id for p in problems("test", 50, seed=3)}) == 50
+    assert arithmetic_examples("test", 50, seed=3) == arithmetic_examples("test", 50, seed=3)
+    assert arithmetic_problems("test", 50, seed=3) != arithmetic_problems("test", 50, seed=4)
+    assert len({p.id for p in arithmetic_problems("test", 50, seed=3)}) == 50
 
 
 def test_answers_are_what_python_makes_of_the_question(drawn):

@@ -1,18 +1,15 @@
 import ast
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 
 from o1core.cli.commands import main
 from o1core.errors import UserError
-from o1core.grading import worker as grading_worker
-from o1core.grading.pool import MAX_TASK_ANSWER_CHARS, Grader, extract_final, grade
-from o1core.problems.formats import overlap
-from o1core.problems.gym import CLOSING, gym_problems
+from o1core.grading import MAX_TASK_ANSWER_CHARS, Grader, grade
+from o1core.problems import find_overlap, gym_problems
+from o1core.problems.gym import CLOSING
 from o1core.rollout import read_groups
 
 library = pytest.mark.skipif(
@@ -82,8 +79,8 @@ def test_another_right_answer_than_the_gold_one_is_right(grader, made):
 def test_seeds_make_other_problems_and_a_seed_the_same(made):
     assert gym_problems("chain_sum", 4, seed=0) == made["chain_sum"]
     other = gym_problems("chain_sum", 4, seed=1)
-    assert overlap(made["chain_sum"], other) == []
-    assert overlap(made["chain_sum"], [other[0], made["chain_sum"][2]]) == [made["chain_sum"][2]]
+    assert find_overlap(made["chain_sum"], other) == []
+    assert find_overlap(made["chain_sum"], [other[0], made["chain_sum"][2]]) == [made["chain_sum"][2]]
 
 
 @library
@@ -114,51 +111,6 @@ def test_an_answer_that_hangs_its_scorer_is_wrong(made):
         assert [(v.correct, v.fault) for v in grader.grade_many(pairs)] == [(False, "timeout"), (True, None)]
 
 
-def test_the_guard_refuses_what_reaches_out(tmp_path):
-    program = f"""
-import os, socket, subprocess, sys
-sys.path.insert(0, {os.path.dirname(grading_worker.__file__)!r})
-import worker
-sys.addaudithook(worker._refuse)
-eval("1 + 1")
-with worker._guarded(may_compile=False):
-    for reach in (
-        lambda: eval("1 + 1"),
-        lambda: os.system("true"),
-        lambda: subprocess.run(["true"]),
-        lambda: socket.socket(),
-        lambda: open({str(tmp_path / "new")!r}, "w"),
-        lambda: os.mkdir({str(tmp_path / "folder")!r}),
-        lambda: os.kill(os.getpid(), 0),
-    ):
-        try:
-            reach()
-            print("reached out")
-        except PermissionError:
-            print("refused")
-    open({__file__!r}).close()
-with worker._guarded(may_compile=True):
-    assert eval("1 + 1") == 2
-os.mkdir({str(tmp_path / "allowed")!r})
-"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (run.stderr, run.stdout.split("\n")) == ("", ["refused"] * 7 + [""])
-    assert [path.name for path in tmp_path.iterdir()] == ["allowed"]
-
-
-@pytest.mark.parametrize("text", ["3*(4+5)/2", "0xAcc4", "x**2/2 + sin(3*x) + C", "-1.5e3", "24 - 2\n"])
-def test_plain_expressions(text):
-    assert grading_worker.is_plain_expression(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["__import__('os')", "exit(1)", "x.__class__", "[1, 2]", "1or exit", "lambda: 1", "ｅxit", "'a'", "x_y", "0xfexit"],
-)
-def test_text_that_is_no_plain_expression(text):
-    assert not grading_worker.is_plain_expression(text)
-
-
 @library
 def test_no_number_is_not_the_right_number(grader):
     # Its scorer takes min(1.0, exp(-distance)), which is 1.0 where the distance is not a number.
@@ -182,32 +134,6 @@ def test_a_task_that_cannot_be_scored_is_an_error_and_not_a_wrong_answer():
     task = repr({"dataset": "no_such_task", "entry": {"answer": "1", "metadata": {}}})
     with Grader(workers=1) as grader, pytest.raises(UserError, match=r"pip install 'o1core\[gym\]'"):
         grader.grade_many([(r"\boxed{1}", "1", task)])
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("So \\boxed{1 2\n3 4}. Done", "1 2\n3 4"),
-        (r"\boxed{\text{True}} it is", "True"),
-        ('\\boxed{{"a": 1}}', '{"a": 1}'),
-        ("<answer>\nno\n</answer> <answer> yes\nno </answer> bye", "yes\nno"),
-        ("The answer is 5. No: the answer is **abc**", "abc"),
-        ("Answer:\n\n1 2\n3 4\n\nI am sure.", "1 2\n3 4"),
-        ("Final answer: `B A`\nThank you", "B A"),
-        ("I think\n\n  left, right \n", "left, right"),
-        ("answer is", "answer is"),
-        (" \n", None),
-    ],
-)
-def test_extract_final(text, answer):
-    assert extract_final(text) == answer
-
-
-@pytest.mark.parametrize(
-    "text", ["answer is " * 50_000, "answer" + " " * 500_000, "<answer>" * 100_000, "\n" * 500_000]
-)
-def test_extraction_takes_linear_time(text):
-    assert extract_final(text) in (text.strip().rpartition("\n")[2] or None, "answer is")
 
 
 def test_a_missing_library_is_told(monkeypatch):

@@ -4,31 +4,30 @@ from collections import Counter
 
 import pytest
 
-from o1core.problems.formats import Problem
-from o1core.problems.prompts import FORMS, INSTRUCTIONS, drawn_budget, instruct, put
+from o1core.problems import FORMS, INSTRUCTIONS, Problem, ask_in_form, drawn_budget, instruct
 
 QUESTION = r"Find {x} in $\frac{1}{2}x = {}$."
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_question_stands_whole_in_every_form(form):
-    assert QUESTION in put(Problem("1", QUESTION, "1"), form, None).question
+    assert QUESTION in ask_in_form(Problem("1", QUESTION, "1"), form, None).question
 
 
 def test_plain_is_the_question_itself():
     problem = Problem("1", QUESTION, "1", level="3", system="Be kind.")
-    assert put(problem, "plain", None) == problem
+    assert ask_in_form(problem, "plain", None) == problem
 
 
 def test_boxed_asks_for_a_box():
-    asked = put(Problem("1", "1 + 1?", "2"), "boxed", None).question
+    asked = ask_in_form(Problem("1", "1 + 1?", "2"), "boxed", None).question
     assert asked == "1 + 1?\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 def test_a_system_turn_is_added_only_where_there_is_none():
-    assert put(Problem("1", "q", "a"), "paper", "S").system == "S"
-    assert put(Problem("1", "q", "a", system="own"), "paper", "S").system == "own"
-    assert put(Problem("1", "q", "a"), "paper", None).system is None
+    assert ask_in_form(Problem("1", "q", "a"), "paper", "S").system == "S"
+    assert ask_in_form(Problem("1", "q", "a", system="own"), "paper", "S").system == "own"
+    assert ask_in_form(Problem("1", "q", "a"), "paper", None).system is None
 
 
 def test_an_instruction_ends_the_question_and_states_the_budget():

@@ -9,7 +9,7 @@ import torch
 
 from o1core.cli.commands import main
 from o1core.evaluation.evaluate import compare
-from o1core.problems.formats import Problem
+from o1core.problems import Problem
 from o1core.report.plots import plot_disharmony
 from o1core.report.tables import disharmony_table, study_table
 from o1core.studies.studies import difficulties, disharmony, figures, items

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import o1core
 from o1core.cli.commands import main
-from o1core.problems.prompts import drawn_budget
+from o1core.problems import drawn_budget
 from o1core.recipe.recipe import Recipe
 from o1core.rollout import read_groups
 from o1core.runs.pipeline import open_job

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.problems.prompts import drawn_budget
+from o1core.problems import drawn_budget
 from o1core.recipe.recipe import Recipe
 from o1core.rollout import Group, Sample
 from o1core.training.picking import between_percentiles, pick_examples

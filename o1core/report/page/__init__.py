@@ -21,7 +21,7 @@ from markupsafe import Markup
 from ...errors import UserError
 from ...files import read_json, read_object, write_atomic
 from ...model import Tokenizer
-from ...problems.formats import Problem
+from ...problems import Problem
 from ...rollout import Group, lengths_and_verdicts, read_groups
 from ...studies.studies import THIRDS, difficulties
 from ...training.loop import read_log

@@ -7,7 +7,7 @@ became wrong, and one from anywhere, until the bounds are met. The page says wha
 from dataclasses import dataclass
 
 from ...model import Tokenizer
-from ...problems.formats import Problem
+from ...problems import Problem
 from ...rollout import Group, Sample
 from ...text import clean
 from .passages import repeats, share

@@ -1,0 +1,86 @@
+"""Which problems are the same in two files; the fingerprint of a list."""
+
+from pathlib import Path
+
+import pytest
+
+from o1core.problems import Problem, find_overlap, fingerprint, load_problems
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data"  # the full data sets, where they lie beside the repository
+
+
+def test_fingerprint_follows_texts_answers_and_order_but_not_ids_or_blanks():
+    one, two = Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")
+    assert fingerprint([one, two]) == fingerprint([Problem("c", "1+1?\n", " 2"), two])
+    changed = [[two, one], [one], [Problem("a", "1 + 1?", "3"), two], [Problem("a", "1 + 1?", "2", system="s"), two]]
+    assert len({fingerprint(problems) for problems in [[one, two], *changed]}) == 5
+
+
+def test_overlap_finds_the_shared_questions():
+    train = [Problem("a", "What is  1 + 1?", "2"), Problem("b", "What is 1 - 1?", "0")]
+    test = [Problem("c", "what is 1+1?\n", "2"), Problem("d", "What is 1 / 1?", "1")]
+    assert find_overlap(train, test) == [test[0]]
+    assert find_overlap(train, test[1:]) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"Find $\dfrac{1}{2}$ of x.", r"find \frac12 of $x$"),
+        (r"Solve \(x^{2} - 3 = 0\).", "Solve $x^2-3=0$"),
+        (r"Compute \[\left( 1 + x \right)\]", "Compute $(1+x)$."),
+        (r"It costs \$1,234 in all", "It costs $1234 in all"),
+        (r"Is $a \leq b,$ or not?", "Is a ≤ b or not"),
+        (r"Take $5\,\text{cm}$", "Take 5 cm"),
+        (r"x² + 1", "$x^2 + 1$"),
+        (r"$3 \times 4$", "3 × 4"),
+        ("the “first” one's", 'The "first" one’s'),
+        (r"$a_1, a_2, \ldots, a_n$", "$a_{1}, a_{2}, ..., a_{n}$"),
+    ],
+)
+def test_overlap_sees_through_the_ways_to_set_a_problem(one, other):
+    one, other = Problem("a", one, "1"), Problem("b", other, "1")
+    assert find_overlap([one], [other]) == [other]
+    assert find_overlap([other], [one]) == [one]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 1 - 1?", "What is 1 + 1?"),
+        ("What is -5?", "What is 5?"),
+        ("What is 12?", "What is 1 2?"),
+        ("Half of 1 1/2", "Half of 11/2"),
+        ("What is 1.5?", "What is 15?"),
+        ("What is .5?", "What is 5?"),
+        (r"$\frac{1}{23}$", r"$\frac{12}{3}$"),
+        ("x² + 1", "x2 + 1"),
+        ("3½ hours", "31/2 hours"),
+        ("the interval $(1,2)$", "the interval $[1,2]$"),
+        ("the point (1,2)", "the point (12)"),
+        ("the point (1,234)", "the point (1234)"),
+        ("What is 5!?", "What is 5?"),
+        ("$f'(x)$", "$f(x)$"),
+        (r"$x \le 2$", r"$x \ge 2$"),
+        (r"$x^{12}$", r"$x^{1}2$"),
+        ("x < 2", "x > 2"),
+    ],
+)
+def test_overlap_keeps_different_problems_apart(one, other):
+    one, other = Problem("a", one, "1"), Problem("b", other, "1")
+    assert find_overlap([one], [other]) == []
+    assert find_overlap([other], [one]) == []
+
+
+def test_generated_tasks_are_the_same_to_the_letter_or_others():
+    boards = [Problem(str(at), text, "", task="{}") for at, text in enumerate(["A..B", ".A.B", "a..b", "A..B"])]
+    assert find_overlap(boards[:1], boards[1:]) == boards[3:]
+    assert len({fingerprint([board]) for board in [*boards[:2], Problem("x", "A..B", "")]}) == 3
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the full data sets do not lie beside the repository")
+def test_overlap_of_the_published_files():
+    train, test = (load_problems(PUBLISHED / "math" / name) for name in ("train.jsonl", "test.jsonl"))
+    assert len(find_overlap(train, test)) == 5  # two of them to the letter
+    assert find_overlap(train, load_problems(PUBLISHED / "math" / "math500.jsonl")) == []
+    assert find_overlap(*(load_problems(PUBLISHED / "gsm8k" / name) for name in ("train.jsonl", "test.jsonl"))) == []
