@@ -15,25 +15,26 @@ import torch
 
 import o1core
 from o1core.problems import arithmetic_problems
-from o1core.recipe.recipe import Recipe, read_recipe
+from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
-from o1core.runs.pipeline import EMBEDDED
-from o1core.training.picking import Example
-from o1core.training.step import Updater, reference_logprobs
+from o1core.runs import EMBEDDED
+from o1core.training import Example, Updater, reference_logprobs
 
 
 def one(steps: int) -> float:
     """Median seconds of an optimiser step on made-up completions of 40 to 160 tokens."""
-    recipe = Recipe(**read_recipe("tiny-o1"))
+    recipe = Recipe.of(**read_recipe("tiny-o1"))
     model, tokenizer = o1core.load(EMBEDDED, torch.float32)
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for i, problem in enumerate(arithmetic_problems("train", recipe.batch, 0)):
-        ids = torch.randint(tokenizer.size, (40 + 120 * i // recipe.batch,), generator=generator, dtype=torch.int32)
+    for i, problem in enumerate(arithmetic_problems("train", recipe.optimiser.batch, 0)):
+        ids = torch.randint(
+            tokenizer.size, (40 + 120 * i // recipe.optimiser.batch,), generator=generator, dtype=torch.int32
+        )
         prompt = torch.tensor(tokenizer.prompt(problem.question), dtype=torch.int32)
         examples.append(Example(problem.id, prompt, ids, torch.zeros(len(ids)), 1.0, False))
-    updater = Updater(model, tokenizer.size, recipe)
-    reference = reference_logprobs(model, tokenizer.size, examples, recipe)
+    updater = Updater(model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
+    reference = reference_logprobs(model, tokenizer.size, examples, recipe.execution.micro_tokens)
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()

@@ -19,12 +19,13 @@ import torch
 from o1core.errors import UserError
 from o1core.files import write_json
 from o1core.metrics import mean_interval
-from o1core.recipe.recipe import Recipe
+from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
-from o1core.runs.pipeline import Place, open_job, prune
+from o1core.run_folder import SIDES, RunFolder
+from o1core.runs import Resources, open_job, prune
 
 # Not the paper's: with 16 steps instead of 312, a larger rate. At 1e-5 over two rounds the model lost 10 points.
-RECIPE = Recipe(
+RECIPE = Recipe.of(
     samples=8,
     picked=4,
     problems=64,
@@ -56,14 +57,15 @@ def main() -> int:
     ap.add_argument("--out", type=Path, default=Path("runs/qwen-gsm8k"), help="folder (default: %(default)s)")
     args = ap.parse_args()
     keep_freed_memory()
-    place = Place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 128)
+    resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 128)
     try:
         job = open_job(args.model, args.data, [args.eval_data], "auto", RECIPE)
-        summary = prune(job, args.out, place)
+        run = RunFolder(args.out)
+        summary = prune(job, run, resources)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    figures = paired(*(args.out / side / Path(args.eval_data).stem / "rollouts" for side in ("base", "after")))
+    figures = paired(*(run.evaluation(side, Path(args.eval_data).stem).rollouts for side in SIDES))
     write_json(args.out / "paired.json", figures)
     print(f"\n{time.strftime('%Y-%m-%d')}, {summary['base']['problems']} test problems, {summary['seconds']:.0f} s\n")
     print("| | accuracy (95 % interval) | mean tokens (95 % interval) | truncated | AES |\n|---|---|---|---|---|")

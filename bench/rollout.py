@@ -27,7 +27,7 @@ from bench.peers import import_transformers
 from o1core import Tokenizer, Transformer
 from o1core.problems import load_problems
 from o1core.rollout import keep_freed_memory
-from o1core.training.loop import peak_memory
+from o1core.training import peak_memory
 
 ENGINES = ("o1core", "transformers", "transformers, memory kept")
 

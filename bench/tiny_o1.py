@@ -9,7 +9,6 @@ those of the other recipes of that seed (the same numbers decide them), so they 
 import argparse
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -18,9 +17,9 @@ import torch
 
 from o1core.errors import UserError
 from o1core.files import read_json, write_json
-from o1core.recipe.recipe import Recipe, read_recipe
+from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
-from o1core.runs.pipeline import Place, open_job
+from o1core.runs import Resources, open_job
 from o1core.studies.studies import Variant, run_variants
 
 SIZED = (
@@ -40,13 +39,14 @@ SIZED = (
 def recipes() -> dict[str, Recipe]:
     """name: recipe. The paper's and the official one keep their reward, ratio, m, rounds, schedule and batch; what
     depends on the size of the model and the problems (learning rate, lengths, sampling) is tiny-o1's."""
-    own = Recipe(**read_recipe("tiny-o1"))
-    sized = {name: getattr(own, name) for name in SIZED}
+    own = Recipe.of(**read_recipe("tiny-o1"))
+    settings = own.to_json()
+    sized = {name: settings[name] for name in (*SIZED, "lr")}
     return {
         "tiny-o1": own,
-        "lambda 0": replace(own, lam=0.0),
-        "paper": replace(Recipe(**read_recipe("paper")), **sized, lr=own.lr),
-        "official": replace(Recipe(**read_recipe("official")), **sized, lr=own.lr),
+        "lambda 0": own.but(lam=0.0),
+        "paper": Recipe.of(**read_recipe("paper") | sized),
+        "official": Recipe.of(**read_recipe("official") | sized),
     }
 
 
@@ -58,10 +58,10 @@ def main() -> int:
     args = ap.parse_args()
     keep_freed_memory()
     variants = [Variant(name, name, recipe) for name, recipe in recipes().items() if args.only in (None, name)]
-    place = Place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
+    resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
     try:
         opener = partial(open_job, None, None, None, "auto")
-        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, place)["rows"][1:]
+        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, resources)["rows"][1:]
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.text import LONGEST_LINE, clean, one_line
 
 

@@ -1,5 +1,11 @@
-"""The command line: flags to calls."""
+"""The command line: flags to calls, and nothing computed here.
 
-from .commands import main, parser
+o1core prune                                   the embedded model, on generated arithmetic, in minutes
+o1core prune --model DIR --data FILE --out RUN your checkpoint on your problems
+o1core study compare                           all methods side by side; also disharmony, lambda, difficulty
+o1core report RUN                              a page of a run or a study
+"""
+
+from .entry import main, parser
 
 __all__ = ["main", "parser"]

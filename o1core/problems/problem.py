@@ -18,6 +18,7 @@ class Problem:
     subject: str | None = None
     system: str | None = None  # a system turn of its own
     task: str | None = None  # how reasoning-gym scores an answer: written by gym.py, read by the grading worker
+    budget: int | None = None  # tokens that the question asks to think for, where it states such a budget
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

@@ -30,8 +30,11 @@ def ask_in_form(problem: Problem, form: str, system: str | None) -> Problem:
 
 
 def instruct(problem: Problem, instruction: str, budget: int) -> Problem:
-    """The problem with one of the INSTRUCTIONS at the end of its question. budget: tokens, for "exact" and "max"."""
-    return replace(problem, question=problem.question + INSTRUCTIONS[instruction].replace("{}", str(budget)))
+    """The problem with one of the INSTRUCTIONS at the end of its question. budget: tokens, for "exact" and "max", which
+    the problem then carries."""
+    text = INSTRUCTIONS[instruction]
+    stated = budget if "{}" in text else None
+    return replace(problem, question=problem.question + text.replace("{}", str(budget)), budget=stated)
 
 
 def drawn_budget(problem: str, low: int, high: int, seed: int) -> int:

@@ -1,0 +1,34 @@
+"""What a run is asked to do: settings in parts, the methods of the literature, and the recipes that ship."""
+
+from .methods import METHODS
+from .recipe import SPECS, Recipe, flag
+from .recipe_files import SHIPPED, read_recipe
+from .settings import (
+    EvaluationSettings,
+    ExecutionSettings,
+    ObjectiveSettings,
+    OptimiserSettings,
+    PromptSettings,
+    RewardSettings,
+    SamplingSettings,
+    SelectionSettings,
+    parse_percentiles,
+)
+
+__all__ = [
+    "METHODS",
+    "SHIPPED",
+    "SPECS",
+    "EvaluationSettings",
+    "ExecutionSettings",
+    "ObjectiveSettings",
+    "OptimiserSettings",
+    "PromptSettings",
+    "Recipe",
+    "RewardSettings",
+    "SamplingSettings",
+    "SelectionSettings",
+    "flag",
+    "parse_percentiles",
+    "read_recipe",
+]

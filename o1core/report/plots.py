@@ -9,7 +9,7 @@ from matplotlib.figure import Figure  # not pyplot: it costs every command's sta
 from ..files import write_atomic
 from ..rollout import read_groups
 from ..text import clean
-from ..training.loop import read_log
+from ..training import read_log
 
 matplotlib.rcParams["text.parse_math"] = False  # a level or a file's name is text, whatever dollars are in it
 

@@ -71,5 +71,5 @@ def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list[Finished])
             verdict = next(verdicts)
             ids, logprobs = torch.tensor(c.ids, dtype=torch.int32), torch.tensor(c.logprobs, dtype=torch.float32)
             samples.append(Sample(ids, logprobs, c.finish_reason, verdict.answer, verdict.correct))
-        groups.append(Group(problem.id, torch.tensor(prompt, dtype=torch.int32), tuple(samples)))
+        groups.append(Group(problem.id, torch.tensor(prompt, dtype=torch.int32), tuple(samples), problem.budget))
     return groups

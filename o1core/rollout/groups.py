@@ -24,11 +24,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """The K samples of one problem, and the prompt ids int32 [T] that they continue."""
+    """The K samples of one problem, the prompt ids int32 [T] that they continue, and the token budget that the prompt
+    states, if it does."""
 
     problem: str
     prompt: Tensor
     samples: tuple[Sample, ...]
+    budget: int | None = None
 
 
 def lengths_and_verdicts(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:

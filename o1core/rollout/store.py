@@ -40,6 +40,7 @@ def write_shard(folder: Path, groups: Iterable[Group]) -> None:
                 "answer": s.answer,
                 "correct": s.correct,
             }
+            | ({} if g.budget is None else {"budget": g.budget})
         )
         + "\n"
         for g in groups
@@ -67,12 +68,12 @@ def read_shard(path: Path) -> list[Group]:
         logprobs = tensors["logprobs"].split([line["length"] for line in lines])
         first = [line for line in lines if line["sample"] == 0]
         prompts = tensors["prompt_ids"].split([line["prompt_tokens"] for line in first])
-        groups: dict[str, tuple[Tensor, list[Sample]]] = {
-            line["problem"]: (prompt, []) for line, prompt in zip(first, prompts)
+        groups: dict[str, tuple[Tensor, list[Sample], int | None]] = {
+            line["problem"]: (prompt, [], line.get("budget")) for line, prompt in zip(first, prompts)
         }
         for line, i, lp in zip(lines, ids, logprobs):
             sample = Sample(i, lp, line["finish_reason"], line["answer"], line["correct"])
             groups[line["problem"]][1].append(sample)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: a broken shard ({error}); delete its two files and sample again") from None
-    return [Group(problem, prompt, tuple(samples)) for problem, (prompt, samples) in groups.items()]
+    return [Group(problem, prompt, tuple(samples), budget) for problem, (prompt, samples, budget) in groups.items()]

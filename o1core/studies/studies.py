@@ -29,12 +29,13 @@ from ..evaluation.evaluate import compare, write_problems
 from ..files import read_json, write_atomic, write_json
 from ..metrics import accuracy_interval, mean_interval
 from ..model import load
-from ..recipe.recipe import Recipe
+from ..recipe import Recipe
 from ..report.plots import plot_ablation, plot_comparison, plot_disharmony
 from ..report.tables import disharmony_table, study_table
 from ..rewards import WITH_LAMBDA
-from ..rollout import SamplingParams, lengths_and_verdicts, sample_problems
-from ..runs.pipeline import Job, Place, claim, eval_params, holds_something, prune
+from ..rollout import lengths_and_verdicts, sample_problems
+from ..run_folder import RunFolder, holds_something
+from ..runs import Job, Resources, prune
 from ..seeds import seed_of
 
 log = logging.getLogger(__name__)
@@ -67,38 +68,32 @@ class Variant:
     recipe: Recipe
 
 
-def study_disharmony(job: Job, intervals: int, folder: Path, place: Place) -> dict:
+def study_disharmony(job: Job, intervals: int, folder: Path, resources: Resources) -> dict:
     """Sample each of recipe.problems test problems recipe.samples times and hold accuracy against length.
 
     Raises UserError where there are fewer problems than asked for, or fewer samples than intervals.
     """
     ((name, test),) = job.tests.items()
-    recipe, problems, samples = job.recipe, job.recipe.problems or len(test), job.recipe.samples
+    recipe = job.recipe
+    problems, samples = recipe.selection.problems or len(test), recipe.sampling.samples
     if len(test) < problems:
         raise UserError(f"--problems: {name} holds {len(test)} problems, not {problems}")
     if not 1 < intervals <= samples:
         raise UserError(
             f"--intervals: {intervals} of {samples} samples a problem; it takes 2 at least, and one sample each"
         )
-    claim(folder, job)
+    RunFolder(folder).claim(job.settings, job.model)
     test = test[:problems]
-    model, tokenizer = load(job.model, job.dtype, place.device)
-    params = SamplingParams(
-        samples,
-        recipe.temperature,
-        recipe.top_p,
-        recipe.top_k,
-        recipe.max_new_tokens,
-        seed_of(recipe.seed, "disharmony"),
-    )
+    model, tokenizer = load(job.model, job.dtype, resources.device)
+    params = recipe.sampling.params(seed_of(recipe.seed, "disharmony"))
     test = job.instructed(test, training=False)
     write_problems(folder, test)
-    engine = place.engine(model, tokenizer, recipe)
+    engine = resources.engine(model, tokenizer, recipe.sampling.max_new_tokens)
     groups = sample_problems(engine, tokenizer, test, params, folder / "rollouts", "sample")
     lengths, correct = lengths_and_verdicts(groups)
     result = {"study": "disharmony", "problems": problems, "samples": samples, "intervals": intervals}
     result["rows"] = disharmony(lengths, correct, difficulties(test, correct), intervals)
-    return finish(folder, result | {"settings": job.settings()}, disharmony_table, plot_disharmony)
+    return finish(folder, result | {"settings": job.settings}, disharmony_table, plot_disharmony)
 
 
 def disharmony(lengths: Tensor, correct: Tensor, difficulty: list[str], intervals: int) -> list[dict]:
@@ -158,21 +153,21 @@ def by_lambda(recipe: Recipe, values: str) -> list[Variant]:
         numbers = [float(text) for text in texts]
     except ValueError:
         raise UserError(f"--values: {values} is not a list of numbers, such as 0,1,2,5") from None
-    if recipe.objective != "surrogate" or recipe.reward not in WITH_LAMBDA:
+    if recipe.objective.kind != "surrogate" or recipe.reward.kind not in WITH_LAMBDA:
         raise UserError(
-            f"study lambda: {recipe.objective} with the reward {recipe.reward} has no lambda; choose another --method"
+            f"study lambda: {recipe.objective.kind} with the reward {recipe.reward.kind} has no lambda; choose another --method"
         )
     if len({f"{value:g}" for value in numbers}) < len(numbers):
         raise UserError(f"--values: {values} says a value twice")
-    return [Variant(f"lambda {value:g}", value, replace(recipe, lam=value)) for value in numbers]
+    return [Variant(f"lambda {value:g}", value, recipe.but(lam=value)) for value in numbers]
 
 
 def by_percentiles(recipe: Recipe, percentiles: str) -> list[Variant]:
     """A run a part of the problems by reference accuracy; percentiles: "0-40,30-70"."""
-    if recipe.objective == "none":
+    if recipe.objective.kind == "none":
         raise UserError("study difficulty: --objective none trains on no problems; choose another --method")
     spans = items("--percentiles", percentiles)
-    return [Variant(f"percentiles {span}", span, replace(recipe, percentiles=span)) for span in spans]
+    return [Variant(f"percentiles {span}", span, recipe.but(percentiles=span)) for span in spans]
 
 
 def by_method(methods: str, recipe_of: Callable[[str], Recipe]) -> list[Variant]:
@@ -197,12 +192,17 @@ def items(flag: str, text: str) -> list[str]:
 
 
 def run_study(
-    kind: str, open_job: Callable[[Recipe], Job], variants: list[Variant], seeds: int, folder: Path, place: Place
+    kind: str,
+    open_job: Callable[[Recipe], Job],
+    variants: list[Variant],
+    seeds: int,
+    folder: Path,
+    resources: Resources,
 ) -> dict:
     """The study `kind` (lambda, difficulty, compare): returns what STUDY/result.json says."""
-    result = run_variants(kind, open_job, variants, seeds, folder, place)
+    result = run_variants(kind, open_job, variants, seeds, folder, resources)
     if kind == "compare":
-        times = inference_times(open_job, variants, folder, place)
+        times = inference_times(open_job, variants, folder, resources)
         for row in result["rows"]:
             of_row = times[row["label"]]
             ratio = median(mine / base for mine, base in zip(of_row, times["base"]))
@@ -222,7 +222,12 @@ def finish(folder: Path, result: dict, table: Callable[[dict], str], plot: Calla
 
 
 def run_variants(
-    kind: str, open_job: Callable[[Recipe], Job], variants: list[Variant], seeds: int, folder: Path, place: Place
+    kind: str,
+    open_job: Callable[[Recipe], Job],
+    variants: list[Variant],
+    seeds: int,
+    folder: Path,
+    resources: Resources,
 ) -> dict:
     """Prune under every variant and seed; the rows of a table, the base first, with means over seeds."""
     found: dict[str, list[dict]] = {variant.label: [] for variant in variants}
@@ -236,10 +241,10 @@ def run_variants(
                 name = f"seed-{seed}/{slug(variant.label)}"
                 run = folder / name
                 job = open_job(replace(variant.recipe, seed=variant.recipe.seed + seed))
-                claim(run, job)
+                RunFolder(run).claim(job.settings, job.model)
                 for part in SHARED:
                     share(part, done, run)
-                found[variant.label].append(prune(job, run, place))
+                found[variant.label].append(prune(job, RunFolder(run), resources))
                 runs[variant.label].append(name)
                 done.append(run)
                 bar.update()
@@ -321,7 +326,7 @@ def link(source: str, target: str) -> None:
 
 
 def inference_times(
-    open_job: Callable[[Recipe], Job], variants: list[Variant], folder: Path, place: Place
+    open_job: Callable[[Recipe], Job], variants: list[Variant], folder: Path, resources: Resources
 ) -> dict[str, list[float]]:
     """label: seconds for the same prompts in TURNS turns, the checkpoints one after the other in each turn.
 
@@ -330,7 +335,7 @@ def inference_times(
     path = folder / "inference.json"
     labels = ["base", *(v.label for v in variants)]
     held = read_json(path) if path.exists() else {"times": {}}
-    if list(held["times"]) == labels and held["place"] == str(place):
+    if list(held["times"]) == labels and held["place"] == str(resources):
         return held["times"]
     jobs = [open_job(variant.recipe) for variant in variants]
     timed = []  # label, job, checkpoint, problems
@@ -343,14 +348,14 @@ def inference_times(
     times: dict[str, list[float]] = {label: [] for label in labels}
     for _ in tqdm(range(TURNS), desc="inference time", unit="turn"):
         for label, job, checkpoint, test in timed:
-            model, tokenizer = load(checkpoint, job.dtype, place.device)
+            model, tokenizer = load(checkpoint, job.dtype, resources.device)
             prompts = [tokenizer.prompt(p.question, p.system) for p in test]
-            engine = place.engine(model, tokenizer, job.recipe)
-            engine.generate(prompts[:1], replace(eval_params(job.recipe), n=1, max_new_tokens=2))
-            if place.device.type == "cuda":
+            engine = resources.engine(model, tokenizer, job.recipe.sampling.max_new_tokens)
+            engine.generate(prompts[:1], replace(job.recipe.evaluation_params(), n=1, max_new_tokens=2))
+            if resources.device.type == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            engine.generate(prompts, eval_params(job.recipe))
+            engine.generate(prompts, job.recipe.evaluation_params())
             times[label].append(time.perf_counter() - start)
-    write_json(path, {"place": str(place), "times": times})
+    write_json(path, {"place": str(resources), "times": times})
     return times

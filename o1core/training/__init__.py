@@ -1,0 +1,21 @@
+"""Training: what is picked from the rollouts, the objectives, one update, the training state, and the rounds."""
+
+from .examples import Example, Picked
+from .log import read_log
+from .loop import peak_memory, sample_round, train
+from .picking import between_percentiles, pick_examples
+from .step import Updater, learning_rate, reference_logprobs
+
+__all__ = [
+    "Example",
+    "Picked",
+    "Updater",
+    "between_percentiles",
+    "learning_rate",
+    "peak_memory",
+    "pick_examples",
+    "read_log",
+    "reference_logprobs",
+    "sample_round",
+    "train",
+]

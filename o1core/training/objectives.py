@@ -1,80 +1,204 @@
-"""What a step minimises, given the hidden states that predict a micro-batch's completions. Log-probs and the clipped
-surrogate come from o1core.kernels, so no objective holds logits.
+"""The objectives, side by side: what each picks from the rollouts, what its loss is the mean over, and the loss.
 
     surrogate   - mean over units of min(r R, clip(r, 1 - eps_low, 1 + eps_high) R)          arXiv 2501.12570, Eq. 11
     sft         - mean over tokens of log p
     dpo         - mean over pairs of log sigmoid(beta (log-ratio of the better - log-ratio of the worse))
                                                                                              arXiv 2305.18290, Eq. 7
 
-The units of the surrogate are sequences or tokens (Recipe.ratio). In sft and dpo nothing is clipped, and the ratios of
-the metrics are those of the tokens.
+The units of the surrogate are sequences or tokens, as its ratio says. SFT picks the m shortest right samples and DPO the
+shortest right one against the longest of all: the baselines of arXiv 2501.12570, section 5. In both nothing is clipped,
+and the ratios of the metrics are those of the tokens. Log-probs and the clipped surrogate come from o1core.kernels, so no
+objective holds logits.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob, linear_surrogate
-from ..recipe.recipe import Recipe
-from .picking import Example
+from ..recipe import ObjectiveSettings
+from ..rewards import advantage, standardise
+from .examples import Example
 
 LOG_RATIO_BOUND = 20.0  # the surrogate's own clamp
 
-
-def units_of(examples: list[Example], recipe: Recipe) -> int:
-    """What a batch's loss is the mean over: tokens, sequences or pairs."""
-    if recipe.objective == "sft" or (recipe.objective == "surrogate" and recipe.ratio == "token"):
-        return sum(len(e.ids) for e in examples)
-    return len(examples) // recipe.together
+Unit = list[tuple[int, float]]  # (sample, weight) pairs that are trained on together
 
 
-def objective(
-    hidden: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    reference: Tensor,
-    advantage: Tensor,
-    cu_seqlens: Tensor,
-    recipe: Recipe,
-    units: int,
-    vocab: int,
-) -> tuple[Tensor, SurrogateMetrics]:
-    """(loss [], metrics) of N completion tokens of S sequences.
+@dataclass(frozen=True)
+class RewardTable:
+    """A round's rollouts as [P, K] tables: lengths int64 in tokens, correct bool, reward float32."""
+
+    lengths: Tensor
+    correct: Tensor
+    reward: Tensor
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """N completion tokens of S sequences.
 
     hidden [N, H]; head [V, H], ids from `vocab` on have probability 0; targets int64 [N]; reference float32 [N];
-    advantage float32 [S] (dpo: 1, -1, 1, -1, ...); cu_seqlens int64 [S + 1]. units: of the whole batch, by which the loss
-    is divided. SurrogateMetrics: `units` counts this micro-batch's.
+    advantage float32 [S] (DPO: 1, -1, 1, -1, ...); cu_seqlens int64 [S + 1].
     """
-    if recipe.objective == "surrogate":
+
+    hidden: Tensor
+    head: Tensor
+    targets: Tensor
+    reference: Tensor
+    advantage: Tensor
+    cu_seqlens: Tensor
+    vocab: int
+
+
+class Objective(Protocol):
+    """The face that the three objectives share."""
+
+    @property
+    def unit_size(self) -> int:
+        """Examples in a unit: they stay together in batches and micro-batches."""
+
+    def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
+        """The units of each problem. seed: of what is picked at random."""
+
+    def units(self, examples: list[Example]) -> int:
+        """What the loss of these examples is the mean over."""
+
+    def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
+        """(loss [], metrics). units: of the whole batch, by which the loss is divided; those of the metrics are this
+        micro-batch's."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The clipped surrogate on m samples of each problem, drawn at random; advantages are taken over all K."""
+
+    picked: int
+    advantage: str
+    dynamic_sampling: bool
+    ratio: str
+    eps_low: float
+    eps_high: float
+    unit_size: ClassVar[int] = 1
+
+    def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
+        """With dynamic_sampling, problems whose samples all earn the same give nothing and count for no mean or spread."""
+        reward = table.reward
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.rand(reward.shape, generator=generator).argsort(dim=1)[:, : self.picked]
+        teaches = torch.ones(len(reward), dtype=torch.bool)
+        if self.dynamic_sampling:
+            teaches = reward.amax(1) > reward.amin(1)
+        units: list[list[Unit]] = [[] for _ in reward]
+        if teaches.any():
+            chosen = chosen[teaches]
+            value = advantage(self.advantage, reward[teaches]).gather(1, chosen)
+            if self.advantage == "z-score":
+                value = standardise(value)
+            for row, ks, weights in zip(teaches.nonzero()[:, 0].tolist(), chosen.tolist(), value.tolist()):
+                units[row] = [[(k, weight)] for k, weight in zip(ks, weights)]
+        return units
+
+    def units(self, examples: list[Example]) -> int:
+        return sum(len(e.ids) for e in examples) if self.ratio == "token" else len(examples)
+
+    def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
         return linear_surrogate(
-            hidden,
-            head,
-            targets,
-            reference,
-            advantage,
-            cu_seqlens,
+            inputs.hidden,
+            inputs.head,
+            inputs.targets,
+            inputs.reference,
+            inputs.advantage,
+            inputs.cu_seqlens,
             None,
-            ratio=recipe.ratio,
-            eps_low=recipe.eps_low,
-            eps_high=recipe.eps_high,
+            ratio=self.ratio,
+            eps_low=self.eps_low,
+            eps_high=self.eps_high,
             normalizer=units,
-            vocab_size=vocab,
+            vocab_size=inputs.vocab,
         )
-    logp = linear_logprob(hidden, head, targets, vocab_size=vocab)
-    if recipe.objective == "sft":
-        total, count = -logp.sum(), len(targets)
-    else:
-        total, count = dpo(logp, reference, cu_seqlens, recipe.dpo_beta), len(advantage) // 2
-    return total / units, metrics_of(logp.detach(), reference, total.detach(), count)
 
 
-def dpo(logp: Tensor, reference: Tensor, cu_seqlens: Tensor, beta: float) -> Tensor:
-    """The sum of DPO's loss over pairs: sequences 0 and 1, 2 and 3, ..., the better one first."""
-    lengths = cu_seqlens.diff()
-    owner = torch.arange(len(lengths), device=logp.device).repeat_interleave(lengths)
-    gap = torch.zeros(len(lengths), dtype=logp.dtype, device=logp.device).index_add(0, owner, logp - reference)
-    better, worse = gap.view(-1, 2).unbind(1)
-    return -F.logsigmoid(beta * (better - worse)).sum()
+@dataclass(frozen=True)
+class Likelihood:
+    """SFT: the likelihood of the m shortest right samples of each problem."""
+
+    picked: int
+    unit_size: ClassVar[int] = 1
+
+    def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
+        return [
+            [[(k, 1.0)] for k in shortest_right(lengths, correct)[: self.picked]]
+            for lengths, correct in zip(table.lengths, table.correct)
+        ]
+
+    def units(self, examples: list[Example]) -> int:
+        return sum(len(e.ids) for e in examples)
+
+    def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
+        logp = linear_logprob(inputs.hidden, inputs.head, inputs.targets, vocab_size=inputs.vocab)
+        total = -logp.sum()
+        return total / units, metrics_of(logp.detach(), inputs.reference, total.detach(), len(inputs.targets))
+
+
+@dataclass(frozen=True)
+class Preference:
+    """DPO: each problem's shortest right sample against its longest one, if they differ in length."""
+
+    beta: float
+    unit_size: ClassVar[int] = 2
+
+    def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
+        units: list[list[Unit]] = []
+        for lengths, correct in zip(table.lengths, table.correct):
+            right, longest = shortest_right(lengths, correct), int(lengths.argmax())
+            differs = bool(right) and bool(lengths[right[0]] != lengths[longest])
+            units.append([[(right[0], 1.0), (longest, -1.0)]] if differs else [])
+        return units
+
+    def units(self, examples: list[Example]) -> int:
+        return len(examples) // 2
+
+    def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
+        logp = linear_logprob(inputs.hidden, inputs.head, inputs.targets, vocab_size=inputs.vocab)
+        total = self.pair_losses(logp, inputs.reference, inputs.cu_seqlens)
+        return total / units, metrics_of(logp.detach(), inputs.reference, total.detach(), len(inputs.advantage) // 2)
+
+    def pair_losses(self, logp: Tensor, reference: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The sum of the loss over pairs: sequences 0 and 1, 2 and 3, ..., the better one first."""
+        lengths = cu_seqlens.diff()
+        owner = torch.arange(len(lengths), device=logp.device).repeat_interleave(lengths)
+        gap = torch.zeros(len(lengths), dtype=logp.dtype, device=logp.device).index_add(0, owner, logp - reference)
+        better, worse = gap.view(-1, 2).unbind(1)
+        return -F.logsigmoid(self.beta * (better - worse)).sum()
+
+
+def objective_of(settings: ObjectiveSettings) -> Objective:
+    """The objective that the settings name. Raises UserError for "none", which trains nothing."""
+    match settings.kind:
+        case "surrogate":
+            return Surrogate(
+                settings.picked,
+                settings.advantage,
+                settings.dynamic_sampling,
+                settings.ratio,
+                settings.eps_low,
+                settings.eps_high,
+            )
+        case "sft":
+            return Likelihood(settings.picked)
+        case "dpo":
+            return Preference(settings.dpo_beta)
+    raise UserError(f"--objective {settings.kind}: there is nothing to train; `o1core prune` evaluates its instruction")
+
+
+def shortest_right(lengths: Tensor, correct: Tensor) -> list[int]:
+    """The right ones among K samples, short to long."""
+    return [k for k in lengths.argsort(stable=True).tolist() if correct[k]]
 
 
 def metrics_of(logp: Tensor, reference: Tensor, total: Tensor, units: int) -> SurrogateMetrics:

@@ -2,13 +2,13 @@
 
 A state is a folder state-000123: training.safetensors (fp32 weights and both AdamW moments), progress.json (round, step,
 settings). It is written under a temporary name and renamed, then the older one is deleted: at any moment one whole state
-exists. There is no generator state to keep: every random choice is seeded by what it is for (examples.seed_of).
+exists. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
 """
 
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,24 +16,25 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..run_folder import RunFolder
 from .step import Updater
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `round` (from 0), `step` in it (that many are done), `steps` over all rounds."""
+    """Where training stands: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds."""
 
-    round: int = 0
+    round_index: int = 0
     step: int = 0
     steps: int = 0
 
 
-def save_state(run: Path, updater: Updater, progress: Progress) -> None:
-    """Write the state after `progress.steps` optimiser steps."""
-    folder = run / f"state-{progress.steps:06d}-{progress.round:02d}"
-    if folder.exists():  # a run that goes on at a round's start would write what it has just read
+def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
+    """Write the state after `progress.steps` optimiser steps. settings: the recipe's flat form, checked on loading."""
+    folder = run.state(progress.steps, progress.round_index)
+    if folder.exists():  # a run that resumes at a round's start would write what it has just read
         return
-    partial = run / f".{folder.name}.partial"
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {}
@@ -43,24 +44,23 @@ def save_state(run: Path, updater: Updater, progress: Progress) -> None:
             if moment in updater.optimiser.state[master]:
                 tensors[f"{moment}.{name}"] = updater.optimiser.state[master][moment]
     save_file(tensors, partial / "training.safetensors")
-    write_json(partial / "progress.json", asdict(progress) | {"recipe": updater.recipe.to_json()})
+    where = asdict(progress)
+    write_json(partial / "progress.json", {"round": where.pop("round_index")} | where | {"recipe": settings})
     os.replace(partial, folder)
-    for old in states(run)[:-1]:
+    for old in run.states()[:-1]:
         shutil.rmtree(old)
 
 
-def states(run: Path) -> list[Path]:
-    """The whole states of a run, oldest first."""
-    return sorted(path for path in run.glob("state-*") if path.is_dir())
+def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
+    """Put the newest state into the updater and its model. None where there is none.
 
-
-def load_state(run: Path, updater: Updater) -> Progress | None:
-    """Put the newest state into the updater and its model. None where there is none. Raises UserError if it is broken."""
-    if not states(run):
+    Raises UserError where it is broken or was written under other settings.
+    """
+    if not run.states():
         return None
-    folder = states(run)[-1]
+    folder = run.states()[-1]
     raw = read_json(folder / "progress.json")
-    if raw["recipe"] != updater.recipe.to_json():
+    if raw["recipe"] != settings:
         raise UserError(f"{folder / 'progress.json'}: written under other settings; use them, or another --out")
     progress = Progress(raw["round"], raw["step"], raw["steps"])
     try:

@@ -16,21 +16,21 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..kernels import linear_logprob
 from ..model import Transformer
-from ..recipe.recipe import Recipe
-from .objectives import objective, units_of
-from .picking import Example
+from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
+from .examples import Example
+from .objectives import LossInputs, objective_of
 
 
-def micro_batches(examples: list[Example], budget: int, together: int = 1) -> Iterator[list[int]]:
+def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> Iterator[list[int]]:
     """Cut a batch into index lists of at most `budget` tokens, padding included; alike lengths together.
 
-    together: so many examples in a row (a pair of DPO: 2) are never parted.
+    unit_size: so many examples in a row (a pair of DPO: 2) are never parted.
     """
-    units = [range(i, i + together) for i in range(0, len(examples), together)]
+    units = [range(i, i + unit_size) for i in range(0, len(examples), unit_size)]
     longest = [max(examples[i].tokens for i in unit) for unit in units]
     order = sorted(range(len(units)), key=lambda u: -longest[u])
     while order:
-        count = max(1, budget // (together * longest[order[0]]))
+        count = max(1, budget // (unit_size * longest[order[0]]))
         yield [i for u in order[:count] for i in units[u]]
         order = order[count:]
 
@@ -67,20 +67,20 @@ def collate(examples: list[Example], device: torch.device) -> MicroBatch:
 
 
 @torch.no_grad()
-def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], recipe: Recipe) -> list[Tensor]:
+def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], micro_tokens: int) -> list[Tensor]:
     """float32 log-probs [L] of each example under the model as it is now, by the trainer's own forward.
 
-    vocab: ids at or above it have probability 0, as in the sampler.
+    vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: per forward pass, padding included.
     """
-    result = [None] * len(examples)
-    batches = list(micro_batches(examples, recipe.micro_tokens))
+    result: dict[int, Tensor] = {}
+    batches = list(micro_batches(examples, micro_tokens))
     for chosen in tqdm(batches, desc="reference log-probs", unit="batch"):
         batch = collate([examples[i] for i in chosen], model.embed.device)
         hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
         for i, part in zip(chosen, logp.split(batch.cu_seqlens.diff().tolist())):
             result[i] = part.clone()
-    return result
+    return [result[i] for i in range(len(examples))]
 
 
 class Updater:
@@ -90,21 +90,30 @@ class Updater:
     2e-7 would round away to nothing. Their gradients are added up in fp32 over micro-batches.
     """
 
-    def __init__(self, model: Transformer, vocab: int, recipe: Recipe):
-        self.model, self.vocab, self.recipe = model, vocab, recipe
-        select_trained(model, recipe.train_last_layers)
-        self.pairs = {}  # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
+    def __init__(
+        self,
+        model: Transformer,
+        vocab: int,
+        objective: ObjectiveSettings,
+        optimiser: OptimiserSettings,
+        execution: ExecutionSettings,
+    ) -> None:
+        """vocab: ids at or above it have probability 0. Raises UserError where the model has fewer layers than are
+        trained, or the objective trains nothing."""
+        self.model, self.vocab = model, vocab
+        self.objective = objective_of(objective)
+        self.grad_clip, self.execution = optimiser.grad_clip, execution
+        select_trained(model, optimiser.train_last_layers)
+        # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
+        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad and p.dtype == torch.float32:
                 self.pairs[name] = (p, p)
             elif p.requires_grad:
-                master = p.detach().float()
-                master.grad = torch.zeros_like(master)
-                p.register_post_accumulate_grad_hook(lambda p, master=master: move_gradient(p, master))
-                self.pairs[name] = (p, master)
+                self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
         self.optimiser = torch.optim.AdamW(
-            self.masters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, fused=True
+            self.masters, lr=optimiser.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=optimiser.weight_decay, fused=True
         )
 
     def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
@@ -112,30 +121,8 @@ class Updater:
 
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite.
         """
-        recipe, device = self.recipe, self.model.embed.device
-        units = units_of(examples, recipe)
-        total = None
-        for master in self.masters:
-            if master.grad is not None:
-                master.grad.zero_()
-        for chosen in micro_batches(examples, recipe.micro_tokens, recipe.together):
-            batch = collate([examples[i] for i in chosen], device)
-            hidden = self.model.hidden(batch.ids, recompute=recipe.checkpointing).flatten(0, 1)[batch.places]
-            loss, metrics = objective(
-                hidden,
-                self.model.lm_head,
-                batch.targets,
-                torch.cat([reference[i] for i in chosen]).to(device),
-                torch.tensor([examples[i].advantage for i in chosen], device=device),
-                batch.cu_seqlens,
-                recipe,
-                units,
-                self.vocab,
-            )
-            loss.backward()
-            total = metrics if total is None else total.merge(metrics)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, recipe.grad_clip).item()
-        result = total.finalize() | {"grad_norm": norm}
+        result = self.accumulate(examples, reference)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.grad_clip).item()
         if not (math.isfinite(result["loss"]) and math.isfinite(norm)):
             problems = ", ".join(sorted({e.problem for e in examples})[:8])
             raise UserError(
@@ -147,11 +134,46 @@ class Updater:
             for weight, master in self.pairs.values():
                 if weight is not master:
                     weight.copy_(master)
-        return result
+        return result | {"grad_norm": norm}
+
+    def accumulate(self, examples: list[Example], reference: list[Tensor]) -> dict[str, float]:
+        """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
+        device, objective = self.model.embed.device, self.objective
+        units = objective.units(examples)
+        total = None
+        for master in self.masters:
+            if master.grad is not None:
+                master.grad.zero_()
+        for chosen in micro_batches(examples, self.execution.micro_tokens, objective.unit_size):
+            batch = collate([examples[i] for i in chosen], device)
+            hidden = self.model.hidden(batch.ids, recompute=self.execution.checkpointing).flatten(0, 1)[batch.places]
+            inputs = LossInputs(
+                hidden,
+                self.model.lm_head,
+                batch.targets,
+                torch.cat([reference[i] for i in chosen]).to(device),
+                torch.tensor([examples[i].advantage for i in chosen], device=device),
+                batch.cu_seqlens,
+                self.vocab,
+            )
+            loss, metrics = objective.loss(inputs, units)
+            loss.backward()
+            total = metrics if total is None else total.merge(metrics)
+        assert total is not None, "an empty batch"
+        return total.finalize()
+
+
+def master_of(weight: Tensor) -> Tensor:
+    """The fp32 copy of a weight that is trained. Finished gradients of the weight are added to the copy's."""
+    master = weight.detach().float()
+    master.grad = torch.zeros_like(master)
+    weight.register_post_accumulate_grad_hook(lambda p: move_gradient(p, master))
+    return master
 
 
 def move_gradient(weight: Tensor, master: Tensor) -> None:
     """Add a finished bf16 gradient to the fp32 one and free it, so that only one weight's bf16 gradient is alive."""
+    assert master.grad is not None and weight.grad is not None
     master.grad.add_(weight.grad)
     weight.grad = None
 
@@ -167,10 +189,10 @@ def select_trained(model: Transformer, last_layers: int | None) -> None:
             block.requires_grad_(True)
 
 
-def learning_rate(progress: float, recipe: Recipe) -> float:
+def learning_rate(progress: float, settings: OptimiserSettings) -> float:
     """The rate at `progress`, the fraction of all steps done: linear warm-up, then cosine to 0 or constant."""
-    if progress < recipe.warmup:
-        return recipe.lr * progress / recipe.warmup
-    if recipe.schedule == "constant":
-        return recipe.lr
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / max(1e-12, 1 - recipe.warmup)))
+    if progress < settings.warmup:
+        return settings.lr * progress / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / max(1e-12, 1 - settings.warmup)))

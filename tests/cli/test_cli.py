@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from o1core.cli.commands import main, parser
+from o1core.cli import main, parser
 from o1core.rollout import Group, Sample, write_shard
 from o1core.text import clean
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.errors import UserError
 from o1core.grading import MAX_TASK_ANSWER_CHARS, Grader, grade
 from o1core.problems import find_overlap, gym_problems

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2F
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 import o1core
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.model import Tokenizer, Transformer, layout, published_tensors, read_config
 from o1core.model.transformer import rotary
-from o1core.recipe.recipe import SHIPPED, Recipe, read_recipe
+from o1core.recipe import SHIPPED, Recipe, read_recipe
 
 DATA = Path(__file__).parents[1] / "data"
 BOTH = ("marco-o1", "qwq-32b")
@@ -64,7 +64,7 @@ def test_the_recipe_states_the_papers_settings(name):
     stated = json.loads((SHIPPED / f"{name}.json").read_text())
     expected = SETTINGS[name]
     assert {key: stated.get(key, "left to the default") for key in expected} == expected
-    resolved = Recipe(**read_recipe(name)).to_json()
+    resolved = Recipe.of(**read_recipe(name)).to_json()
     assert {key: resolved[key] for key in expected} == expected
 
 

@@ -1,27 +1,28 @@
 """Recipes: what ships, what overrides what, and what is refused."""
 
-import dataclasses
 import json
 
 import pytest
 
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.errors import UserError
-from o1core.recipe.recipe import SHIPPED, Recipe, read_recipe
+from o1core.recipe import SHIPPED, Recipe, read_recipe
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_reads(path):
-    assert Recipe(**read_recipe(path.stem)).samples >= 2
+    assert Recipe.of(**read_recipe(path.stem)).sampling.samples >= 2
 
 
 def test_the_paper_recipe_is_section_4_of_the_method():
-    paper = Recipe(**read_recipe("paper"))
-    assert (paper.samples, paper.picked, paper.lam, paper.ratio) == (16, 2, 2.0, "sequence")
-    assert (paper.lr, paper.schedule, paper.warmup, paper.grad_clip, paper.batch) == (2e-7, "cosine", 0.1, 10.0, 32)
-    assert (paper.temperature, paper.top_p, paper.max_new_tokens, paper.cutoff) == (0.5, 0.8, 8192, 3072)
-    assert (paper.reward, paper.reward_low, paper.reward_high) == ("length-harmonizing", None, None)
-    assert (paper.objective, paper.advantage) == ("surrogate", "reward")
+    paper = Recipe.of(**read_recipe("paper"))
+    sampling, reward, objective, optimiser = paper.sampling, paper.reward, paper.objective, paper.optimiser
+    assert (sampling.samples, objective.picked, reward.lam, objective.ratio) == (16, 2, 2.0, "sequence")
+    assert (optimiser.lr, optimiser.schedule, optimiser.warmup) == (2e-7, "cosine", 0.1)
+    assert (optimiser.grad_clip, optimiser.batch) == (10.0, 32)
+    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens, objective.cutoff) == (0.5, 0.8, 8192, 3072)
+    assert (reward.kind, reward.low, reward.high) == ("length-harmonizing", None, None)
+    assert (objective.kind, objective.advantage) == ("surrogate", "reward")
     assert paper == Recipe()
 
 
@@ -45,7 +46,7 @@ def test_a_flag_overrides_its_recipe(capsys):
 def test_a_recipe_file_is_read_and_its_gaps_are_the_defaults(capsys, tmp_path):
     (tmp_path / "mine.json").write_text('{"lr": 1e-6, "rounds": 3}')
     resolved = dry_run(capsys, "--recipe", str(tmp_path / "mine.json"))
-    assert resolved == dataclasses.asdict(Recipe(lr=1e-6, rounds=3))
+    assert resolved == Recipe.of(lr=1e-6, rounds=3).to_json()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
-        Recipe(**wrong)
+        Recipe.of(**wrong)
 
 
 def test_an_unknown_recipe_names_those_that_ship(capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.evaluation.evaluate import compare
 from o1core.problems import Problem
 from o1core.report.plots import plot_disharmony
@@ -236,8 +236,8 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("difficulty", ["--percentiles", "0-40,40"], "--percentiles: 40 is not LOW-HIGH"),
         ("difficulty", ["--percentiles", "41-42"], "leaves none"),
         ("compare", ["--methods", "sft,grpo"], "--method: grpo is none of o1-pruner"),
-        ("compare", ["--methods", "dpo", "--eval-data", "a/x.json", "b/x.json"], "two files have one name"),
-        ("compare", [], "--budget-high: 4000 tokens can never be thought within --max-new-tokens 16"),
+        ("compare", ["--methods", "dpo", "--eval-data", "a/x.json", "b/x.json"], "two files have the same name"),
+        ("compare", [], "--budget-high: 4000 tokens do not fit within --max-new-tokens 16"),
         ("lambda", ["--values", "1,1.0"], "says a value twice"),
         ("lambda", ["--values", "nan"], "--lam: nan is not a finite number"),
         ("lambda", ["--method", "sft"], "has no lambda"),

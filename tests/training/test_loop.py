@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import o1core
-from o1core.cli.commands import main
+from o1core.cli import main
 from o1core.problems import drawn_budget
-from o1core.recipe.recipe import Recipe
+from o1core.recipe import Recipe
 from o1core.rollout import read_groups
-from o1core.runs.pipeline import open_job
-from o1core.training.picking import between_percentiles
-from o1core.training.state import states
+from o1core.run_folder import RunFolder
+from o1core.runs import open_job
+from o1core.training import between_percentiles
 
 SETTINGS = [
     "--samples",
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_keeps_the_newest_state(flags, checkpoint, tmp
     assert main(["train", *flags, "--lr", "1e30", "--grad-clip", "1e30", "--out", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "not finite, in the batch of problems" in error
-    state = load_file(states(run)[-1] / "training.safetensors")
+    state = load_file(RunFolder(run).states()[-1] / "training.safetensors")
     assert all(t.isfinite().all() for t in state.values())
     assert not (run / "pruned").exists()
 
@@ -294,13 +294,13 @@ def test_levels_and_subjects_are_chosen_before_the_problems_are_counted(flags, t
 
 
 def test_generated_problems_of_a_level_are_as_many_as_asked_for():
-    job = open_job(None, None, None, "auto", Recipe(problems=40, eval_problems=9, levels="4-5", max_new_tokens=4000))
+    job = open_job(None, None, None, "auto", Recipe.of(problems=40, eval_problems=9, levels="4-5", max_new_tokens=4000))
     assert [len(problems) for problems in (job.train, job.tests["arithmetic"])] == [40, 9]
     assert {p.level for p in [*job.train, *job.tests["arithmetic"]]} == {"4", "5"}
 
 
 def test_the_tests_of_a_comparison_are_asked_as_the_training_problems_are():
-    recipe = Recipe(problems=5, eval_problems=7, prompt="boxed", system="Be nice.", max_new_tokens=4000)
+    recipe = Recipe.of(problems=5, eval_problems=7, prompt="boxed", system="Be nice.", max_new_tokens=4000)
     job = open_job(None, None, None, "auto", recipe, by_level=True)
     assert {name: {p.level for p in test} for name, test in job.tests.items()} == {
         "arithmetic-2": {"2"},
@@ -339,7 +339,7 @@ def test_what_is_evaluated_is_not_trained_on(flags, problems, tmp_path, caplog):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(problems.read_text().splitlines(keepends=True)[:3]))
     assert main(["sample", *flags, "--problems", "none", "--eval-data", str(few), "--out", str(tmp_path / "run")]) == 0
-    assert "3 problems to evaluate on are in the training data too" in caplog.text
+    assert "3 test problems are in the training data too" in caplog.text
     assert len(read_groups(tmp_path / "run" / "round-00" / "rollouts")) == 11
 
 
@@ -362,7 +362,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(flags, tmp_path
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("o1core: error:") and "too large" in last
-    assert states(run) == []
+    assert RunFolder(run).states() == []
     assert main([*command, "--resume"]) == 0
 
 

@@ -1,13 +1,16 @@
 """What a round trains on: rewards over all samples, m of them picked, pairs and shortest ones, and what is left out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
-from o1core.recipe.recipe import Recipe
+from o1core.recipe import Recipe
 from o1core.rollout import Group, Sample
-from o1core.training.picking import between_percentiles, pick_examples
+from o1core.seeds import seed_of
+from o1core.training import Picked, between_percentiles, pick_examples
 
 
 def groups_of(lengths, correct, cut) -> list[Group]:
@@ -25,32 +28,37 @@ def groups_of(lengths, correct, cut) -> list[Group]:
     ]
 
 
+def pick(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
+    seed = seed_of(recipe.seed, round_index, "pick")
+    return pick_examples(groups, recipe.reward, recipe.objective, seed)
+
+
 def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
     groups = groups_of([[10, 20, 30]] * 40, [[1, 0, 1]] * 40, [[0, 0, 0]] * 40)
     by_sample = {10: 1 + 2 / 3, 20: -4 / 3, 30: -1 / 3 + 2 / 3}
-    picked = pick_examples(groups, Recipe(samples=3, picked=2), 0)
+    picked = pick(groups, Recipe.of(samples=3, picked=2), 0)
     assert len(picked.examples) == 80
     assert all(e.advantage == pytest.approx(by_sample[len(e.ids)], abs=1e-6) for e in picked.examples)
     pairs = [(e.problem, len(e.ids)) for e in picked.examples]
     assert len(set(pairs)) == 80, "a sample is picked twice"
     assert {n for _, n in pairs} == {10, 20, 30}
-    assert pairs == [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 0).examples]
-    assert pairs != [(e.problem, len(e.ids)) for e in pick_examples(groups, Recipe(samples=3, picked=2), 1).examples]
+    assert pairs == [(e.problem, len(e.ids)) for e in pick(groups, Recipe.of(samples=3, picked=2), 0).examples]
+    assert pairs != [(e.problem, len(e.ids)) for e in pick(groups, Recipe.of(samples=3, picked=2), 1).examples]
 
 
 def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
     groups = groups_of([[1, 100, 100, 100]], [[0, 1, 1, 1]], [[0] * 4])
-    recipe = Recipe(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, advantage="z-score")
+    recipe = Recipe.of(samples=4, picked=4, reward_low=-2.0, reward_high=4.0, advantage="z-score")
     rewards = torch.tensor([74.25 - 2 * 0.75, *[75.25 / 100 - 1 + 0.5] * 3]).clamp(-2, 4)
     expected = (rewards - rewards.mean()) / rewards.std(correction=0)
-    found = {int(e.ids[0]): e.advantage for e in pick_examples(groups, recipe, 0).examples}
+    found = {int(e.ids[0]): e.advantage for e in pick(groups, recipe, 0).examples}
     assert [found[k] for k in range(4)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("truncated, count", [("keep", 3), ("mask", 2), ("wrong", 3)])
 def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
     groups = groups_of([[10, 10, 10]], [[1, 1, 1]], [[0, 0, 1]])
-    picked = pick_examples(groups, Recipe(samples=3, picked=3, truncated=truncated), 0)
+    picked = pick(groups, Recipe.of(samples=3, picked=3, truncated=truncated), 0)
     assert (len(picked.examples), picked.masked) == (count, 3 - count)
     rewards = {int(e.ids[0]): e.advantage for e in picked.examples}
     right, cut = (2 / 3, -4 / 3) if truncated == "wrong" else (0.0, 0.0)
@@ -60,7 +68,7 @@ def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
 
 def test_completions_over_the_cutoff_are_left_out_and_counted():
     groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
-    picked = pick_examples(groups, Recipe(samples=2, picked=2, cutoff=21), 0)
+    picked = pick(groups, Recipe.of(samples=2, picked=2, cutoff=21), 0)
     assert ([len(e.ids) for e in picked.examples], picked.over_cutoff) == ([10], 1)
 
 
@@ -73,30 +81,32 @@ def by_problem(picked) -> dict[str, list[tuple[int, float]]]:
 
 def test_sft_takes_the_shortest_right_ones():
     groups = groups_of([[9, 7, 8, 3], [5, 6, 7, 8]], [[1, 1, 1, 0], [0, 0, 1, 0]], [[0] * 4] * 2)
-    picked = pick_examples(groups, Recipe(samples=4, picked=2, objective="sft"), 0)
+    picked = pick(groups, Recipe.of(samples=4, picked=2, objective="sft"), 0)
     assert by_problem(picked) == {"p0": [(7, 1.0), (8, 1.0)], "p1": [(7, 1.0)]}
-    none = pick_examples(groups_of([[5, 6]], [[0, 0]], [[0, 0]]), Recipe(samples=2, picked=2, objective="sft"), 0)
+    none = pick(groups_of([[5, 6]], [[0, 0]], [[0, 0]]), Recipe.of(samples=2, picked=2, objective="sft"), 0)
     assert (none.examples, none.uniform) == ([], 1)
 
 
 def test_dpo_holds_the_shortest_right_one_against_the_longest():
     lengths = [[9, 7, 12, 3], [5, 6, 7, 8], [4, 5, 6, 9], [5, 5, 5, 5]]
     correct = [[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
-    picked = pick_examples(groups_of(lengths, correct, [[0] * 4] * 4), Recipe(samples=4, picked=2, objective="dpo"), 0)
+    picked = pick(groups_of(lengths, correct, [[0] * 4] * 4), Recipe.of(samples=4, picked=2, objective="dpo"), 0)
     assert by_problem(picked) == {"p0": [(7, 1.0), (12, -1.0)]}, "no right one, or the longest is it, or all are alike"
     assert picked.uniform == 3
 
 
 def test_a_pair_over_the_cutoff_is_left_out_whole():
     groups = groups_of([[5, 30]], [[1, 1]], [[0, 0]])
-    picked = pick_examples(groups, Recipe(samples=2, picked=2, objective="dpo", cutoff=20), 0)
+    picked = pick(groups, Recipe.of(samples=2, picked=2, objective="dpo", cutoff=20), 0)
     assert (picked.examples, picked.over_cutoff) == ([], 2)
 
 
 def test_dynamic_sampling_leaves_out_problems_whose_samples_earn_the_same():
     groups = groups_of([[5, 9], [5, 9], [5, 30]], [[1, 1], [0, 0], [1, 1]], [[0, 0]] * 3)
-    recipe = Recipe(samples=2, picked=2, reward="truncation", length_limit=10, advantage="batch", dynamic_sampling=True)
-    picked = pick_examples(groups, recipe, 0)
+    recipe = Recipe.of(
+        samples=2, picked=2, reward="truncation", length_limit=10, advantage="batch", dynamic_sampling=True
+    )
+    picked = pick(groups, recipe, 0)
     assert picked.uniform == 2
     # Rewards 1,1 / 0,0 / 1,0; what is left out counts for no spread: .5,-.5 over .5.
     found = dict(by_problem(picked)["p2"])
@@ -106,16 +116,17 @@ def test_dynamic_sampling_leaves_out_problems_whose_samples_earn_the_same():
 
 def test_the_limit_of_truncation_is_the_mean_length_unless_it_is_given():
     groups = groups_of([[10, 20, 60]], [[1, 1, 1]], [[0, 0, 0]])
-    recipe = Recipe(samples=3, picked=3, reward="truncation")  # the mean is 30
-    assert sorted(by_problem(pick_examples(groups, recipe, 0))["p0"]) == [(10, 1.0), (20, 1.0), (60, 0.0)]
+    recipe = Recipe.of(samples=3, picked=3, reward="truncation")  # the mean is 30
+    assert sorted(by_problem(pick(groups, recipe, 0))["p0"]) == [(10, 1.0), (20, 1.0), (60, 0.0)]
 
 
 def test_budgets_of_the_reward_are_those_of_the_prompt():
     groups = groups_of([[10, 20]] * 3, [[1, 1]] * 3, [[0, 0]] * 3)
-    recipe = Recipe(
+    recipe = Recipe.of(
         samples=2, picked=2, reward="l1-exact", instruction="exact", alpha=0.01, budget_low=5, budget_high=90
     )
-    found = by_problem(pick_examples(groups, recipe, 0))
+    groups = [replace(g, budget=drawn_budget(g.problem, 5, 90, recipe.seed)) for g in groups]
+    found = by_problem(pick(groups, recipe, 0))
     budgets = {g.problem: drawn_budget(g.problem, 5, 90, recipe.seed) for g in groups}
     assert len(set(budgets.values())) > 1
     for name, pairs in found.items():

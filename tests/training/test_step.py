@@ -8,10 +8,11 @@ import torch
 
 import o1core
 from o1core.errors import UserError
-from o1core.recipe.recipe import Recipe
-from o1core.runs.pipeline import EMBEDDED
-from o1core.training.picking import Example
-from o1core.training.step import Updater, collate, learning_rate, micro_batches, reference_logprobs
+from o1core.recipe import Recipe
+from o1core.runs import EMBEDDED
+from o1core.training import Example, Updater, learning_rate
+from o1core.training.step import collate, micro_batches
+from o1core.training.step import reference_logprobs as logprobs_of
 
 VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
 RATIOS = ("sequence", "sequence_mean", "token")
@@ -34,8 +35,16 @@ def shifted(reference: list[torch.Tensor], seed: int = 1) -> list[torch.Tensor]:
     return [r + 0.3 * torch.randn(r.shape, generator=g) for r in reference]
 
 
+def updater_of(model, vocab: int, recipe: Recipe) -> Updater:
+    return Updater(model, vocab, recipe.objective, recipe.optimiser, recipe.execution)
+
+
+def reference_logprobs(model, vocab: int, examples, recipe: Recipe) -> list[torch.Tensor]:
+    return logprobs_of(model, vocab, examples, recipe.execution.micro_tokens)
+
+
 def gradients(model, recipe: Recipe, examples, reference) -> dict[str, torch.Tensor]:
-    updater = Updater(model, VOCAB, recipe)
+    updater = updater_of(model, VOCAB, recipe)
     updater.step(examples, reference, lr=0.0)
     return {name: master.grad.clone() for name, (_, master) in updater.pairs.items()}
 
@@ -47,7 +56,7 @@ def model(checkpoint):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_gradient_is_that_of_equation_11_in_float64(checkpoint, model, ratio):
-    recipe = Recipe(ratio=ratio, eps_low=0.2, eps_high=0.3, grad_clip=1e9)
+    recipe = Recipe.of(ratio=ratio, eps_low=0.2, eps_high=0.3, grad_clip=1e9)
     examples = make_examples()
     reference = shifted(reference_logprobs(model, VOCAB, examples, recipe))
     found = gradients(model, recipe, examples, reference)
@@ -80,7 +89,7 @@ def assert_same_gradients(found, twin):
 
 
 def test_gradient_of_sft_is_that_of_the_mean_log_prob_in_float64(checkpoint, model):
-    recipe, examples = Recipe(objective="sft", grad_clip=1e9), make_examples()
+    recipe, examples = Recipe.of(objective="sft", grad_clip=1e9), make_examples()
     found = gradients(model, recipe, examples, reference_logprobs(model, VOCAB, examples, recipe))
     twin, logp = log_probs_in_float64(checkpoint, examples)
     (-torch.cat(logp).mean()).backward()
@@ -90,7 +99,7 @@ def test_gradient_of_sft_is_that_of_the_mean_log_prob_in_float64(checkpoint, mod
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_gradient_of_dpo_is_that_of_its_equation_in_float64(checkpoint, model, budget):
     """Whole pairs stay in one micro-batch, however small it is."""
-    recipe = Recipe(objective="dpo", dpo_beta=0.3, grad_clip=1e9, micro_tokens=budget)
+    recipe = Recipe.of(objective="dpo", dpo_beta=0.3, grad_clip=1e9, micro_tokens=budget)
     examples = make_examples(8)
     reference = shifted(reference_logprobs(model, VOCAB, examples, recipe))
     found = gradients(model, recipe, examples, reference)
@@ -104,9 +113,9 @@ def test_gradient_of_dpo_is_that_of_its_equation_in_float64(checkpoint, model, b
 def test_dpo_and_sft_report_loss_and_distance(model):
     examples = make_examples(6)
     for objective, loss in (("dpo", math.log(2)), ("sft", None)):
-        recipe = Recipe(objective=objective)
+        recipe = Recipe.of(objective=objective)
         reference = reference_logprobs(model, VOCAB, examples, recipe)
-        metrics = Updater(model, VOCAB, recipe).step(examples, reference, lr=0.0)
+        metrics = updater_of(model, VOCAB, recipe).step(examples, reference, lr=0.0)
         mean = -torch.cat(reference).mean().item()
         assert metrics["loss"] == pytest.approx(mean if loss is None else loss, rel=1e-5)
         assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-5) and abs(metrics["approx_kl"]) < 1e-8
@@ -119,8 +128,8 @@ def test_micro_batch_size_does_not_change_the_gradient(checkpoint, ratio):
     grads = []
     for budget in (1, 40, 10_000):
         model = o1core.load(checkpoint, torch.float32)[0]
-        recipe = Recipe(ratio=ratio, micro_tokens=budget, grad_clip=1e9)
-        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe()))
+        recipe = Recipe.of(ratio=ratio, micro_tokens=budget, grad_clip=1e9)
+        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe.of()))
         grads.append(gradients(model, recipe, examples, reference))
     assert any(g.abs().max() > 1e-3 for g in grads[0].values())
     for other in grads[1:]:
@@ -134,17 +143,17 @@ def test_gradient_checkpointing_does_not_change_the_gradient(checkpoint):
     grads = []
     for recompute in (False, True):
         model = o1core.load(checkpoint, torch.float32)[0]
-        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe()))
-        grads.append(gradients(model, Recipe(checkpointing=recompute, ratio="token"), examples, reference))
+        reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe.of()))
+        grads.append(gradients(model, Recipe.of(checkpointing=recompute, ratio="token"), examples, reference))
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_ratio_is_one_at_learning_rate_zero(model, ratio):
-    recipe = Recipe(ratio=ratio, lr=0.0)
+    recipe = Recipe.of(ratio=ratio, lr=0.0)
     examples = make_examples(12)
     reference = reference_logprobs(model, VOCAB, examples, recipe)
-    updater = Updater(model, VOCAB, recipe)
+    updater = updater_of(model, VOCAB, recipe)
     for half in (slice(0, 5), slice(5, 12), slice(0, 5)):
         metrics = updater.step(examples[half], reference[half], lr=0.0)
         assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-4)
@@ -162,7 +171,7 @@ def test_the_sampler_and_the_trainer_agree_on_log_probs(checkpoint):
         for c in completions:
             ints = (torch.tensor(part, dtype=torch.int32) for part in (prompt, c.ids))
             examples.append(Example("p", *ints, torch.tensor(c.logprobs), 1.0, False))
-    reference = reference_logprobs(model, tokenizer.size, examples, Recipe())
+    reference = reference_logprobs(model, tokenizer.size, examples, Recipe.of())
     for e, r in zip(examples, reference):
         torch.testing.assert_close(r, e.logprobs, rtol=0, atol=1e-4)
 
@@ -182,7 +191,7 @@ def test_micro_batches_keep_the_budget_and_lose_nobody():
     cuts = list(micro_batches(examples, 64))
     assert sorted(i for cut in cuts for i in cut) == list(range(30))
     assert all(len(cut) * max(examples[i].tokens for i in cut) <= 64 for cut in cuts)
-    pairs = list(micro_batches(examples, 64, together=2))
+    pairs = list(micro_batches(examples, 64, unit_size=2))
     assert sorted(i for cut in pairs for i in cut) == list(range(30))
     assert all(sorted(cut) == sorted({i ^ side for i in cut for side in (0, 1)}) for cut in pairs), "a pair is parted"
     padding = sum(len(cut) * max(examples[i].tokens for i in cut) for cut in cuts) - sum(e.tokens for e in examples)
@@ -192,9 +201,9 @@ def test_micro_batches_keep_the_budget_and_lose_nobody():
 def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
     """60 steps of 1e-6 move a bf16 weight of 0.25 (neighbours 1e-3 apart) by nothing each, and by 6e-5 together."""
     model = o1core.load(checkpoint, torch.bfloat16)[0]
-    updater = Updater(model, VOCAB, Recipe(ratio="token", lr=1e-6))
+    updater = updater_of(model, VOCAB, Recipe.of(ratio="token", lr=1e-6))
     examples = make_examples()
-    reference = reference_logprobs(model, VOCAB, examples, Recipe())
+    reference = reference_logprobs(model, VOCAB, examples, Recipe.of())
     weight, master = updater.pairs["blocks.0.qkv.weight"]
     before, start = weight.detach().clone(), master.clone()
     for _ in range(60):
@@ -208,23 +217,23 @@ def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
 def test_last_layers_alone_are_trained(checkpoint):
     model = o1core.load(checkpoint, torch.float32)[0]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    recipe = Recipe(ratio="token", lr=1e-3, train_last_layers=1)
+    recipe = Recipe.of(ratio="token", lr=1e-3, train_last_layers=1)
     examples = make_examples()
-    Updater(model, VOCAB, recipe).step(examples, reference_logprobs(model, VOCAB, examples, recipe), lr=1e-3)
+    updater_of(model, VOCAB, recipe).step(examples, reference_logprobs(model, VOCAB, examples, recipe), lr=1e-3)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if name.startswith("blocks.1.")}
 
 
 def test_more_last_layers_than_there_are_is_refused(model):
     with pytest.raises(UserError, match="--train-last-layers: 3 of the model's 2"):
-        Updater(model, VOCAB, Recipe(train_last_layers=3))
+        updater_of(model, VOCAB, Recipe.of(train_last_layers=3))
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(model):
     examples = make_examples()
-    reference = reference_logprobs(model, VOCAB, examples, Recipe())
+    reference = reference_logprobs(model, VOCAB, examples, Recipe.of())
     examples[3] = replace(examples[3], advantage=math.inf)
-    updater = Updater(model, VOCAB, Recipe(ratio="token"))
+    updater = updater_of(model, VOCAB, Recipe.of(ratio="token"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(UserError, match=r"not finite, in the batch of problems p0, p1, p2, p3"):
         updater.step(examples, reference, lr=1e-3)
@@ -232,11 +241,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(model):
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_with_the_cosine():
-    recipe = Recipe(lr=2.0, warmup=0.1)
-    rates = [learning_rate(x, recipe) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    recipe = Recipe.of(lr=2.0, warmup=0.1)
+    rates = [learning_rate(x, recipe.optimiser) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0, 1, 2, 1, 0])
-    constant = replace(recipe, schedule="constant")
-    assert [learning_rate(x, constant) for x in (0.05, 0.5, 1.0)] == pytest.approx([1, 2, 2])
+    constant = recipe.but(schedule="constant")
+    assert [learning_rate(x, constant.optimiser) for x in (0.05, 0.5, 1.0)] == pytest.approx([1, 2, 2])
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # the interpreter computes the lanes past the edge too
@@ -250,9 +259,9 @@ def test_a_whole_step_of_tiny_o1_through_the_triton_kernels(ratio, monkeypatch):
     for backend in ("torch", "triton"):
         monkeypatch.setenv("O1CORE_KERNELS", backend)
         model, tokenizer = o1core.load(EMBEDDED, torch.float32, device)
-        recipe = Recipe(ratio=ratio, lr=1e-4, grad_clip=1e9)
+        recipe = Recipe.of(ratio=ratio, lr=1e-4, grad_clip=1e9)
         reference = shifted(reference_logprobs(model, tokenizer.size, examples, recipe))
-        updater = Updater(model, tokenizer.size, recipe)
+        updater = updater_of(model, tokenizer.size, recipe)
         metrics = updater.step(examples, reference, lr=1e-4)
         results.append((reference, metrics, {name: p.grad for name, (p, _) in updater.pairs.items()}))
     (torch_reference, torch_metrics, torch_grads), (reference, metrics, grads) = results

@@ -24,7 +24,7 @@ from ...model import Tokenizer
 from ...problems import Problem
 from ...rollout import Group, lengths_and_verdicts, read_groups
 from ...studies.studies import THIRDS, difficulties
-from ...training.loop import read_log
+from ...training import read_log
 from ..show import open_tokenizer
 from . import charts
 from .browse import MOST_COMPLETIONS, PAGE_CHARACTERS, Pair, browser_set, pair_up, repeated_share

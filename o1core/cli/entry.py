@@ -1,0 +1,65 @@
+"""The way in: parse the arguments, run one command, turn errors into one line and an exit status.
+
+torch is imported when a command needs it, so that `o1core --help` answers at once.
+"""
+
+import argparse
+import logging
+import sys
+
+from safetensors import SafetensorError
+
+from .. import __version__
+from ..errors import UserError
+from ..text import one_line
+
+COMMANDS = {  # name: help
+    "prune": "sample, train, evaluate before and after, and report; finished steps are skipped",
+    "sample": "sample the completions that a run trains on",
+    "train": "train on a run's samples, sampling first what is missing",
+    "eval": "evaluate one checkpoint on a problem file",
+    "study": "the paper's studies, each with a table and a plot",
+    "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
+    "show": "page through a run's samples: short to long, right or wrong, before against after",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, 2 for bad input (one line says how to fix it), 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)
+        args.run(args)
+    except BrokenPipeError:  # `o1core show RUN | head`
+        sys.stderr.close()
+    except UserError as error:
+        print(f"o1core: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:  # a full disk, a folder without permission
+        print(
+            f"o1core: error: {one_line(str(error))}; finished work is kept: rerun the same command to continue",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("o1core: interrupted; rerun the same command to continue (train: with --resume)", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The argument parser, with the flags of one command (None: of all of them, which imports torch)."""
+    top = argparse.ArgumentParser(
+        prog="o1core", description="O1-Pruner from scratch: shorter thoughts, no worse answers."
+    )
+    top.add_argument("--version", action="version", version=f"o1core {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, help in COMMANDS.items():
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        if command in (None, name):
+            from .flags import add_flags
+
+            add_flags(sub, name)
+    return top

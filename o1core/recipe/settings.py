@@ -1,0 +1,316 @@
+"""The settings of a run in parts, each of which a function can take alone.
+
+A field's metadata holds its help text, its range or choices, and the name that the command line and JSON files use
+for it where that differs from the attribute ("eval_samples" is EvaluationSettings.samples). The defaults are the
+paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import UserError
+from ..problems import FORMS, INSTRUCTIONS
+from ..rewards import ADVANTAGES, BUDGETED, REWARDS
+from ..rollout import SamplingParams
+
+COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    name: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field of a part. low and high belong to the range, `above` does not."""
+    bounds = {"low": low, "high": high, "above": above}
+    return field(default=default, metadata={"help": help, "name": name, "choices": choices, **bounds})
+
+
+def flat_name(spec: dataclasses.Field) -> str:
+    """What JSON files call a field."""
+    return spec.metadata["name"] or spec.name
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a flat name."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all parts share: values outside their ranges raise a UserError that names the flag."""
+
+    title: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            check_range(flag(flat_name(spec)), getattr(self, spec.name), spec)
+
+
+def check_range(shown: str, value: Any, spec: dataclasses.Field) -> None:
+    """Raise UserError where a setting's value is not finite, out of its range or none of its choices."""
+    low, high, above, choices = (spec.metadata[key] for key in ("low", "high", "above", "choices"))
+    if choices is not None and value not in choices:
+        raise UserError(f"{shown}: {value} is not {' or '.join(choices)}")
+    if isinstance(value, str):
+        if any(0xD800 <= ord(char) < 0xE000 for char in value):
+            raise UserError(f"{shown}: holds half of a surrogate pair; write the whole character")
+        return
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{shown}: {value} is not a finite number")
+    if low is not None and value < low:
+        raise UserError(f"{shown}: {value} is below {low}")
+    if above is not None and value <= above:
+        raise UserError(f"{shown}: {value} is not above {above}")
+    if high is not None and value > high:
+        raise UserError(f"{shown}: {value} is above {high:g}")
+
+
+@dataclass(frozen=True)
+class SelectionSettings(Settings):
+    """Which problems are trained on."""
+
+    title = "selection of problems"
+
+    problems: int | None = setting(5000, "problems to train on (none: all in the file)", low=1, high=COUNT)
+    shuffle_seed: int = setting(
+        42, "seed that shuffles the problem file; the first --problems of it are trained on", low=0, high=2**62
+    )
+    levels: str | None = setting(None, "train on problems of these levels only, such as 3,4 or 3-5 (none: all)")
+    subjects: str | None = setting(None, "train on problems of these subjects only, comma-separated (none: all)")
+    percentiles: str | None = setting(
+        None,
+        "train on problems between these percentiles of reference accuracy, such as 30-70; 0 is the hardest (none: all)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.percentiles is not None:
+            parse_percentiles(self.percentiles)
+
+
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    """How a question is asked, and what a method asks of the pruned model besides."""
+
+    title = "prompt"
+
+    form: str = setting(
+        "plain",
+        "user turn: plain is the question alone; boxed also asks for a boxed answer; paper is the official code's",
+        name="prompt",
+        choices=tuple(FORMS),
+    )
+    system: str | None = setting(
+        None, "text of the system turn of problems that bring none (none: the chat template's own)"
+    )
+    instruction: str = setting(
+        "none",
+        "added for the pruned model: fast asks to be quick; exact and max ask for exactly or at most N tokens",
+        choices=tuple(INSTRUCTIONS),
+    )
+    budget_low: int = setting(
+        100, "smallest token budget drawn for training (instruction exact or max)", low=1, high=TOKENS
+    )
+    budget_high: int = setting(4000, "largest token budget drawn for training", low=1, high=TOKENS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget_low > self.budget_high:
+            raise UserError(f"--budget-low: {self.budget_low} is above --budget-high {self.budget_high}")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the instruction states a token budget."""
+        return self.instruction in ("exact", "max")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Settings):
+    """How rollouts are sampled."""
+
+    title = "sampling"
+
+    samples: int = setting(16, "K: completions sampled per problem", low=2, high=10**6)
+    rounds: int = setting(
+        1, "rounds of sampling from the current policy and training on the samples", low=1, high=10**4
+    )
+    temperature: float = setting(0.5, "sampling temperature; 0 is greedy", low=0, high=100)
+    top_p: float = setting(0.8, "nucleus sampling: probability kept; 1 turns it off", above=0, high=1)
+    top_k: int = setting(0, "tokens kept by top-k sampling; 0 turns it off", low=0, high=10**7)
+    max_new_tokens: int = setting(8192, "longest completion, in tokens", low=1, high=TOKENS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature("--temperature", self.temperature)
+
+    def params(self, seed: int, samples: int | None = None, temperature: float | None = None) -> SamplingParams:
+        """The engine's parameters; an evaluation has a sample count and a temperature of its own."""
+        temperature = self.temperature if temperature is None else temperature
+        greedy = temperature == 0
+        return SamplingParams(
+            n=samples or self.samples,
+            temperature=temperature,
+            top_p=1.0 if greedy else self.top_p,
+            top_k=0 if greedy else self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            seed=seed,
+        )
+
+
+def check_temperature(shown: str, value: float) -> None:
+    """Logits are divided by the temperature in float32: below 0.001 the quotient overflows."""
+    if 0 < value < 1e-3:
+        raise UserError(f"{shown}: {value} is too close to 0; use 0 (greedy) or at least 0.001")
+
+
+@dataclass(frozen=True)
+class RewardSettings(Settings):
+    """What a completion earns."""
+
+    title = "reward"
+
+    kind: str = setting(
+        "length-harmonizing",
+        "reward of a completion (formulas: o1core/rewards.py)",
+        name="reward",
+        choices=tuple(REWARDS),
+    )
+    lam: float = setting(2.0, "lambda: weight of a right answer against the length", low=0, high=1e6)
+    alpha: float = setting(
+        1.0, "weight of the length in the rewards arora-zanette, kimi, l1-exact and l1-max", low=0, high=1e6
+    )
+    length_limit: int | None = setting(
+        None,
+        "truncation reward: completions longer than this earn nothing, in tokens (none: the round's mean length)",
+        low=1,
+        high=TOKENS,
+    )
+    low: float | None = setting(
+        None, "lower bound of the reward (none: unbounded, as in the paper)", name="reward_low", low=-1e6, high=1e6
+    )
+    high: float | None = setting(
+        None, "upper bound of the reward (none: unbounded, as in the paper)", name="reward_high", low=-1e6, high=1e6
+    )
+    truncated: str = setting(
+        "keep",
+        "completions that ran out of tokens: keep them as graded, mask them from the loss, or count them wrong",
+        choices=("keep", "mask", "wrong"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise UserError(f"--reward-low: {self.low} is not below --reward-high {self.high}")
+
+    @property
+    def needs_budget(self) -> bool:
+        """Whether the formula holds a budget that the prompt has to state."""
+        return self.kind in BUDGETED
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(Settings):
+    """What is picked of the rollouts, and the loss on it."""
+
+    title = "objective"
+
+    kind: str = setting(
+        "surrogate",
+        "surrogate: clipped surrogate over all K samples' rewards; sft: likelihood of the m shortest right samples; "
+        "dpo: shortest right sample against the longest; none: no training",
+        name="objective",
+        choices=("surrogate", "sft", "dpo", "none"),
+    )
+    picked: int = setting(
+        2,
+        "m: samples per problem that are trained on, drawn at random (sft: the shortest right ones)",
+        low=1,
+        high=10**6,
+    )
+    advantage: str = setting(
+        "reward",
+        "reward: as it is; z-score: standardised over all picked samples; centred, rloo, group: against the problem's "
+        "other samples; batch: centred, then divided by the round's standard deviation",
+        choices=tuple(ADVANTAGES),
+    )
+    dynamic_sampling: bool = setting(False, "leave out problems whose samples all earn the same")
+    dpo_beta: float = setting(0.1, "DPO: how sharply the pair's log-ratio counts", low=0, high=1e4)
+    ratio: str = setting("sequence", "level of the ratio", choices=("sequence", "sequence_mean", "token"))
+    eps_low: float = setting(0.2, "the ratio is clipped below at 1 - this", low=0, high=1e4)
+    eps_high: float = setting(0.2, "the ratio is clipped above at 1 + this", low=0, high=1e4)
+    cutoff: int = setting(
+        3072,
+        "longest prompt + completion trained on, in tokens; longer ones are left out and counted",
+        low=2,
+        high=TOKENS,
+    )
+
+
+@dataclass(frozen=True)
+class OptimiserSettings(Settings):
+    """How a gradient becomes new weights, and which weights."""
+
+    title = "optimiser"
+
+    lr: float = setting(2e-7, "peak learning rate", low=0, high=1e36)
+    schedule: str = setting("cosine", "learning rate after the warm-up", choices=("cosine", "constant"))
+    warmup: float = setting(0.1, "fraction of all steps over which the learning rate rises from 0", low=0, high=1)
+    epochs: int = setting(1, "passes over the picked completions of a round", low=1, high=10**4)
+    batch: int = setting(32, "completions (DPO: pairs) per optimiser step", low=1, high=COUNT)
+    weight_decay: float = setting(0.0, "AdamW's weight decay", low=0, high=1e3)
+    grad_clip: float = setting(10.0, "largest norm of the gradient", above=0, high=1e30)
+    train_last_layers: int | None = setting(None, "train the last N layers only (none: all weights)", low=1, high=10**4)
+
+
+@dataclass(frozen=True)
+class ExecutionSettings(Settings):
+    """How the work is cut up: memory and speed, and what a kill can lose."""
+
+    title = "memory and speed"
+
+    micro_tokens: int = setting(16384, "tokens per forward and backward pass, padding included", low=1, high=TOKENS)
+    checkpointing: bool = setting(False, "gradient checkpointing: less memory, a third more time")
+    save_every: int = setting(50, "optimiser steps between saves of the training state", low=1, high=COUNT)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """How the model is evaluated before and after."""
+
+    title = "evaluation"
+
+    samples: int = setting(1, "completions per problem: n of avg@n", name="eval_samples", low=1, high=10**6)
+    problems: int | None = setting(None, "problems to evaluate on (none: all)", name="eval_problems", low=1, high=COUNT)
+    temperature: float = setting(0.0, "sampling temperature; 0 is greedy", name="eval_temperature", low=0, high=100)
+    budget: int | None = setting(
+        None,
+        "tokens asked for (instruction exact or max; none: midway between --budget-low and --budget-high)",
+        name="eval_budget",
+        low=1,
+        high=TOKENS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature("--eval-temperature", self.temperature)
+
+
+def parse_percentiles(text: str) -> tuple[float, float]:
+    """(30, 70) of "30-70". Raises UserError where it is not two numbers from 0 to 100, the lower first."""
+    try:
+        low, high = (float(part) for part in text.split("-"))
+    except ValueError:
+        low = high = -1.0
+    if not 0 <= low < high <= 100:
+        raise UserError(f"--percentiles: {text} is not LOW-HIGH with 0 <= LOW < HIGH <= 100, such as 30-70")
+    return low, high
