@@ -1,4 +1,4 @@
-"""The rewards and advantages on hand-computed numbers, and the hole in the paper's."""
+"""The rewards and advantages on hand-computed numbers, and the two holes in the paper's."""
 
 import math
 
@@ -50,6 +50,26 @@ def test_the_clipped_reward_bounds_the_hole():
     bounded = clip_reward(plain)
     assert bounded.max() == 4.0
     assert torch.equal(bounded[0, 1:], plain[0, 1:])
+
+
+@pytest.mark.parametrize(("right", "break_even"), [(9, 0.36), (2, 0.71)])
+def test_the_paper_reward_pays_a_short_wrong_answer_below_a_break_even_length(right, break_even):
+    """The second hole: L_ref / L - 1 - lambda A_ref > 0 where L < L_ref / (1 + lambda A_ref), at lambda 2 and A_ref .9, .2.
+
+    Ten samples of mean length 1,000: a wrong one just below or just above the break-even length, nine that make up for it.
+    """
+    correct = torch.tensor([[False] + [True] * right + [False] * (9 - right)])
+    assert round(1 / (1 + 2 * right / 10), 2) == break_even
+    for share, is_paid in ((break_even - 0.01, True), (break_even + 0.01, False)):
+        short = round(1000 * share)
+        others = [(10_000 - short) // 9] * 8
+        lengths = torch.tensor([[short, *others, 10_000 - short - sum(others)]])
+        assert (length_harmonizing(lengths, correct, 2.0)[0, 0] > 0) == is_paid
+
+
+def test_correct_only_pays_no_wrong_answer_whatever_its_length():
+    lengths, correct = torch.tensor([[1] + [100] * 9]), torch.tensor([[False] + [True] * 9])
+    assert correct_only(lengths, correct, 2.0)[0, 0] == -1.8
 
 
 def test_standardise_has_mean_zero_and_spread_one_over_the_whole_set():

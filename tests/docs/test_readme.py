@@ -1,0 +1,107 @@
+"""What the README and the result pages say can be typed, can be: commands, Python snippets, flags, links, file names."""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import o1core
+from o1core.cli import main, parser
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "bench" / "results").glob("*.md")),
+]
+TINY = str(Path(o1core.__file__).parent / "tiny_o1")
+MATH, GSM8K = (str(ROOT / "tests" / "data" / name) for name in ("math.jsonl", "gsm8k.jsonl"))
+FIXTURES = {  # what the README writes: what stands for it here
+    "DIR": TINY,
+    "Marco-o1": TINY,
+    "QwQ-32B-Preview": TINY,
+    "FILE": MATH,
+    "train.jsonl": MATH,
+    "test.jsonl": MATH,
+    "gsm8k.jsonl": GSM8K,
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+
+
+def shell_commands() -> list[list[str]]:
+    lines = [line for block in blocks(README, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(part) for line in lines for part in line.split("#")[0].split("&&") if part.strip()]
+
+
+@pytest.mark.parametrize("command", [c for c in shell_commands() if c[0] == "o1core"], ids=" ".join)
+def test_commands_of_the_readme_parse(command, tmp_path, capsys):
+    """All of them by the real parser, and those with --dry-run up to the resolved settings."""
+    fixtures = FIXTURES | {"RUN": str(tmp_path)}
+    arguments = [fixtures.get(word, word) for word in command[1:]]
+    args = parser().parse_args(arguments)
+    if hasattr(args, "dry_run"):
+        assert main([*arguments, *([] if args.dry_run else ["--dry-run"])]) == 0
+        assert '"lam"' in capsys.readouterr().out
+
+
+def test_extras_that_the_readme_installs_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r'pip install -e "\.\[(\w+)\]"', README))
+    assert named
+    assert named <= extras.keys()
+
+
+def test_other_shell_commands_are_pip_and_pytest():
+    assert {command[0] for command in shell_commands()} == {"o1core", "pip", "pytest"}
+
+
+@pytest.mark.parametrize("source", blocks(README, "python"), ids=lambda source: source.splitlines()[0])
+def test_python_of_the_readme_runs(source, capsys):
+    exec(compile(source.replace('"DIR"', repr(TINY)), "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            path, _, heading = link.partition("#")
+            target = page.parent / path
+            assert target.exists(), link
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if heading else []
+            assert not heading or heading in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_flags_and_modules_that_a_page_names_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:o1core|kernels|tests|bench)/[\w./*-]+)`", text):
+        assert list(ROOT.glob(path.rstrip("/"))), path
+    for module in re.findall(r"python -m (bench\.\w+|tests\.\w+)", text):
+        assert importlib.util.find_spec(module), module
+    options = all_options()
+    for flag in re.findall(r"`(--[a-z][\w-]*)[^`]*`", text):
+        assert flag in options, flag
+
+
+def all_options() -> set[str]:
+    """Every flag of every command."""
+    found, todo = set(), [parser()]
+    while todo:
+        for action in todo.pop()._actions:
+            found.update(action.option_strings)
+            if isinstance(action.choices, dict):
+                todo += action.choices.values()
+    return found
+
+
+def test_the_readme_is_read_in_minutes():
+    assert 900 <= len(README.split()) <= 1200

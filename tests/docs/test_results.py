@@ -1,0 +1,55 @@
+"""The figures of the README are those of the result files."""
+
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from bench.tiny_o1_chart import draw
+from o1core.files import read_json
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TINY_O1 = read_json(ROOT / "bench" / "results" / "tiny_o1.json")
+QWEN = read_json(ROOT / "bench" / "results" / "qwen_gsm8k.json")
+LABELS = {
+    "tiny-o1": "tiny-o1: the paper's reward, two rounds",
+    "lambda 0": "without correctness (lambda 0)",
+    "paper": "paper",
+    "official": "official code",
+}
+
+
+def percent(fraction: float) -> str:
+    return f"{fraction:.1%}".replace("%", " %")
+
+
+@pytest.mark.parametrize("recipe", LABELS)
+def test_the_table_of_tiny_o1_holds_the_means_of_its_seeds(recipe):
+    runs = TINY_O1[recipe]
+    accuracy, tokens = (mean(run["pruned"][key] for run in runs) for key in ("accuracy", "mean_tokens"))
+    cut, scores = mean(run["length_cut"] for run in runs), [run["aes"] for run in runs]
+    row = f"| {LABELS[recipe]} | {percent(accuracy)} | {tokens:.1f} | {percent(cut)} | "
+    assert row + f"{mean(scores):.2f} ({min(scores):.2f} to {max(scores):.2f}) |" in README
+
+
+def test_the_base_row_holds_the_means_of_the_same_seeds():
+    base = [run["base"] for run in TINY_O1["tiny-o1"]]
+    assert all(
+        [run["base"]["mean_tokens"] for run in runs] == [e["mean_tokens"] for e in base] for runs in TINY_O1.values()
+    )
+    accuracy, tokens = (mean(e[key] for e in base) for key in ("accuracy", "mean_tokens"))
+    assert f"| base | {percent(accuracy)} | {tokens:.1f} | | |" in README
+
+
+def test_the_real_models_figures_are_those_of_its_result_file():
+    result = QWEN["result"]
+    text = README.replace("\n", " ")
+    assert f"{percent(result['length_cut'])} fewer tokens" in text
+    assert f"{-100 * result['accuracy_gain']:.1f} points less accurate" in text
+    assert f"AES {result['aes']:.2f}" in text
+
+
+def test_the_chart_is_drawn_from_the_result_file(tmp_path):
+    draw(TINY_O1, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
