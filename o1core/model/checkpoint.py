@@ -6,6 +6,7 @@ copy of the weights exists. Saving writes the published names and shapes, which 
 pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
 """
 
+import glob
 import math
 import os
 import shutil
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_json, read_object, write_json
+from ..text import one_line
 from .config import ModelConfig, read_config
+from .folder import checkpoint_file, need_file, shown
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 SHARD_BYTES = 4 << 30
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (  # what a checkpoint holds besides weights and config.json
     "generation_config.json",
     "tokenizer.json",
@@ -112,11 +116,11 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
                 found = {name: Stored(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
         if twice := stored.keys() & found.keys():
             raise UserError(
-                f"{path}: tensor {min(twice)} stands in {stored[min(twice)].path.name} too; keep one of them"
+                f"{path}: tensor {one_line(min(twice))} stands in {stored[min(twice)].path.name} too; keep one of them"
             )
         stored |= found
     return stored
@@ -124,22 +128,21 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the single one, or else those its index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
+    if (single := checkpoint_file(folder, SINGLE, anywhere=True)) is not None:
         return [single]
-    if not index.exists():
-        raise UserError(f"{folder}: neither {single.name} nor {index.name} is there; fetch the weights as safetensors")
-    entries = read_json(index)
-    entries = entries.get("weight_map") if isinstance(entries, dict) else None
+    if (index := checkpoint_file(folder, INDEX)) is None:
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; fetch the weights as safetensors")
+    read = read_json(index)
+    entries = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
         raise UserError(f"{index}: weight_map must map tensor names to file names")
     paths = []
     for name in sorted(set(entries.values())):
         if Path(name).name != name or name in ("", ".", ".."):
-            raise UserError(f"{index}: weight_map names {name!r}, which is outside the checkpoint's folder")
-        if not (folder / name).exists():
-            raise UserError(f"{folder / name}: named by the index but missing; fetch it again")
-        paths.append(folder / name)
+            raise UserError(f"{index}: weight_map names {shown(name)}, which is outside the checkpoint's folder")
+        if (path := checkpoint_file(folder, name, anywhere=True)) is None:
+            raise UserError(f"{folder / one_line(name)}: named by the index but missing; fetch it again")
+        paths.append(path)
     return paths
 
 
@@ -164,7 +167,9 @@ def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) 
             raise UserError(f"{path}: lm_head.weight differs from the embedding; set tie_word_embeddings to false")
     for name, tensor in spare.items():
         if not name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
-            raise UserError(f"{tensor.path}: tensor {name} is left over; config.json describes no such tensor")
+            raise UserError(
+                f"{tensor.path}: tensor {one_line(name)} is left over; config.json describes no such tensor"
+            )
 
 
 def published_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -188,22 +193,41 @@ def write_checkpoint(
     one file's worth at a time, so a mapping that makes its values when asked never holds the whole model."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another place for the checkpoint")
-    described = read_object(source / "config.json")
+    described = read_object(need_file(source, "config.json"))
     described["torch_dtype" if "torch_dtype" in described else "dtype"] = str(dtype).removeprefix("torch.")
+    remove_partials(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write_shards(partial, config, tensors, dtype)
         write_json(partial / "config.json", described)
         for name in COPIED:
-            if (source / name).exists():
-                shutil.copyfile(source / name, partial / name)
+            if (side := checkpoint_file(source, name)) is not None:
+                shutil.copyfile(side, partial / name)
         os.replace(partial, folder)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: cannot be written: {error}; make room or choose another place") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a process that was killed left of writing `folder`: what this one left, and what no living one has."""
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        owner = partial.name.removeprefix(f".{folder.name}.").removesuffix(".partial")
+        if owner.isdecimal() and (int(owner) == os.getpid() or not is_alive(int(owner))):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this id runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, and is somebody else's
+        return True
+    return True
 
 
 def write_shards(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -219,9 +243,9 @@ def write_shards(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor
         room -= size
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file({n: tensors[n].to("cpu", dtype) for n in names}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / INDEX, index)

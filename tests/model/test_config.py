@@ -100,7 +100,7 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: expected float, found '1e-6'"),
         ({"vocab_size": None}, "vocab_size: expected int, found None"),
         ({"vocab_size": 152064.0}, "vocab_size: expected int, found 152064.0"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers: must be above 0, found 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: must be from 1 to 4,096, found 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers: expected int, found True"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: expected bool, found 1"),
         ({"num_key_value_heads": 3}, "num_attention_heads 28 is not a multiple of num_key_value_heads 3"),
@@ -131,3 +131,54 @@ def test_broken_file(tmp_path, content, message):
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_config(tmp_path)
+
+
+NUMBERS = {  # field: the largest value, and one too many of it
+    "vocab_size": (2**24, 2**24 + 1),
+    "hidden_size": (2**20, 2**20 + 28),
+    "intermediate_size": (2**22, 2**22 + 1),
+    "num_hidden_layers": (4096, 4097),
+    "num_attention_heads": (4, 2**16 + 1),
+    "num_key_value_heads": (28, 2**16 + 1),
+    "head_dim": (2**14, 2**14 + 2),
+    "max_position_embeddings": (2**30, 2**30 + 1),
+    "rms_norm_eps": (1.0, 1.01),
+    "rope_theta": (1e15, 1.1e15),
+}
+NO_NUMBER = ("true", "null", '"1"', "[1]", "{}", "-1", "0", "1" + "0" * 400, "1e400", "-Infinity", "NaN", "1e999")
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_a_number_is_taken_in_its_range_alone(tmp_path, field):
+    most, above = NUMBERS[field]
+    text = json.dumps(MARCO_O1 | {"head_dim": 128, field: "HERE"})
+    (tmp_path / "config.json").write_text(text.replace('"HERE"', json.dumps(most)))
+    read_config(tmp_path)
+    for value in (*NO_NUMBER, json.dumps(above)):
+        (tmp_path / "config.json").write_text(text.replace('"HERE"', value))
+        if (field, value) == ("head_dim", "null"):  # derived
+            continue
+        with pytest.raises(UserError, match=rf"config\.json: {field}: (expected|must be from \S+ to \S+,) ") as error:
+            read_config(tmp_path)
+        assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": "x" * 10**6},
+        {"architectures": ["\x1b]0;title\x07"]},
+        {"architectures": [[["x"]]]},
+        {"rope_scaling": ["x"] * 10**5},
+        {"rope_parameters": {"rope_type": ["\x1b[2J"]}},
+        {"quantization_config": {str(i): {"a": "b" * 1000} for i in range(1000)}},
+        {"layer_types": {"a": 1}},
+        {"torch_dtype": {"\x07": 1}},
+        {"hidden_act": "\u202egelu"},
+    ],
+)
+def test_what_stands_in_a_file_is_shown_short_and_clean(tmp_path, changes):
+    write(tmp_path, MARCO_O1 | changes)
+    with pytest.raises(UserError) as error:
+        read_config(tmp_path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 600 + len(str(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from o1core.errors import UserError
-from o1core.model import Tokenizer
+from o1core.model import Tokenizer, tokenizer
 
 # Our own short templates, of the structure of the published ones.
 DEFAULT_SYSTEM_IN_LOOP = (  # as Marco-o1's and SmolLM2's
@@ -85,6 +85,9 @@ CONVERSATIONS = {
         {"role": "user", "content": "是吗？"},
     ],
 }
+
+
+real = tokenizer.Sandbox._start
 
 
 def put_template(folder, template) -> Tokenizer:
@@ -197,7 +200,7 @@ def test_where_eos_is_looked_for(checkpoint, edit_json, generation, model, expec
     assert Tokenizer(checkpoint, 272).eos_ids == expected
 
 
-@pytest.mark.parametrize("eos", [259, -1, "<|im_end|>", [258, 1.5]])
+@pytest.mark.parametrize("eos", [259, -1, "<|im_end|>", [258, 1.5], [[2]], {"a": 1}, True, [True], 10**400])
 def test_eos_that_the_tokenizer_does_not_have(checkpoint, edit_json, eos):
     edit_json(checkpoint / "generation_config.json", eos_token_id=eos)
     with pytest.raises(UserError, match=r"eos_token_id: .* is not among the tokenizer's 259 ids"):
@@ -252,3 +255,83 @@ def test_length_limits_stored_in_tokenizer_json_do_not_cut_prompts(checkpoint):
     }
     (checkpoint / "tokenizer.json").write_text(json.dumps(value))
     assert len(Tokenizer(checkpoint, 272).encode("0123456789")) == 10
+
+
+@pytest.mark.parametrize("token", [5, ["<|im_end|>"], {"content": 5}, True])
+@pytest.mark.parametrize("name", ["eos_token", "bos_token"])
+def test_a_special_token_that_is_no_text(checkpoint, edit_json, name, token):
+    edit_json(checkpoint / "tokenizer_config.json", **{name: token})
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json: {name}: expected a string, found "):
+        Tokenizer(checkpoint, 272)
+
+
+def test_a_special_token_of_half_a_surrogate_pair(checkpoint, edit_json):
+    edit_json(checkpoint / "tokenizer_config.json", eos_token="\ud800")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: "):
+        Tokenizer(checkpoint, 272)
+
+
+def pattern(text: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+NO_UNKNOWN = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "[UNK]"}
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "////////////////////"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": NO_UNKNOWN},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}},
+        {"normalizer": pattern("", "x")},  # a panic
+        {"normalizer": pattern("a", "x" * 10**4)},  # a token of each
+        {"normalizer": CHARSMAP},  # the process ends
+        {"decoder": pattern("a", "x" * 10**6)},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}},
+        {"added_tokens": [{"id": 2**32 - 1, "content": "x", "special": True}]},
+    ],
+)
+def test_a_tokenizer_that_fails_when_it_is_used_is_refused_when_it_is_opened(checkpoint, monkeypatch, changes):
+    monkeypatch.setattr(tokenizer, "SECONDS", 1.0)
+    path = checkpoint / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=r"tokenizer\.json: (not a tokenizer: |has )") as error:
+        Tokenizer(checkpoint, 272)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_a_tokenizer_is_tried_out_once_for_each_content(checkpoint, monkeypatch):
+    started = []
+    monkeypatch.setattr(tokenizer.Sandbox, "_start", lambda self: started.append(self) or real(self))
+    monkeypatch.setattr(tokenizer, "_tried", set())
+    Tokenizer(checkpoint, 272), Tokenizer(checkpoint, 272)
+    path = checkpoint / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    Tokenizer(checkpoint, 272)
+    assert sum(sandbox.memory_mib == tokenizer.MEMORY_MIB for sandbox in started) == 2
+
+
+def test_characters_that_have_no_token_are_refused_when_they_come(checkpoint):
+    path = checkpoint / "tokenizer.json"
+    letters = {chr(i): i for i in range(1, 127)}
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text())
+            | {
+                "model": {"type": "WordLevel", "vocab": letters, "unk_token": "[UNK]"},
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"Regex": r"[\s\S]"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+            }
+        )
+    )
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": 98}')
+    opened = Tokenizer(checkpoint, 272)
+    assert opened.encode("ab") == [97, 98]
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot encode '二加二': "):
+        opened.encode("二加二")

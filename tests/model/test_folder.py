@@ -1,0 +1,125 @@
+"""Which files of a checkpoint's folder are opened and copied: regular ones, its own, and those of the cache it lies in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import o1core
+from o1core.errors import UserError
+from o1core.model import save_checkpoint
+
+FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def cached(checkpoint, root):
+    """The checkpoint as the Hugging Face cache holds it: links into blobs alone."""
+    snapshot, blobs = root / "models--a--b" / "snapshots" / "0123abc", root / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, file in enumerate(sorted(checkpoint.iterdir())):
+        file.rename(blobs / f"{i:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{i:040x}")
+    return snapshot
+
+
+def test_a_folder_of_the_hugging_face_cache_loads_and_is_saved_as_files(checkpoint, tmp_path):
+    snapshot = cached(checkpoint, tmp_path / "cache")
+    (tmp_path / "link").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "link"):
+        model, tokenizer = o1core.load(folder)
+        assert tokenizer.decode(tokenizer.encode("2 + 2")) == "2 + 2"
+    save_checkpoint(model, snapshot, tmp_path / "pruned")
+    assert not any(file.is_symlink() for file in (tmp_path / "pruned").iterdir())
+    assert (tmp_path / "pruned" / "tokenizer.json").read_bytes() == (snapshot / "tokenizer.json").read_bytes()
+
+
+def test_weights_may_be_linked_from_anywhere(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").rename(tmp_path / "weights")
+    (checkpoint / "model.safetensors").symlink_to(tmp_path / "weights")
+    o1core.load(checkpoint)
+
+
+def test_a_link_inside_the_folder_is_followed(checkpoint):
+    (checkpoint / "tokenizer.json").rename(checkpoint / "tokenizer-2.json")
+    (checkpoint / "tokenizer.json").symlink_to("tokenizer-2.json")
+    o1core.load(checkpoint)
+
+
+@pytest.mark.parametrize("name", [*FILES[1:], "chat_template.jinja"])
+def test_a_link_out_of_the_folder_is_refused(checkpoint, tmp_path, name):
+    target = tmp_path / "elsewhere"
+    target.write_bytes((checkpoint / name).read_bytes() if name in FILES else b"private")
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to("../elsewhere")
+    with pytest.raises(
+        UserError, match=rf"{name}: is a link to .*/elsewhere, outside the checkpoint's folder; replace"
+    ):
+        o1core.load(checkpoint)
+
+
+def test_no_private_file_lands_beside_the_pruned_weights(checkpoint, tmp_path):
+    model, _ = o1core.load(checkpoint)
+    (tmp_path / "private").write_text("secret")
+    (checkpoint / "merges.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"merges\.txt: is a link to .*/private, outside the checkpoint's folder"):
+        save_checkpoint(model, checkpoint, tmp_path / "pruned")
+    assert sorted(os.listdir(tmp_path)) == ["model", "private"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "chat_template.jinja"])
+def test_a_pipe_is_refused_and_not_waited_for(checkpoint, name):
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(UserError, match=f"{name}: is not a regular file"):
+        o1core.load(checkpoint)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "missing", "config.json", "."])
+def test_a_device_a_loop_and_a_broken_link_are_refused(checkpoint, target):
+    (checkpoint / "config.json").unlink()
+    (checkpoint / "config.json").symlink_to(target)
+    with pytest.raises(UserError, match=r"config\.json: (is not a regular file|cannot be opened: )"):
+        o1core.load(checkpoint)
+
+
+def test_a_path_with_a_nul_is_refused():
+    with pytest.raises(UserError, match="no such file"):
+        o1core.load("a\0b")
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(checkpoint, tmp_path):
+    model, _ = o1core.load(checkpoint)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = os.getppid()
+    for owner in (dead.pid, living, os.getpid(), 10**30, "x"):
+        (tmp_path / f".pruned.{owner}.partial").mkdir()
+        (tmp_path / f".pruned.{owner}.partial" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / f".other.{dead.pid}.partial").mkdir()
+    save_checkpoint(model, checkpoint, tmp_path / "pruned")
+    left = [f".other.{dead.pid}.partial", f".pruned.{living}.partial", ".pruned.x.partial", "model", "pruned"]
+    assert sorted(os.listdir(tmp_path)) == sorted(left)
+
+
+def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path, monkeypatch):
+    from o1core.model import checkpoint as module
+
+    model, _ = o1core.load(checkpoint)
+    tensors, asked = module.published_tensors(model), []
+
+    class Lazy(dict):
+        def __getitem__(self, name):
+            asked.append((name, len(list(tmp_path.glob(".copy.*/*.safetensors")))))
+            return tensors[name].clone()
+
+    monkeypatch.setattr(module, "SHARD_BYTES", 60_000)
+    module.write_checkpoint(model.config, Lazy(), checkpoint, tmp_path / "copy", torch.float32)
+    assert [name for name, _ in asked] == list(tensors)  # each once, in the order of the table
+    files = sorted((tmp_path / "copy").glob("*.safetensors"))
+    index = module.stored_tensors(tmp_path / "copy")
+    assert all(
+        index[name].path == files[written] for name, written in asked
+    )  # a file is written before the next is asked
