@@ -2,50 +2,16 @@
 
 Triton runs on a GPU, chunked torch elsewhere; O1CORE_KERNELS=torch|triton overrides that (with TRITON_INTERPRET=1 the
 Triton kernels run on a CPU). Arguments are checked before any launch: a wrong one is a ValueError that names it.
+What a backend supplies: dispatch.py.
 Letters: N tokens, H hidden, V vocabulary, S sequences.
 
-What a backend supplies
------------------------
-Primitives, tensors in and tensors out, no autograd and no checks (dispatch.py lists them). torch: chunked.py. Triton:
-triton_linear.py (forward, backward), triton_kept.py (forward, logit_gradient), triton_gather.py (forward, backward),
-triton_surrogate.py (surrogate), triton_advantage.py (length_harmonizing_advantage). The files are not named after the
-ops, because importing a submodule `linear_logprob` would replace the function of that name in this package.
-
-    forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
-        -> logp [N], lse [N], entropy [N] or None
-    backward(hidden, weight, targets, lse, logp_grad [N], entropy_grad [N] or None, entropy [N] or None,
-             inv_temperature, vocab_size, need_hidden, need_weight)
-        -> d_hidden [N, H] or None, d_weight [V, H] or None           (dtypes of hidden and weight)
-
-with z = inv_temperature * hidden weight^T, columns from vocab_size on left out, p = exp(z - lse):
-
-    lse = log sum_j exp z_j      logp = z_target - lse      entropy = lse - sum_j p_j z_j
-    d z_j = logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy)
-
-logp, lse and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The upstream
-gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
-
-    kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
-        -> logp [N], lse [N], kept [N, vocab_size], maxima [any, N]      (what the backend needs to form p again)
-    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked [n] int64 or None)
-        -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows [n, vocab_size], in that
-           order; may be written over kept
-
-    gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
-        -> logp, lse, entropy or None
-    gather_backward(logits, targets, lse, logp_grad, entropy_grad or None, entropy or None, inv_temperature, vocab_size,
-                    inplace) -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
-    (named forward and backward in triton_gather.py)
-
-    surrogate(logp [N], ref_logp [N], advantage [S], cu_seqlens [S + 1] int32/int64, mask [N] bool or None,
-              ratio, eps_low, eps_high, normalizer)
-        -> loss [], d_logp [N], SurrogateMetrics                      (loss and d_logp float32, or float64 if logp is)
-    length_harmonizing_advantage(lengths [S], correct [S] bool/int/float, group [S] int32/int64, lam) -> [S] float32
-
-A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
-exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
-kept on it. SurrogateMetrics (surrogate_metrics.py) says what each sum means.
+no_sync, an argument of every loss and log-prob: nothing waits for the device between the call and the end of its
+backward pass, and no shape depends on values, so that torch.compile and CUDA graphs can take it whole. Then targets and
+cu_seqlens are not held against their range (a wrong one reads outside the logits), and rows whose gradient is zero are
+not left out of the products. The results are the same.
 """
+
+from typing import Any, Literal, overload
 
 import torch
 
@@ -64,6 +30,32 @@ __all__ = [
 ]
 
 
+@overload
+def linear_logprob(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: Literal[False] = False,
+    no_sync: bool = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def linear_logprob(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: Literal[True],
+    no_sync: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 def linear_logprob(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -72,7 +64,8 @@ def linear_logprob(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     entropy: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    no_sync: bool = False,
+) -> Any:
     """log softmax(hidden weight^T / temperature)[target], without storing logits.
 
     hidden [..., H], weight [V, H] contiguous and of the same dtype, targets [...] int32 or int64. Ids from vocab_size
@@ -83,7 +76,7 @@ def linear_logprob(
     checks.head(hidden, weight)
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, weight.shape[0], "weight")
-    checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device)
+    checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device, values=not no_sync)
     result = LinearLogprob.apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -96,6 +89,32 @@ def linear_logprob(
     return tuple(part.view(targets.shape) for part in result) if entropy else result.view(targets.shape)
 
 
+@overload
+def gather_logprob(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: Literal[False] = False,
+    inplace_gradient: bool = False,
+    no_sync: bool = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def gather_logprob(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: Literal[True],
+    inplace_gradient: bool = False,
+    no_sync: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 def gather_logprob(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -104,7 +123,8 @@ def gather_logprob(
     vocab_size: int | None = None,
     entropy: bool = False,
     inplace_gradient: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    no_sync: bool = False,
+) -> Any:
     """log softmax(logits / temperature)[target] in one read of the logits.
 
     logits [N, V] with any row stride, targets [N] int32 or int64. Returns as linear_logprob. With inplace_gradient the
@@ -114,7 +134,7 @@ def gather_logprob(
     checks.logits(logits)
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, logits.shape[1], "logits")
-    checks.targets(targets, logits.shape[:1], vocab_size, logits.device)
+    checks.targets(targets, logits.shape[:1], vocab_size, logits.device, values=not no_sync)
     return GatherLogprob.apply(
         logits, targets, 1.0 / temperature, vocab_size, entropy, inplace_gradient, primitives(logits.device)
     )
@@ -144,6 +164,7 @@ def clipped_surrogate(
     eps_low: float,
     eps_high: float,
     normalizer: float,
+    no_sync: bool = False,
 ) -> tuple[torch.Tensor, SurrogateMetrics]:
     """loss = - sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer (O1-Pruner, Eq. 11).
 
@@ -156,12 +177,14 @@ def clipped_surrogate(
     """
     checks.floating("logp", logp)
     checks.require(logp.dim() == 1, f"logp: shape {tuple(logp.shape)}, expected [N]")
-    checks.surrogate(
-        len(logp), ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer, logp.device
+    settings = ratio, eps_low, eps_high, normalizer
+    checks.surrogate(len(logp), logp.device, ref_logp, advantage, cu_seqlens, mask, *settings)
+    if not no_sync:
+        checks.sequences(len(logp), cu_seqlens)
+    loss, sums, ratio_max = ClippedSurrogate.apply(
+        logp, primitives(logp.device), ref_logp, advantage, cu_seqlens, mask, *settings
     )
-    return ClippedSurrogate.apply(
-        logp, primitives(logp.device), ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer
-    )
+    return loss, SurrogateMetrics(sums, ratio_max)
 
 
 def linear_surrogate(
@@ -179,6 +202,7 @@ def linear_surrogate(
     normalizer: float,
     temperature: float = 1.0,
     vocab_size: int | None = None,
+    no_sync: bool = False,
 ) -> tuple[torch.Tensor, SurrogateMetrics]:
     """linear_logprob followed by clipped_surrogate: same loss, same gradients of hidden and weight, fewer FLOPs.
 
@@ -188,10 +212,11 @@ def linear_surrogate(
     checks.head(hidden, weight)
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, weight.shape[0], "weight")
-    checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device)
-    checks.surrogate(
-        targets.numel(), ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer, hidden.device
-    )
+    checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device, values=not no_sync)
+    settings = ratio, eps_low, eps_high, normalizer
+    checks.surrogate(targets.numel(), hidden.device, ref_logp, advantage, cu_seqlens, mask, *settings)
+    if not no_sync:
+        checks.sequences(targets.numel(), cu_seqlens)
     return fused_surrogate.linear_surrogate(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -199,12 +224,10 @@ def linear_surrogate(
         1.0 / temperature,
         vocab_size,
         primitives(hidden.device),
+        no_sync,
         ref_logp,
         advantage,
         cu_seqlens,
         mask,
-        ratio,
-        eps_low,
-        eps_high,
-        normalizer,
+        *settings,
     )

@@ -1,12 +1,25 @@
 """The primitives joined to torch's autograd, once for both backends: each Function saves the inputs and a few numbers
 a row, never logits."""
 
+from typing import Any
+
 import torch
+
+from .dispatch import Primitives
 
 
 class LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, inv_temperature, vocab_size, want_entropy, primitives):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        inv_temperature: float,
+        vocab_size: int,
+        want_entropy: bool,
+        primitives: Primitives,
+    ) -> Any:
         logp, lse, entropy = primitives.linear_forward(
             hidden, weight, targets, inv_temperature, vocab_size, want_entropy
         )
@@ -18,7 +31,7 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, logp_grad, entropy_grad=None):
+    def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         if logp_grad is None and entropy_grad is None:
@@ -32,7 +45,16 @@ class LinearLogprob(torch.autograd.Function):
 
 class GatherLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, targets, inv_temperature, vocab_size, want_entropy, inplace_gradient, primitives):
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        inv_temperature: float,
+        vocab_size: int,
+        want_entropy: bool,
+        inplace_gradient: bool,
+        primitives: Primitives,
+    ) -> Any:
         logp, lse, entropy = primitives.gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy)
         ctx.save_for_backward(logits, targets, lse, entropy)
         ctx.settings = inv_temperature, vocab_size, inplace_gradient
@@ -42,7 +64,7 @@ class GatherLogprob(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, logp_grad, entropy_grad=None):
+    def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
         logits, targets, lse, entropy = ctx.saved_tensors
         if logp_grad is None and entropy_grad is None:
             return (None,) * 7
@@ -52,16 +74,19 @@ class GatherLogprob(torch.autograd.Function):
 
 
 class ClippedSurrogate(torch.autograd.Function):
+    """-> loss, and the two tensors of SurrogateMetrics."""
+
     @staticmethod
-    def forward(ctx, logp, primitives, *rest):
+    def forward(ctx: Any, logp: torch.Tensor, primitives: Primitives, *rest: Any) -> Any:
         loss, d_logp, metrics = primitives.surrogate(logp, *rest)
         ctx.save_for_backward(d_logp)
+        ctx.mark_non_differentiable(metrics.sums, metrics.ratio_max)
         ctx.dtype = logp.dtype
         ctx.rest = len(rest)
-        return loss, metrics
+        return loss, metrics.sums, metrics.ratio_max
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, loss_grad, _):
+    def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
         (d_logp,) = ctx.saved_tensors
         return ((d_logp * loss_grad).to(ctx.dtype), None, *(None,) * ctx.rest)

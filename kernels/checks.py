@@ -39,11 +39,14 @@ def temperature(value: float) -> None:
     require(math.isfinite(value) and value > 0, f"temperature: {value}, expected a finite number above 0")
 
 
-def targets(tensor: torch.Tensor, shape: torch.Size, vocab_size: int, device: torch.device) -> None:
+def targets(
+    tensor: torch.Tensor, shape: torch.Size, vocab_size: int, device: torch.device, values: bool = True
+) -> None:
+    """Ids of the given shape. values: each of them from 0 to vocab_size - 1, which waits for the device."""
     require(tensor.dtype in (torch.int32, torch.int64), f"targets: dtype {tensor.dtype}, expected int32 or int64")
     require(tensor.shape == shape, f"targets: shape {tuple(tensor.shape)}, expected {tuple(shape)}")
     same_device("targets", tensor, device)
-    if tensor.numel():
+    if values and tensor.numel():
         low, high = torch.stack(torch.aminmax(tensor)).tolist()
         require(low >= 0 and high < vocab_size, f"targets: ids {low} to {high}, expected 0 to {vocab_size - 1}")
 
@@ -70,6 +73,7 @@ def logits(tensor: torch.Tensor) -> None:
 
 def surrogate(
     tokens: int,
+    device: torch.device,
     ref_logp: torch.Tensor,
     advantage: torch.Tensor,
     cu_seqlens: torch.Tensor,
@@ -78,7 +82,6 @@ def surrogate(
     eps_low: float,
     eps_high: float,
     normalizer: float,
-    device: torch.device,
 ) -> None:
     """The surrogate's inputs beside the log-probs, for a batch of `tokens` tokens."""
     require(ratio in RATIOS, f"ratio: {ratio!r}, expected one of {', '.join(RATIOS)}")
@@ -106,7 +109,11 @@ def surrogate(
         require(mask.dtype == torch.bool, f"mask: dtype {mask.dtype}, expected bool")
         require(mask.shape == (tokens,), f"mask: shape {tuple(mask.shape)}, expected ({tokens},)")
         same_device("mask", mask, device)
-    shortest = cu_seqlens.diff().amin() if sequences else cu_seqlens[0]
+
+
+def sequences(tokens: int, cu_seqlens: torch.Tensor) -> None:
+    """The values of cu_seqlens, which waits for the device."""
+    shortest = cu_seqlens.diff().amin() if len(cu_seqlens) > 1 else cu_seqlens[0]
     first, last, shortest = torch.stack((cu_seqlens[0], cu_seqlens[-1], shortest)).tolist()
     require(
         first == 0 and last == tokens and shortest >= 0,

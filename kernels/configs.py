@@ -14,22 +14,36 @@ import torch
 import triton
 import triton.language as tl
 
+from . import precision
+
+# precision's constants, as kernels may read them.
+FLOOR: tl.constexpr = tl.constexpr(precision.FLOOR)
+LOG_RATIO_LIMIT: tl.constexpr = tl.constexpr(precision.LOG_RATIO_LIMIT)
+
 
 class Launch(NamedTuple):
-    """constants: the kernel's compile-time arguments that depend on the chip or the element size."""
+    """constants: the kernel's block sizes, which depend on the chip or the element size. precision: of its products."""
 
-    constants: dict[str, int | str]
+    constants: dict[str, int]
     num_warps: int
     num_stages: int
+    precision: str | None = None
+
+    def compile_time(self) -> dict[str, int | str]:
+        """The kernel's compile-time arguments."""
+        return {**self.constants, **({} if self.precision is None else {"PRECISION": self.precision})}
+
+    def compiler(self) -> dict[str, int | bool]:
+        """What the compiler is told. FP fusion is pinned, because its default differs between Triton releases."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
     def options(self) -> dict[str, int | str | bool]:
-        """Keyword arguments of the launch. FP fusion is pinned, because its default differs between Triton releases."""
-        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        return {**self.constants, **launch}
+        """Keyword arguments of the launch."""
+        return {**self.compile_time(), **self.compiler()}
 
 
 def _product(n: int, v: int, h: int, precision: str, num_warps: int, num_stages: int) -> Launch:
-    return Launch({"BLOCK_N": n, "BLOCK_V": v, "BLOCK_H": h, "PRECISION": precision}, num_warps, num_stages)
+    return Launch({"BLOCK_N": n, "BLOCK_V": v, "BLOCK_H": h}, num_warps, num_stages, precision)
 
 
 # By target and bytes an element. fp32 products are three tf32 products (tf32x3): tensor cores at fp32 accuracy.
@@ -88,6 +102,6 @@ def elementwise(table: dict[str, Launch], device: torch.device) -> Launch:
     return table["interpreter" if target(device) == "interpreter" else "gpu"]
 
 
-def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """What sums and log-probs are kept in, for torch and for Triton: float32, or float64 where the inputs are."""
-    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """precision.accumulator as Triton's dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32

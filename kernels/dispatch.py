@@ -1,7 +1,43 @@
-"""Which primitives run: Triton on a GPU, chunked torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
+"""Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is eight functions (their signatures: the docstring of kernels/__init__.py). Triton is imported only when it is
-chosen: it costs time at start and does not exist everywhere.
+A backend is eight functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
+because importing a submodule `linear_logprob` would replace the function of that name in the package.
+
+    linear_forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
+        -> logp [N], lse [N], entropy [N] or None
+    linear_backward(hidden, weight, targets, lse, logp_grad [N], entropy_grad [N] or None, entropy [N] or None,
+                    inv_temperature, vocab_size, need_hidden, need_weight)
+        -> d_hidden [N, H] or None, d_weight [V, H] or None           (dtypes of hidden and weight)
+
+with z = inv_temperature * hidden weight^T, columns from vocab_size on left out, p = exp(z - lse):
+
+    lse = log sum_j exp z_j      logp = z_target - lse      entropy = lse - sum_j p_j z_j
+    d z_j = logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy)
+
+logp, lse and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The upstream
+gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
+
+    kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
+        -> logp [N], lse [N], kept [N, vocab_size], maxima [any, N]      (what the backend needs to form p again)
+    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked [n] int64 or None)
+        -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows [n, vocab_size], in that
+           order; may be written over kept
+    one_pass: how many rows of kept numbers it may hold
+
+    gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
+        -> logp, lse, entropy or None
+    gather_backward(logits, targets, lse, logp_grad, entropy_grad or None, entropy or None, inv_temperature, vocab_size,
+                    inplace) -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
+
+    surrogate(logp [N], ref_logp [N], advantage [S], cu_seqlens [S + 1] int32/int64, mask [N] bool or None,
+              ratio, eps_low, eps_high, normalizer)
+        -> loss [], d_logp [N], SurrogateMetrics                      (loss and d_logp float32, or float64 if logp is)
+    length_harmonizing_advantage(lengths [S], correct [S] bool/int/float, group [S] int32/int64, lam) -> [S] float32
+
+A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
+exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
+kept on it. SurrogateMetrics (surrogate_metrics.py) says what each sum means.
 """
 
 import os
@@ -11,7 +47,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import chunked
+from . import torch_gather, torch_kept, torch_linear, torch_surrogate
+from .one_pass_budget import OnePassBudget
 
 
 class Primitives(NamedTuple):
@@ -19,6 +56,7 @@ class Primitives(NamedTuple):
     linear_backward: Callable
     kept_forward: Callable
     kept_gradient: Callable
+    one_pass: OnePassBudget
     gather_forward: Callable
     gather_backward: Callable
     surrogate: Callable
@@ -26,30 +64,37 @@ class Primitives(NamedTuple):
 
 
 TORCH = Primitives(
-    chunked.forward,
-    chunked.backward,
-    chunked.kept_forward,
-    chunked.kept_gradient,
-    chunked.gather_forward,
-    chunked.gather_backward,
-    chunked.surrogate,
-    chunked.length_harmonizing_advantage,
+    torch_linear.forward,
+    torch_linear.backward,
+    torch_kept.kept_forward,
+    torch_kept.kept_gradient,
+    torch_kept.BUDGET,
+    torch_gather.gather_forward,
+    torch_gather.gather_backward,
+    torch_surrogate.surrogate,
+    torch_surrogate.length_harmonizing_advantage,
 )
 
 
 @cache
 def triton_primitives() -> Primitives:
-    from . import triton_advantage, triton_gather, triton_kept, triton_linear, triton_surrogate
+    from .triton_advantage import length_harmonizing_advantage
+    from .triton_gather_backward import gather_backward
+    from .triton_gather_forward import gather_forward
+    from .triton_kept_gradient import kept_gradient
+    from .triton_linear import BUDGET, backward, forward, kept_forward
+    from .triton_surrogate import surrogate
 
     return Primitives(
-        triton_linear.forward,
-        triton_linear.backward,
-        triton_kept.forward,
-        triton_kept.logit_gradient,
-        triton_gather.forward,
-        triton_gather.backward,
-        triton_surrogate.surrogate,
-        triton_advantage.length_harmonizing_advantage,
+        forward,
+        backward,
+        kept_forward,
+        kept_gradient,
+        BUDGET,
+        gather_forward,
+        gather_backward,
+        surrogate,
+        length_harmonizing_advantage,
     )
 
 

@@ -4,21 +4,37 @@ Differentiable by torch's own autograd and exact in float64. Nothing is chunked,
 sequences are a Python loop.
 """
 
+from typing import Any
+
 import torch
 
+from .precision import LOG_RATIO_LIMIT
 from .surrogate_metrics import SurrogateMetrics
 
-LOG_RATIO_LIMIT = 20.0
 
-
-def gather_logprob(logits, targets, *, temperature=1.0, vocab_size=None, entropy=False):
+def gather_logprob(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: bool = False,
+) -> Any:
     """logits [N, V], targets [N] -> log-prob of each target [N] (, entropy of each row [N]), in the dtype of logits."""
     logp = torch.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
     picked = logp.gather(1, targets.long()[:, None])[:, 0]
     return (picked, -(logp.exp() * logp).sum(-1)) if entropy else picked
 
 
-def linear_logprob(hidden, weight, targets, *, temperature=1.0, vocab_size=None, entropy=False):
+def linear_logprob(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: bool = False,
+) -> Any:
     """hidden [..., H], weight [V, H], targets [...] -> as gather_logprob, on logits = hidden weight^T."""
     logits = hidden.reshape(-1, hidden.shape[-1]) @ weight.T
     result = gather_logprob(
@@ -27,7 +43,9 @@ def linear_logprob(hidden, weight, targets, *, temperature=1.0, vocab_size=None,
     return tuple(part.view(targets.shape) for part in result) if entropy else result.view(targets.shape)
 
 
-def length_harmonizing_advantage(lengths, correct, group, lam):
+def length_harmonizing_advantage(
+    lengths: torch.Tensor, correct: torch.Tensor, group: torch.Tensor, lam: float
+) -> torch.Tensor:
     """R = L_ref / L - 1 + lam (A - A_ref) with means over the group (arXiv 2501.12570), float64 [S]."""
     lengths, correct = lengths.double(), correct.double()
     advantage = torch.empty_like(lengths)
@@ -37,7 +55,18 @@ def length_harmonizing_advantage(lengths, correct, group, lam):
     return advantage
 
 
-def clipped_surrogate(logp, ref_logp, advantage, cu_seqlens, mask, *, ratio, eps_low, eps_high, normalizer):
+def clipped_surrogate(
+    logp: torch.Tensor,
+    ref_logp: torch.Tensor,
+    advantage: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    ratio: str,
+    eps_low: float,
+    eps_high: float,
+    normalizer: float,
+) -> tuple[torch.Tensor, SurrogateMetrics]:
     """-sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer (arXiv 2501.12570, Eq. 11), and
     the metrics. A unit is a sequence with an unmasked token, or an unmasked token for ratio "token"."""
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
@@ -66,21 +95,21 @@ def clipped_surrogate(logp, ref_logp, advantage, cu_seqlens, mask, *, ratio, eps
 
 
 def linear_surrogate(
-    hidden,
-    weight,
-    targets,
-    ref_logp,
-    advantage,
-    cu_seqlens,
-    mask,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    ref_logp: torch.Tensor,
+    advantage: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mask: torch.Tensor | None,
     *,
-    ratio,
-    eps_low,
-    eps_high,
-    normalizer,
-    temperature=1.0,
-    vocab_size=None,
-):
+    ratio: str,
+    eps_low: float,
+    eps_high: float,
+    normalizer: float,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> tuple[torch.Tensor, SurrogateMetrics]:
     """linear_logprob followed by clipped_surrogate."""
     logp = linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=vocab_size).reshape(-1)
     return clipped_surrogate(

@@ -15,7 +15,16 @@ from . import configs
 
 
 @triton.jit
-def advantage_kernel(lengths, correct, group, advantage, samples, lam, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr):
+def advantage_kernel(
+    lengths: tl.tensor,
+    correct: tl.tensor,
+    group: tl.tensor,
+    advantage: tl.tensor,
+    samples: tl.tensor,
+    lam: tl.tensor,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+) -> None:
     """BLOCK_S samples -> their advantage, in float64: sums of lengths are exact and the result is rounded once."""
     sample = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     mine = sample < samples
@@ -39,7 +48,9 @@ def advantage_kernel(lengths, correct, group, advantage, samples, lam, BLOCK_S: 
     tl.store(advantage + sample, reward.to(tl.float32), mask=mine)
 
 
-def length_harmonizing_advantage(lengths, correct, group, lam):
+def length_harmonizing_advantage(
+    lengths: torch.Tensor, correct: torch.Tensor, group: torch.Tensor, lam: float
+) -> torch.Tensor:
     """lengths [S], correct [S] bool, int or float, group [S] int32 or int64 -> advantage [S] float32."""
     samples = len(lengths)
     launch = configs.elementwise(configs.ADVANTAGE, lengths.device)

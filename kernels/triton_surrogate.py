@@ -14,22 +14,23 @@ import triton
 import triton.language as tl
 
 from . import configs
+from .configs import LOG_RATIO_LIMIT as LIMIT
+from .precision import accumulator
 from .surrogate_metrics import SurrogateMetrics
 
 LEVELS = {"sequence": 0, "sequence_mean": 1, "token": 2}
-LIMIT: tl.constexpr = tl.constexpr(20.0)
 TOKEN: tl.constexpr = tl.constexpr(LEVELS["token"])
 MEAN: tl.constexpr = tl.constexpr(LEVELS["sequence_mean"])
 
 
 @triton.jit
-def _clamp(x):
+def _clamp(x: tl.tensor) -> tl.tensor:
     # With where, a NaN stays one. tl.clamp told to keep it does not compile for float64.
     return tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
 
 
 @triton.jit
-def _divergence(log_ratio):
+def _divergence(log_ratio: tl.tensor) -> tl.tensor:
     """r - 1 - log r (Schulman's k3) of a clamped log-ratio. Below 1/4, where that is a difference of near numbers, its
     series: x^2/2! + x^3/3! + ... + x^9/9!."""
     x = _clamp(log_ratio)
@@ -40,7 +41,9 @@ def _divergence(log_ratio):
 
 
 @triton.jit
-def _unit(log_ratio, advantage, low, high, per_unit):
+def _unit(
+    log_ratio: tl.tensor, advantage: tl.tensor, low: tl.tensor, high: tl.tensor, per_unit: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Of one unit, or a block of them: its ratio, whether its clip bound is active, its gain min(r A, clip(r) A) and
     d loss / d log_ratio. The clip is strict and the clamp's edge counts as inside, as in torch."""
     ratio = tl.exp(_clamp(log_ratio))
@@ -52,7 +55,15 @@ def _unit(log_ratio, advantage, low, high, per_unit):
 
 
 @triton.jit
-def _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK: tl.constexpr, ACC: tl.constexpr):
+def _log_ratios(
+    logp: tl.tensor,
+    ref_logp: tl.tensor,
+    mask: tl.tensor,
+    token: tl.tensor,
+    end: tl.tensor,
+    HAS_MASK: tl.constexpr,
+    ACC: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """Which tokens count, and logp - ref_logp there. A masked token is not even read: it may hold NaN."""
     counted = token < end
     if HAS_MASK:
@@ -63,22 +74,22 @@ def _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK: tl.constexpr, ACC: t
 
 @triton.jit
 def surrogate_kernel(
-    logp,
-    ref_logp,
-    advantage,
-    cu_seqlens,
-    mask,
-    d_logp,
-    sums,
-    sequences,
-    low,
-    high,
-    per_unit,
+    logp: tl.tensor,
+    ref_logp: tl.tensor,
+    advantage: tl.tensor,
+    cu_seqlens: tl.tensor,
+    mask: tl.tensor,
+    d_logp: tl.tensor,
+    sums: tl.tensor,
+    sequences: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    per_unit: tl.tensor,
     LEVEL: tl.constexpr,
     HAS_MASK: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """One sequence -> d_logp of its unmasked tokens (zero elsewhere already) and its column of sums [7, S]."""
     sequence = tl.program_id(0)
     begin = tl.load(cu_seqlens + sequence).to(tl.int64)
@@ -137,12 +148,22 @@ def surrogate_kernel(
                 tl.store(d_logp + token, tl.zeros((BLOCK,), ACC) + slope, mask=counted)
 
 
-def surrogate(logp, ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_high, normalizer):
+def surrogate(
+    logp: torch.Tensor,
+    ref_logp: torch.Tensor,
+    advantage: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mask: torch.Tensor | None,
+    ratio: str,
+    eps_low: float,
+    eps_high: float,
+    normalizer: float,
+) -> tuple[torch.Tensor, torch.Tensor, SurrogateMetrics]:
     """logp, ref_logp [N], advantage [S], cu_seqlens [S + 1], mask [N] bool or None -> loss [], d_logp [N], metrics.
 
     The loss and its gradient are float32, or float64 if logp is."""
     sequences = len(advantage)
-    acc, acc_tl = configs.accumulator(logp.dtype)
+    acc = accumulator(logp.dtype)
     logp = logp.contiguous()
     d_logp = torch.zeros_like(logp, dtype=acc)
     sums = logp.new_zeros(7, sequences, dtype=acc)
@@ -161,7 +182,7 @@ def surrogate(logp, ref_logp, advantage, cu_seqlens, mask, ratio, eps_low, eps_h
             1.0 / normalizer,
             LEVEL=LEVELS[ratio],
             HAS_MASK=mask is not None,
-            ACC=acc_tl,
+            ACC=configs.accumulator(logp.dtype),
             **configs.elementwise(configs.SURROGATE, logp.device).options(),
         )
     totals = sums[:6].double().sum(1)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import torch_reference, triton_kept
+from o1core.kernels import torch_reference
+from o1core.kernels.triton_kept_gradient import kept_gradient
+from o1core.kernels.triton_linear import kept_forward
 from tests.kernels.kernel_cases import TEMPERATURES, assert_as_near_as_torch
 from tests.kernels.triton_cases import (
     BLOCK_N,
@@ -159,12 +161,12 @@ def test_kept_exponentials_give_the_recomputed_gradient(dtype):
     targets = ids(n, vocab_size, dtype=torch.int32)
     weight[targets[0]] = 40 * hidden[0] / hidden[0].norm() ** 2  # so likely that 1 - p is lost in 16 bits
     upstream = normal(n, seed=4)
-    logp, lse, kept, maxima = triton_kept.forward(hidden, weight, targets, inv_temperature, vocab_size)
+    logp, lse, kept, maxima = kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
     assert kept.dtype == dtype and kept.shape == (n, vocab_size)
     picked = torch.tensor([5, 0, n - 1], device=DEVICE)
     arguments = (kept, maxima, targets, logp, lse, upstream.to(lse.dtype), inv_temperature)
-    some = triton_kept.logit_gradient(*arguments, picked)
-    d_logits = triton_kept.logit_gradient(*arguments)
+    some = kept_gradient(*arguments, picked)
+    d_logits = kept_gradient(*arguments)
     assert d_logits.data_ptr() == kept.data_ptr()
     assert torch.equal(some, d_logits[picked])
     logits = leaf(hidden.double() @ weight.double().T)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1core import kernels
-from o1core.kernels import fused_surrogate, torch_reference
+from o1core.kernels import torch_reference
+from o1core.kernels.one_pass_budget import OnePassBudget
 from tests.kernels.kernel_cases import CLIP, RATIOS, TEMPERATURES, edge_case
 from tests.kernels.triton_cases import BLOCK_V, DEVICE, head, leaf, normal, triton_backend
 
@@ -208,7 +209,7 @@ def test_linear_surrogate_gradcheck(ratio, temperature):
 def test_every_way_to_the_gradients_is_the_reference(monkeypatch, ratio, wave):
     """Two passes (0), waves of three rows (for ratio "token" alone) and all rows at once."""
     monkeypatch.setattr(
-        fused_surrogate, "rows_a_wave", lambda tokens, weight, ratio: wave if ratio == "token" or wave != 3 else 0
+        OnePassBudget, "rows_a_wave", lambda self, tokens, weight, ratio: wave if ratio == "token" or wave != 3 else 0
     )
     hidden, weight, rest = case_behind_a_head(0.7)
     results = []

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1core import kernels
-from o1core.kernels import configs, triton_gather, triton_kept, triton_linear
+from o1core.kernels import configs, triton_linear, triton_tiles
+from o1core.kernels.triton_gather_backward import gather_backward_kernel
+from o1core.kernels.triton_gather_forward import gather_forward_kernel
+from o1core.kernels.triton_kept_gradient import kept_gradient_kernel
+from o1core.kernels.triton_logit_gradient import logit_gradient_kernel
+from o1core.kernels.triton_partial_sums import partial_sums_kernel
 from tests.kernels import interpreter
 from tests.kernels.triton_cases import (
     BLOCK_V,
@@ -71,88 +76,61 @@ def offsets(seen, kind, shape, base, itemsize):
     return sorted({(int(a) - base) // itemsize for block in found for a in block.ravel()})
 
 
-@needs_interpreter
-def test_addresses_beyond_two_to_the_31_in_the_linear_kernels():
-    """The last program of N 65,537, V 152,065 (one past whole tiles), H 16 with rows far apart, on memory that is not there."""
-    n, v, h, stride = 65_537, 152_065, 16, 40_000
+N, V, H, STRIDE = 65_537, 152_065, 16, 40_000  # one row and one column past whole tiles; rows lie far apart
+X, Z, T = torch.zeros(1, dtype=torch.float16), torch.zeros(1), torch.zeros(1, dtype=torch.int64)  # only addresses
+
+
+def linear_launch():
+    """Block sizes, the last program, the launch's options, and the width of a row of dZ."""
     launch = configs.LINEAR["interpreter"][2]
     block_n, block_v, block_h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
-    last = triton.cdiv(n, block_n) * triton.cdiv(v, block_v) - 1
-    x, z = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
-    t = torch.zeros(1, dtype=torch.int64)
-    base, options = x.data_ptr(), dict(ACC=triton.language.float32, ENTROPY=False, **launch.options())
-    chunk = triton_linear.padded(v)
+    last = triton.cdiv(N, block_n) * triton.cdiv(V, block_v) - 1
+    options = dict(ACC=triton.language.float32, ENTROPY=False, **launch.options())
+    return block_n, block_v, block_h, last, options, triton_tiles.padded(V)
 
-    seen = last_program_of(
-        triton_linear.logit_gradient_kernel,
-        last,
-        x,
-        x,
-        t,
-        z,
-        z,
-        z,
-        z,
-        x,
-        n,
-        v,
-        h,
-        0,
-        stride,
-        stride,
-        chunk,
-        1.0,
-        **options,
-    )
-    row, column = (n - 1), (v - 1)
-    assert row * stride > 2**31 and column * stride > 2**31 and row * chunk > 2**31
-    assert offsets(seen, "load", (block_n, block_h), base, 2) == [row * stride + k for k in range(h)]
-    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * stride + k for k in range(h)]
+
+@needs_interpreter
+def test_the_gradient_of_logits_addresses_beyond_two_to_the_31():
+    """The last program of N 65,537, V 152,065, H 16 with rows far apart, on memory that is not there."""
+    block_n, block_v, block_h, last, options, chunk = linear_launch()
+    sizes = N, V, H, 0, STRIDE, STRIDE, chunk, 1.0
+    seen = last_program_of(logit_gradient_kernel, last, X, X, T, Z, Z, Z, Z, X, *sizes, **options)
+    row, column, base = N - 1, V - 1, X.data_ptr()
+    assert row * STRIDE > 2**31 and column * STRIDE > 2**31 and row * chunk > 2**31
+    assert offsets(seen, "load", (block_n, block_h), base, 2) == [row * STRIDE + k for k in range(H)]
+    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * STRIDE + k for k in range(H)]
     assert offsets(seen, "store", (block_n, block_v), base, 2) == [row * chunk + column + k for k in range(block_v)]
 
-    seen = last_program_of(
-        triton_linear.partial_sums_kernel, last, x, x, t, z, z, z, z, n, v, h, stride, stride, 1.0, **options
-    )
-    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * stride + k for k in range(h)]
-    tiles = triton.cdiv(v, block_v)
-    assert (tiles - 1) * n + row in offsets(seen, "store", (block_n,), z.data_ptr(), 4)
 
-    options.pop("ENTROPY")
-    seen = last_program_of(
-        triton_kept.keep_kernel, last, x, x, t, x, z, z, z, n, v, h, stride, stride, chunk, 1.0, **options
-    )
-    assert offsets(seen, "store", (block_n, block_v), base, 2) == [row * chunk + column + k for k in range(block_v)]
+@needs_interpreter
+@pytest.mark.parametrize("keep", [False, True])
+def test_partial_sums_address_beyond_two_to_the_31(keep):
+    block_n, block_v, block_h, last, options, chunk = linear_launch()
+    sizes = N, V, H, STRIDE, STRIDE, chunk, 1.0
+    seen = last_program_of(partial_sums_kernel, last, X, X, T, X, Z, Z, Z, Z, *sizes, KEEP=keep, **options)
+    row, column, base = N - 1, V - 1, X.data_ptr()
+    assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * STRIDE + k for k in range(H)]
+    tiles = triton.cdiv(V, block_v)
+    assert (tiles - 1) * N + row in offsets(seen, "store", (block_n,), Z.data_ptr(), 4)
+    kept = [row * chunk + column + k for k in range(block_v)] if keep else []
+    assert offsets(seen, "store", (block_n, block_v), base, 2) == kept
 
+
+@needs_interpreter
+@pytest.mark.parametrize("pick", [False, True])
+def test_the_gradient_of_kept_numbers_addresses_beyond_two_to_the_31(pick):
+    """The picked row is 0 in memory that is not there."""
+    _, block_v, _, _, _, chunk = linear_launch()
     kept_block = configs.KEPT["interpreter"].constants["BLOCK_N"]
-    options = dict(BLOCK_V=block_v, **configs.KEPT["interpreter"].options())
-    last = triton.cdiv(n, kept_block) * triton.cdiv(v, block_v) - 1
-    for pick in (False, True):  # the picked row is 0 in memory that is not there
-        seen = last_program_of(
-            triton_kept.kept_gradient_kernel,
-            last,
-            x,
-            x,
-            t,
-            z,
-            t,
-            z,
-            z,
-            z,
-            n,
-            n,
-            v,
-            chunk,
-            chunk,
-            chunk,
-            1.0,
-            PICK=pick,
-            ACC=triton.language.float32,
-            **options,
-        )
-        numbers = [column + k for k in range(block_v)]
-        source = 0 if pick else row * chunk
-        assert offsets(seen, "load", (kept_block, block_v), base, 2) == [source + k for k in numbers]
-        assert offsets(seen, "store", (kept_block, block_v), base, 2) == [row * chunk + k for k in numbers]
+    options = dict(BLOCK_V=block_v, PICK=pick, ACC=triton.language.float32, **configs.KEPT["interpreter"].options())
+    last = triton.cdiv(N, kept_block) * triton.cdiv(V, block_v) - 1
+    sizes = N, N, V, chunk, chunk, chunk, 1.0
+    seen = last_program_of(kept_gradient_kernel, last, X, X, T, Z, T, Z, Z, Z, *sizes, **options)
+    row, column, base = N - 1, V - 1, X.data_ptr()
+    numbers = [column + k for k in range(block_v)]
+    source = 0 if pick else row * chunk
+    assert offsets(seen, "load", (kept_block, block_v), base, 2) == [source + k for k in numbers]
+    assert offsets(seen, "store", (kept_block, block_v), base, 2) == [row * chunk + k for k in numbers]
 
 
 @needs_interpreter
@@ -164,10 +142,10 @@ def test_addresses_beyond_two_to_the_31_in_the_gather_kernels():
     options = dict(ACC=triton.language.float32, ENTROPY=False, **configs.GATHER["gpu"].options())
     row = (n - 1) * v
     assert row > 2**31
-    seen = last_program_of(triton_gather.forward_kernel, n - 1, x, t, z, z, z, v, v, v, 1.0, **options)
+    seen = last_program_of(gather_forward_kernel, n - 1, x, t, z, z, z, v, v, v, 1.0, **options)
     assert offsets(seen, "load", (block,), x.data_ptr(), 2) == [row + k for k in range(v)]
     seen = last_program_of(
-        triton_gather.backward_kernel, n * blocks - 1, x, t, z, z, z, z, x, v, v, blocks, v, v, 1.0, **options
+        gather_backward_kernel, n * blocks - 1, x, t, z, z, z, z, x, v, v, blocks, v, v, 1.0, **options
     )
     last_block = [row + k for k in range((blocks - 1) * block, v)]
     assert offsets(seen, "load", (block,), x.data_ptr(), 2) == last_block
@@ -208,4 +186,4 @@ def test_scratch_of_the_backward_pass_is_bounded(rows, columns, width, itemsize)
     wave, chunk = triton_linear.split(rows, columns, width, itemsize)
     assert 1 <= wave <= rows and 1 <= chunk <= columns
     sums = chunk * width * max(itemsize, 4) if wave < rows else 0
-    assert wave * triton_linear.padded(chunk) * itemsize + sums <= triton_linear.SCRATCH_BYTES
+    assert wave * triton_tiles.padded(chunk) * itemsize + sums <= triton_linear.SCRATCH_BYTES

@@ -1,4 +1,4 @@
-"""The ops of o1core.kernels on their torch path, held to float64, to torch's own error and to gradcheck.
+"""Log-probs on their torch path, held to float64, to torch's own error and to gradcheck.
 
 Small blocks are set so that a few rows and columns cross every block edge that 150,000 columns would.
 """
@@ -11,46 +11,16 @@ import torch
 from torch.autograd import gradcheck
 
 from o1core import kernels
-from o1core.kernels import chunked, dispatch, fused_surrogate, torch_reference
-from tests.kernels.kernel_cases import (
-    CLIP,
-    RATIOS,
-    TEMPERATURES,
-    assert_as_near_as_torch,
-    assert_same_metrics,
-    gradients,
-    head_case,
-    in_float64,
-    surrogate_case,
-    upstream,
-)
+from o1core.kernels import torch_linear, torch_reference
+from tests.kernels.kernel_cases import TEMPERATURES, assert_as_near_as_torch, gradients, head_case, in_float64, upstream
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
-both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["chunked", "reference"])
+both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["torch", "reference"])
 
 
 @pytest.fixture(autouse=True)
 def torch_backend(monkeypatch):
     monkeypatch.setenv("O1CORE_KERNELS", "torch")
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 5 columns and at most 4 rows, 2 of float64."""
-    for name, value in {"FORWARD_BLOCK": 80, "FORWARD_COLUMNS": 5, "BACKWARD_BLOCK": 80, "BACKWARD_COLUMNS": 5}.items():
-        monkeypatch.setattr(chunked, name, value)
-
-
-@pytest.fixture(params=["waves", "one_wave", "two_passes"])
-def passes(request, monkeypatch):
-    """Every way to the gradients of linear_surrogate; waves of 3 rows are for ratio "token" alone."""
-
-    def rows_a_wave(tokens, weight, ratio):
-        if request.param == "two_passes" or tokens == 0:
-            return 0
-        return 3 if request.param == "waves" and ratio == "token" else tokens
-
-    monkeypatch.setattr(fused_surrogate, "rows_a_wave", rows_a_wave)
 
 
 # gradcheck, float64
@@ -85,32 +55,6 @@ def test_gather_logprob_gradcheck(ops, tokens, vocab, known, temperature, small_
         )
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
-    lengths = (3, 4, 2)
-    hidden, weight, targets = head_case(sum(lengths), 11, size=3, known=9)
-    logp = torch_reference.linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=9)
-    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
-    assert gradcheck(
-        lambda h, w: kernels.linear_surrogate(
-            h,
-            w,
-            targets,
-            ref_logp,
-            advantage,
-            cu_seqlens,
-            mask,
-            ratio=ratio,
-            **CLIP,
-            normalizer=2.5,
-            temperature=temperature,
-            vocab_size=9,
-        )[0],
-        (hidden, weight),
-    )
-
-
 # The error against float64
 
 
@@ -118,10 +62,10 @@ def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("tokens, vocab, known", [(37, 301, 290), (1, 300, None), (64, 257, None)])
 def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, tokens, vocab, known, monkeypatch):
-    monkeypatch.setattr(chunked, "FORWARD_COLUMNS", 64)
-    monkeypatch.setattr(chunked, "BACKWARD_COLUMNS", 64)
-    monkeypatch.setattr(chunked, "FORWARD_BLOCK", 8192)
-    monkeypatch.setattr(chunked, "BACKWARD_BLOCK", 4096)
+    monkeypatch.setattr(torch_linear, "FORWARD_COLUMNS", 64)
+    monkeypatch.setattr(torch_linear, "BACKWARD_COLUMNS", 64)
+    monkeypatch.setattr(torch_linear, "FORWARD_BLOCK", 8192)
+    monkeypatch.setattr(torch_linear, "BACKWARD_BLOCK", 4096)
     hidden, weight, targets = head_case(tokens, vocab, size=48, dtype=dtype, logit_scale=3.0, known=known)
     above = upstream((tokens,), 1), upstream((tokens,), 2)
     results = []
@@ -235,30 +179,6 @@ def test_no_tokens(dtype):
     assert kernels.gather_logprob(torch.empty(0, 5, dtype=dtype), targets).shape == (0,)
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("lengths", [(), (0, 0), (4, 3)])
-def test_nothing_to_learn_gives_zero_loss_and_zero_gradients(ratio, lengths, passes):
-    """No sequence, empty sequences, every token masked."""
-    tokens = sum(lengths)
-    hidden, weight, targets = head_case(tokens, 6, known=6)
-    ref_logp, advantage, cu_seqlens, _ = surrogate_case(torch.zeros(tokens, dtype=torch.float64), lengths)
-    loss, metrics = kernels.linear_surrogate(
-        hidden,
-        weight,
-        targets,
-        ref_logp,
-        advantage,
-        cu_seqlens,
-        torch.zeros(tokens, dtype=torch.bool),
-        ratio=ratio,
-        **CLIP,
-        normalizer=1.0,
-    )
-    assert loss == 0
-    assert all(g.eq(0).all() for g in torch.autograd.grad(loss, (hidden, weight)))
-    assert set(metrics.finalize().values()) == {0.0}
-
-
 def test_frozen_head_gets_no_gradient_and_hidden_the_same(small_blocks):
     hidden, weight, targets = head_case(7, 13)
     d_hidden = gradients(kernels.linear_logprob(hidden, weight, targets), hidden, (upstream((7,)),))[0]
@@ -286,72 +206,10 @@ def test_the_precision_switch_of_the_process_is_put_back():
         kernels.linear_logprob(hidden, weight, targets)
         assert switch.fp32_precision == "ieee"
         with pytest.raises(RuntimeError):
-            chunked.forward(hidden, weight[:, :-1], targets, 1.0, 7, False)
+            torch_linear.forward(hidden, weight[:, :-1], targets, 1.0, 7, False)
         assert switch.fp32_precision == "ieee"
     finally:
         switch.fp32_precision = before
-
-
-# linear_surrogate
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_linear_surrogate_is_linear_logprob_then_clipped_surrogate(ratio, dtype, passes, small_blocks):
-    lengths = (4, 6, 1, 5, 3)
-    hidden, weight, targets = head_case(19, 23, dtype=dtype, known=21)
-    options = {"temperature": 0.7, "vocab_size": 21}
-    logp = kernels.linear_logprob(hidden, weight, targets, **options)
-    ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
-    rest = ref_logp, advantage, cu_seqlens, mask
-    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
-    loss, metrics = kernels.clipped_surrogate(logp, *rest, **surrogate)
-    expected = torch.autograd.grad(2 * loss, (hidden, weight))
-    fused_loss, fused_metrics = kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate, **options)
-    fused = torch.autograd.grad(2 * fused_loss, (hidden, weight))
-    tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(fused_loss, loss)
-    torch.testing.assert_close(fused, expected, **tolerance)
-    assert_same_metrics(fused_metrics, metrics, rtol=1e-7 if dtype == torch.float64 else 1e-5)
-    assert 0 < metrics.finalize()["clip_fraction"] < 1, "the case should clip some units and not others"
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_rows_without_a_gradient_are_dropped_before_the_products(ratio, monkeypatch):
-    lengths = (4, 6, 1, 5, 3)
-    hidden, weight, targets = head_case(19, 23)
-    logp = kernels.linear_logprob(hidden, weight, targets).detach().requires_grad_()
-    rest = surrogate_case(logp, lengths)
-    surrogate = {"ratio": ratio, **CLIP, "normalizer": 3.0}
-    loss, _ = kernels.clipped_surrogate(logp, *rest, **surrogate)
-    live = torch.autograd.grad(loss, logp)[0].count_nonzero().item()
-    seen = []
-
-    def counting(hidden, *arguments):
-        seen.append(len(hidden))
-        return chunked.backward(hidden, *arguments)
-
-    monkeypatch.setattr(dispatch, "TORCH", dispatch.TORCH._replace(linear_backward=counting))
-    monkeypatch.setattr(fused_surrogate, "rows_a_wave", lambda *_: 0)
-    kernels.linear_surrogate(hidden, weight, targets, *rest, **surrogate)[0].backward()
-    assert seen == [live] and live < 19
-
-
-def test_one_pass_is_taken_where_its_scratch_fits():
-    def rows(tokens, vocab, size, dtype, ratio, frozen=False):
-        weight = torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen)
-        return fused_surrogate.rows_a_wave(tokens, weight, ratio)
-
-    bound = chunked.SCRATCH_BYTES
-    whole = bound // (8 * 512)
-    assert rows(whole, 512, 128, torch.float32, "sequence") == whole
-    assert rows(whole + 1, 512, 128, torch.float32, "sequence") == 0
-    assert rows(whole + 1, 512, 128, torch.float32, "token") == whole
-    wide = 4 * 512 * 128
-    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (8 * 512)
-    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (8 * 512)
-    assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
-    assert rows(4, 512, 128, torch.float16, "token") == 0
 
 
 # Memory
@@ -374,4 +232,4 @@ def test_scratch_stays_within_its_bound():
     """8192 tokens of 32768 logits would be 1 GiB in float32; the process grows by the scratch bound at most."""
     env = {"OMP_NUM_THREADS": "1", "O1CORE_KERNELS": "torch"}
     grown = subprocess.run([sys.executable, "-c", PEAK, "8192"], env=env, capture_output=True, text=True, check=True)
-    assert int(grown.stdout) * 1024 < chunked.SCRATCH_BYTES
+    assert int(grown.stdout) * 1024 < torch_linear.SCRATCH_BYTES

@@ -1,0 +1,225 @@
+"""log p(target) of a linear head in torch, in bounded scratch: on any device, fast on a CPU.
+
+Signatures and meaning of every primitive: the docstring of dispatch.py. The [N, V] logits are walked in blocks that
+stay in or near the cache, in buffers that are allocated once a call (fresh pages cost as much as a pass). Scratch is at
+most 128 MiB (SCRATCH_BYTES), whatever N and V, beside 12 bytes for each element of hidden.
+
+How a bf16 head is multiplied on a CPU:
+- Forward: torch has no bf16 product with fp32 output on a CPU, and logits rounded to bf16 ruin ratios. bf16 numbers are
+  exact in fp32, so both sides are widened and multiplied with oneDNN allowed to use its bf16 units on fp32 tensors:
+  exact products, fp32 sums, fp32 logits. (The units are AMX; without it oneDNN multiplies in fp32, at half the rate of
+  a bf16 product and still twice that of torch's default library on some chips.)
+- Backward: the log-sum-exp is known, so the product subtracts it: hidden gets columns that hold -lse in bf16 parts,
+  weight gets columns of ones, and what is rounded to bf16 is log p, not the logit. Where p matters log p is small, so
+  the rounding is relative to log p (at p = 1 it is exact) and p is good to bf16. The row's coefficient is folded into the
+  [N, H] operands, so that the only pass over a block is one exp.
+- Products of gradients are bf16 with fp32 sums inside; across blocks they are added in fp32, and each row of d_weight is
+  written once.
+
+Left out on purpose: torch.compile and compiled C (a start in seconds on a bare machine is worth more here).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .precision import accumulator, add_product
+
+SCRATCH_BYTES = 128 * 2**20
+FORWARD_BLOCK = 8 * 2**20  # bytes of a block of logits, and of as many log-probs
+FORWARD_COLUMNS = 2048  # a block is at least this wide where its operands allow: a narrower one makes a slow product
+BACKWARD_BLOCK = 16 * 2**20  # bytes of a block of probabilities
+BACKWARD_COLUMNS = 1024
+
+
+def _block(rows: int, columns: int, size: int, elements: int, min_columns: int) -> tuple[int, int]:
+    """Rows and columns of a block of at most `elements`, all rows before more columns; the operands [rows, size] and
+    [columns, size] are not larger than the block."""
+    side = max(256, elements // size)
+    width = min(columns, side, max(min_columns, elements // max(rows, 1)))
+    return max(1, min(rows, side, elements // width)), width
+
+
+@contextmanager
+def bf16_units(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, fp32 products on a CPU may round their operands to bf16: exact for operands that came from bf16.
+
+    The switch is the process's; another thread that multiplies fp32 matrices meanwhile is affected too."""
+    if dtype != torch.bfloat16:
+        yield
+        return
+    switch = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (a module that sets its attributes at run time)
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+def forward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    inv_temperature: float,
+    vocab_size: int,
+    want_entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    acc = accumulator(hidden.dtype)
+    tokens = hidden.shape[0]
+    targets = targets.long()
+    rows, columns = _block(tokens, vocab_size, hidden.shape[1], FORWARD_BLOCK // acc.itemsize, FORWARD_COLUMNS)
+    starts = range(0, vocab_size, columns)
+    scratch = hidden.new_empty(2, rows * columns, dtype=acc)
+    # One log-sum-exp and one entropy for each block of the vocabulary, merged at the end.
+    lse_parts = hidden.new_empty(len(starts), tokens, dtype=acc)
+    entropy_parts = torch.empty_like(lse_parts) if want_entropy else None
+    picked = hidden.new_empty(tokens, dtype=acc)
+    with bf16_units(hidden.dtype):
+        for c, start in enumerate(starts):
+            w = weight[start : min(start + columns, vocab_size)].to(acc)
+            width = len(w)
+            for r in range(0, tokens, rows):
+                part = slice(r, min(r + rows, tokens))
+                z, log_p = scratch[:, : (part.stop - r) * width].view(2, -1, width)
+                torch.mm(hidden[part].to(acc), w.T, out=z)
+                if inv_temperature != 1:
+                    z *= inv_temperature
+                torch.log_softmax(z, 1, out=log_p)
+                lse_parts[c, part] = z[:, 0] - log_p[:, 0]
+                column = targets[part] - start
+                inside = (column >= 0) & (column < width)
+                here = z.gather(1, column.clamp_(0, width - 1)[:, None])[:, 0]
+                picked[part] = torch.where(inside, here, picked[part])
+                if entropy_parts is not None:
+                    entropy_parts[c, part] = -torch.exp(log_p, out=z).mul_(log_p).sum(1)
+    lse = lse_parts.logsumexp(0)
+    entropy = None
+    if entropy_parts is not None:
+        # H = sum over blocks of P(block) (H(block) - log P(block))
+        log_share = lse_parts - lse
+        entropy = (log_share.exp() * (entropy_parts - log_share)).sum(0)
+    return picked - lse, lse, entropy
+
+
+def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
+    """The dtype of the backward products: bf16 where the chip multiplies it, else the accumulator's."""
+    if hidden.dtype != torch.bfloat16 or exact:
+        return accumulator(hidden.dtype)
+    on_chip = hidden.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if on_chip else torch.float32
+
+
+def _parts(values: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """values as a sum of tensors of dtype, exact to fp32: one part, or three of bf16."""
+    parts = []
+    for _ in range(3 if dtype == torch.bfloat16 else 1):
+        parts.append(values.to(dtype))
+        values = values - parts[-1]
+    return parts
+
+
+def _target_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, inv_temperature: float, acc: torch.dtype
+) -> torch.Tensor:
+    picked = hidden.new_empty(len(targets), dtype=acc)
+    for part in torch.arange(len(targets), device=hidden.device).split(1024):
+        picked[part] = (hidden[part].to(acc) * weight[targets[part]].to(acc)).sum(1)
+    return picked * inv_temperature
+
+
+def _coefficients(
+    target_logp: torch.Tensor,
+    logp_grad: torch.Tensor,
+    entropy_grad: torch.Tensor | None,
+    entropy: torch.Tensor | None,
+    inv_temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> at_target [N], the target's entry of a block, and scale [N], which its row is multiplied by afterwards."""
+    if entropy_grad is None or entropy is None:
+        return target_logp.expm1(), logp_grad * -inv_temperature
+    at_target = target_logp.exp() * (logp_grad + entropy_grad * (target_logp + entropy)) - logp_grad
+    return at_target, torch.full_like(logp_grad, -inv_temperature)
+
+
+def _fill(
+    block: torch.Tensor,
+    column: torch.Tensor,
+    at_target: torch.Tensor,
+    logp_grad: torch.Tensor,
+    entropy_grad: torch.Tensor | None,
+    entropy: torch.Tensor | None,
+) -> None:
+    """log p [n, columns] -> p - [j = target], or with an entropy gradient the whole gradient but its sign. column [n]:
+    the target's place in the block, perhaps outside it."""
+    if entropy_grad is None or entropy is None:
+        block.exp_()
+    else:
+        p = block.exp()
+        block += entropy[:, None]
+        block.mul_(entropy_grad[:, None]).add_(logp_grad[:, None]).mul_(p)
+    inside = (column >= 0) & (column < block.shape[1])
+    column = column.clamp(0, block.shape[1] - 1)[:, None]
+    value = torch.where(inside[:, None], at_target[:, None].to(block.dtype), block.gather(1, column))
+    block.scatter_(1, column, value)
+
+
+def backward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    lse: torch.Tensor,
+    logp_grad: torch.Tensor,
+    entropy_grad: torch.Tensor | None,
+    entropy: torch.Tensor | None,
+    inv_temperature: float,
+    vocab_size: int,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    # A block B holds p - [j = target], so that d_hidden = -diag(s) B W and d_weight = -B^T diag(s) X with s the upstream
+    # gradient over the temperature. With an entropy gradient the factor differs from column to column and goes into B.
+    acc = accumulator(hidden.dtype)
+    work = _gradient_dtype(hidden, exact=entropy_grad is not None)
+    tokens, size = hidden.shape
+    targets, logp_grad = targets.long(), logp_grad.to(acc)
+    entropy_grad = None if entropy_grad is None else entropy_grad.to(acc)
+    target_logp = _target_logits(hidden, weight, targets, inv_temperature, acc) - lse
+    at_target, scale = _coefficients(target_logp, logp_grad, entropy_grad, entropy, inv_temperature)
+
+    x = torch.cat((hidden.to(work), torch.stack(_parts(lse / -inv_temperature, work), 1)), 1)
+    scaled = (hidden * scale[:, None]).to(work)
+    d_hidden = hidden.new_zeros(tokens, size, dtype=acc) if need_hidden else None
+    d_weight = torch.empty_like(weight) if need_weight else None
+    if d_weight is not None:
+        d_weight[vocab_size:] = 0
+    rows, columns = _block(tokens, vocab_size, size, BACKWARD_BLOCK // work.itemsize, BACKWARD_COLUMNS)
+    scratch = hidden.new_empty(rows * columns, dtype=work)
+    w_buffer = hidden.new_ones(columns, x.shape[1], dtype=work)
+    for start in range(0, vocab_size, columns):
+        stop = min(start + columns, vocab_size)
+        w = w_buffer[: stop - start]
+        w[:, :size] = weight[start:stop]
+        d_w = weight.new_zeros(stop - start, size, dtype=acc) if need_weight and rows != tokens else None
+        for r in range(0, tokens, rows):
+            part = slice(r, min(r + rows, tokens))
+            block = scratch[: (part.stop - r) * len(w)].view(-1, len(w))
+            torch.mm(x[part], w.T, out=block)
+            if inv_temperature != 1:
+                block *= inv_temperature
+            of_entropy = (
+                (None, None) if entropy_grad is None or entropy is None else (entropy_grad[part], entropy[part])
+            )
+            _fill(block, targets[part] - start, at_target[part], logp_grad[part], *of_entropy)
+            if d_hidden is not None:
+                add_product(d_hidden[part], block, w[:, :size])
+            if d_w is not None:
+                add_product(d_w, block.T, scaled[part])
+            elif d_weight is not None and d_weight.dtype == work:
+                torch.mm(block.T, scaled, out=d_weight[start:stop])
+            elif d_weight is not None:
+                d_weight[start:stop] = block.T @ scaled
+        if d_weight is not None and d_w is not None:
+            d_weight[start:stop] = d_w
+    return None if d_hidden is None else d_hidden.mul_(scale[:, None]).to(hidden.dtype), d_weight
