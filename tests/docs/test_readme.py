@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import o1core
 from o1core.cli import main, parser
@@ -63,10 +64,25 @@ def test_other_shell_commands_are_pip_and_pytest():
     assert {command[0] for command in shell_commands()} == {"o1core", "pip", "pytest"}
 
 
-@pytest.mark.parametrize("source", blocks(README, "python"), ids=lambda source: source.splitlines()[0])
-def test_python_of_the_readme_runs(source, capsys):
-    exec(compile(source.replace('"DIR"', repr(TINY)), "README.md", "exec"), {})
-    assert capsys.readouterr().out
+def test_the_training_script_of_the_readme_is_that_of_bench():
+    (script,) = blocks(README, "python")
+    assert (ROOT / "bench" / "own_training_loop.py").read_text().endswith(f'"""\n\n{script}')
+    assert len(script.splitlines()) <= 40
+
+
+def test_the_training_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """On 4 problems x 4 samples: the pruned checkpoint loads, and its weights have moved."""
+    (script,) = blocks(README, "python")
+    for whole, small in (('"train", 200', '"train", 4'), ("n=16, max_new_tokens=320", "n=4, max_new_tokens=60")):
+        assert whole in script
+        script = script.replace(whole, small)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "README.md", "exec"), {})
+    assert "after: " in capsys.readouterr().out
+    (before, _), (after, _) = (
+        o1core.load(folder, torch.float32) for folder in (TINY, tmp_path / "runs/own-loop/pruned")
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
