@@ -67,19 +67,18 @@ def main() -> int:
         return 2
     figures = paired(*(run.evaluation(side, Path(args.eval_data).stem).rollouts for side in SIDES))
     write_json(args.out / "paired.json", figures)
-    print(f"\n{time.strftime('%Y-%m-%d')}, {summary['base']['problems']} test problems, {summary['seconds']:.0f} s\n")
+    average = summary.comparison.average
+    print(f"\n{time.strftime('%Y-%m-%d')}, {average.base.problems} test problems, {summary.seconds:.0f} s\n")
     print("| | accuracy (95 % interval) | mean tokens (95 % interval) | truncated | AES |\n|---|---|---|---|---|")
-    for name in ("base", "pruned"):
-        e, f = summary[name], figures[name]
-        right = f"{e['accuracy']:.1%} ({e['accuracy_low']:.1%} to {e['accuracy_high']:.1%})"
-        tokens = f"{e['mean_tokens']:.1f} ({f['tokens_low']:.1f} to {f['tokens_high']:.1f})"
-        print(
-            f"| {name} | {right} | {tokens} | {e['truncated']:.1%} | {summary['aes'] if name == 'pruned' else 0:.2f} |"
-        )
-    right, tokens = figures["accuracy"], figures["tokens"]
+    for name, e, score in (("base", average.base, 0.0), ("pruned", average.pruned, average.aes)):
+        f = figures[name]
+        right = f"{e.accuracy:.1%} ({e.accuracy_low:.1%} to {e.accuracy_high:.1%})"
+        tokens = f"{e.mean_tokens:.1f} ({f['tokens_low']:.1f} to {f['tokens_high']:.1f})"
+        print(f"| {name} | {right} | {tokens} | {e.truncated:.1%} | {'none' if score is None else f'{score:.2f}'} |")
+    gain, change = figures["accuracy"], figures["tokens"]
     print(
-        f"| difference | {100 * right['mean']:+.1f} points ({100 * right['low']:+.1f} to {100 * right['high']:+.1f}) | "
-        f"{tokens['mean']:+.1f} ({tokens['low']:+.1f} to {tokens['high']:+.1f}) | | |"
+        f"| difference | {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) | "
+        f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f}) | | |"
     )
     return 0
 

@@ -16,11 +16,13 @@ from statistics import mean
 import torch
 
 from o1core.errors import UserError
-from o1core.files import read_json, write_json
+from o1core.evaluation import RunResult, read_run_result
+from o1core.files import write_json
 from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs import Resources, open_job
-from o1core.studies.studies import Variant, run_variants
+from o1core.studies import Variant, run_variants
+from o1core.typed_json import to_json
 
 SIZED = (
     "problems",
@@ -61,12 +63,12 @@ def main() -> int:
     resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
     try:
         opener = partial(open_job, None, None, None, "auto")
-        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, resources)["rows"][1:]
+        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, resources).variants
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    results = {row["label"]: [read_json(args.out / run / "result.json") for run in row["runs"]] for row in rows}
-    write_json(args.out / "results.json", results)
+    results = {row.label: [read_run_result(args.out / run / "result.json") for run in row.runs] for row in rows}
+    write_json(args.out / "results.json", to_json(results))
     print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (least to most)\n")
     print(
         "| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |"
@@ -77,19 +79,22 @@ def main() -> int:
     return 0
 
 
-def line(name: str, found: list[dict]) -> str:
+def line(name: str, found: list[RunResult]) -> str:
+    """A recipe's row of the table, over its seeds."""
+
     def spread(values: list[float], form: str) -> str:
         low, high = (format(f(values), form) for f in (min, max))
         return format(mean(values), form) + (f" ({low} to {high})" if len(values) > 1 else "")
 
-    base, pruned = ([r[part] for r in found] for part in ("base", "pruned"))
+    averages = [result.comparison.average for result in found]
+    scores = [average.aes for average in averages if average.aes is not None]
     cells = [
-        f"{mean(e['accuracy'] for e in base):.1%}, {mean(e['mean_tokens'] for e in base):.1f}",
-        f"{mean(e['accuracy'] for e in pruned):.1%}, {mean(e['mean_tokens'] for e in pruned):.1f}",
-        spread([r["length_cut"] for r in found], ".1%"),
-        spread([100 * r["accuracy_gain"] for r in found], "+.1f"),
-        spread([r["aes"] for r in found], ".2f"),
-        spread([r["seconds"] for r in found], ".0f"),
+        f"{mean(a.base.accuracy for a in averages):.1%}, {mean(a.base.mean_tokens for a in averages):.1f}",
+        f"{mean(a.pruned.accuracy for a in averages):.1%}, {mean(a.pruned.mean_tokens for a in averages):.1f}",
+        spread([a.length_cut for a in averages], ".1%"),
+        spread([100 * a.accuracy_gain for a in averages], "+.1f"),
+        spread(scores, ".2f") if scores else "none",
+        spread([result.seconds for result in found], ".0f"),
     ]
     return f"| {name} | " + " | ".join(cells) + " |"
 

@@ -13,15 +13,24 @@ import torch
 
 from ..errors import UserError
 from ..recipe import SPECS, Recipe, read_recipe
-from ..report.page import write_page
-from ..report.show import show as show_lines
-from ..report.tables import disharmony_table, study_table, table
+from ..report import (
+    disharmony_table,
+    in_one_line,
+    run_headlines,
+    run_table,
+    sample_lines,
+    study_table,
+    to_markdown,
+    to_text,
+    write_page,
+)
 from ..rollout import keep_freed_memory
 from ..run_folder import RunFolder
 from ..runs import Job, Resources, open_evaluation, open_session
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
-from ..studies import studies
+from ..studies import lambda_variants, method_variants, percentile_variants, run_study, study_disharmony
+from ..typed_json import to_json
 
 
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any) -> Recipe:
@@ -73,9 +82,10 @@ def on_a_job(
 
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
-    summary = prune_run(job, run, resources)
-    print(table(summary))
-    print(f"plot: {run.plot}\npruned checkpoint: {summary['checkpoint']}")
+    result = prune_run(job, run, resources)
+    print(to_text(run_table(result, changes=False)))
+    print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
+    print(f"plot: {run.plot}\npruned checkpoint: {result.checkpoint}")
     print(f"samples in the terminal: o1core show {run.path}; as a page: o1core report {run.path}")
 
 
@@ -92,7 +102,7 @@ def train(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
 
 @on_a_job
 def evaluate(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
-    print(json.dumps(open_session(job, run, resources).evaluate_alone(), indent=2))
+    print(json.dumps(to_json(open_session(job, run, resources).evaluate_alone()), indent=2))
 
 
 def disharmony(args: argparse.Namespace) -> None:
@@ -102,8 +112,8 @@ def disharmony(args: argparse.Namespace) -> None:
         return
     job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
-    result = studies.study_disharmony(job, args.intervals, folder, open_resources(args))
-    print_study(folder, disharmony_table(result))
+    result = study_disharmony(job, args.intervals, folder, open_resources(args))
+    print_study(folder, to_markdown(disharmony_table(result)))
 
 
 def study(args: argparse.Namespace) -> None:
@@ -112,17 +122,18 @@ def study(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds: {args.seeds} is not between 1 and 1000")
     match args.command:
         case "lambda":
-            variants = studies.by_lambda(resolve(args), args.values)
+            variants = lambda_variants(resolve(args), args.values)
         case "difficulty":
-            variants = studies.by_percentiles(resolve(args), args.percentiles)
+            variants = percentile_variants(resolve(args), args.percentiles)
         case _:
-            variants = studies.by_method(args.methods, lambda method: resolve(args, method))
+            variants = method_variants(args.methods, lambda method: resolve(args, method))
     if args.dry_run:
         print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
         return
     resources, folder = open_resources(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
-    print_study(folder, study_table(studies.run_study(args.command, opener, variants, args.seeds, folder, resources)))
+    result = run_study(args.command, opener, variants, args.seeds, folder, resources)
+    print_study(folder, to_markdown(study_table(result)))
 
 
 def print_study(folder: Path, table: str) -> None:
@@ -141,7 +152,7 @@ def report(args: argparse.Namespace) -> None:
 def show(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise UserError(f"--samples: {args.samples} is below 1")
-    lines = show_lines(args.run_folder, args.problem, args.samples)
+    lines = sample_lines(args.run_folder, args.problem, args.samples)
     if sys.stdout.isatty():
         pydoc.pager("\n".join(lines))
     else:

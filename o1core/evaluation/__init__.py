@@ -1,0 +1,48 @@
+"""Evaluation: a model on held-out problems, a pruned model against its base, and the results that reports are made of."""
+
+from .comparison import compare
+from .difficulty import THIRDS, difficulties
+from .measure import evaluate, read_problems, write_problems
+from .results import (
+    Comparison,
+    DisharmonyResult,
+    DisharmonyRow,
+    Evaluation,
+    Figures,
+    InferenceTime,
+    Interval,
+    Outcome,
+    Result,
+    RunResult,
+    Spread,
+    StudyResult,
+    StudyRow,
+    read_evaluation,
+    read_result,
+    read_run_result,
+)
+
+__all__ = [
+    "THIRDS",
+    "Comparison",
+    "DisharmonyResult",
+    "DisharmonyRow",
+    "Evaluation",
+    "Figures",
+    "InferenceTime",
+    "Interval",
+    "Outcome",
+    "Result",
+    "RunResult",
+    "Spread",
+    "StudyResult",
+    "StudyRow",
+    "compare",
+    "difficulties",
+    "evaluate",
+    "read_evaluation",
+    "read_problems",
+    "read_result",
+    "read_run_result",
+    "write_problems",
+]

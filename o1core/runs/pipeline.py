@@ -6,16 +6,16 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..evaluation.evaluate import compare, evaluate
-from ..files import read_json, write_json
+from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
+from ..files import write_json
 from ..model import Tokenizer, load
 from ..problems import Problem
-from ..report.plots import plot_run
+from ..report import plot_run
 from ..rollout import Engine
 from ..run_folder import SIDES, RunFolder
 from ..training import sample_round, train
+from ..typed_json import to_json
 from .job import Job
 from .resources import Resources
 
@@ -55,25 +55,27 @@ class Session:
         self.loaded = pruned, engine, tokenizer  # training changed the weights in memory to those it saved
         return pruned
 
-    def evaluate(self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str) -> dict[str, Any]:
+    def evaluate(
+        self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str
+    ) -> dict[str, Evaluation]:
         """Evaluate a checkpoint on tests; returns each one's result."""
         results = {}
         for name, problems in tests.items():
             folder = self.run.evaluation(side, name)
             if folder.result.exists():
-                results[name] = read_json(folder.result)
+                results[name] = read_evaluation(folder.result)
             else:
                 engine, tokenizer = self.open(checkpoint)
                 params = self.job.recipe.evaluation_params()
-                results[name] = evaluate(engine, tokenizer, problems, params, folder.path, f"{label}, {name}")
+                results[name] = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {name}")
         return results
 
-    def evaluate_alone(self) -> dict[str, Any]:
+    def evaluate_alone(self) -> Evaluation:
         """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
         (test,) = self.job.tests.values()
         engine, tokenizer = self.open(self.job.model)
         problems, params = self.job.instructed(test, training=False), self.job.recipe.evaluation_params()
-        return evaluate(engine, tokenizer, problems, params, self.run.path, "evaluate")
+        return evaluate(engine, tokenizer, problems, params, self.run.own_evaluation, "evaluate")
 
 
 def open_session(job: Job, run: RunFolder, resources: Resources) -> Session:
@@ -82,23 +84,20 @@ def open_session(job: Job, run: RunFolder, resources: Resources) -> Session:
     return Session(job, run, resources)
 
 
-def prune(job: Job, run: RunFolder, resources: Resources) -> dict[str, Any]:
-    """The main job. Returns what RUN/result.json says: evaluate.compare's figures, seconds, checkpoint, settings."""
+def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
+    """The main job. Returns what RUN/result.json says."""
     start = time.perf_counter()
     session = open_session(job, run, resources)
     if run.result.exists():
-        return read_json(run.result)
+        return read_run_result(run.result)
     before, after = SIDES
     base = session.evaluate(job.model, job.tests, before, "evaluate the base")
     trains = job.recipe.objective.kind != "none"
     checkpoint = session.train(resume=bool(run.states())) if trains else job.model
     tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
     pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
-    summary = compare(base, pruned) | {
-        "seconds": time.perf_counter() - start,  # of this call: an interrupted run counts only its last part
-        "checkpoint": str(checkpoint),
-        "settings": job.settings,
-    }
-    plot_run(run.path, summary, run.plot)
-    write_json(run.result, summary)
-    return summary
+    seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
+    result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
+    plot_run(run, result)
+    write_json(run.result, to_json(result))
+    return result

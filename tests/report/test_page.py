@@ -12,14 +12,18 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.evaluation.evaluate import compare
+from o1core.evaluation import Evaluation, RunResult, compare
 from o1core.files import write_json
 from o1core.model import Tokenizer
-from o1core.report.page import browse, embed, write_page
-from o1core.report.page.charts import Line, curves
-from o1core.report.page.drawing import minus, spread_out
-from o1core.report.page.passages import repeats, share
+from o1core.report.charts import Line, spread_out
+from o1core.report.numbers import minus
+from o1core.report.page import browse, write_page
+from o1core.report.page.passages import repeated_fraction, repeats
+from o1core.report.page.svg import to_svg
+from o1core.report.page.writer import embed
+from o1core.report.run_charts import curves
 from o1core.rollout import Group, Sample, write_shard
+from o1core.typed_json import to_json
 
 EVIL = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">\'"</style></title>&amp;]]>-->'
 FIRST = "First, 47+8=55. Then 55-9=46. So the answer is 46."
@@ -62,7 +66,9 @@ def problem(name: str, question: str = "What is 47+8-9?", level: str | None = No
     return {"id": name, "question": question, "answer": answer, "level": level, "subject": None}
 
 
-def write_side(folder: Path, tokenizer: Tokenizer, problems: list[dict], texts: list[list[tuple[str, bool]]]) -> dict:
+def write_side(
+    folder: Path, tokenizer: Tokenizer, problems: list[dict], texts: list[list[tuple[str, bool]]]
+) -> Evaluation:
     """problems.json and rollouts of one test on one side; returns its evaluation."""
     prompt = torch.tensor(tokenizer.prompt("?"), dtype=torch.int32)
     groups = [
@@ -74,18 +80,18 @@ def write_side(folder: Path, tokenizer: Tokenizer, problems: list[dict], texts: 
     lengths = [float(s.length) for g in groups for s in g.samples]
     verdicts = [s.correct for g in groups for s in g.samples]
     accuracy = sum(verdicts) / len(verdicts)
-    return {
-        "accuracy": accuracy,
-        "accuracy_low": accuracy / 2,
-        "accuracy_high": (1 + accuracy) / 2,
-        "truncated": 0.125,
-        "mean_tokens": sum(lengths) / len(lengths),
-        "median_tokens": sorted(lengths)[len(lengths) // 2],
-        "tokens_per_second": 1.0,
-        "problems": len(groups),
-        "samples": len(groups[0].samples),
-        "seconds": 1.0,
-    }
+    return Evaluation(
+        accuracy=accuracy,
+        accuracy_low=accuracy / 2,
+        accuracy_high=(1 + accuracy) / 2,
+        truncated=0.125,
+        mean_tokens=sum(lengths) / len(lengths),
+        median_tokens=sorted(lengths)[len(lengths) // 2],
+        tokens_per_second=1.0,
+        problems=len(groups),
+        samples=len(groups[0].samples),
+        seconds=1.0,
+    )
 
 
 def write_log(run: Path, steps: int = 6, **fields) -> None:
@@ -110,7 +116,7 @@ def write_run(run: Path, model: Path, tests: dict[str, tuple[list[dict], list, l
         side: {name: write_side(run / side / name, tokenizer, t[0], t[i]) for name, t in tests.items()}
         for i, side in ((1, "base"), (2, "after"))
     }
-    result = compare(sides["base"], sides["after"]) | {"seconds": 3.0, "checkpoint": "pruned", "settings": {}}
+    result = to_json(RunResult(compare(sides["base"], sides["after"]), 3.0, "pruned", {}))
     write_json(run / "result.json", result)
     return result
 
@@ -556,7 +562,7 @@ def test_repeated_passages(text, repeated):
     parts = repeats(text)
     assert "".join(piece for piece, _ in parts) == text
     assert [piece for piece, again in parts if again] == repeated
-    assert share(parts) == (sum(map(len, repeated)) / len(text) if text else 0)
+    assert repeated_fraction(parts) == (sum(map(len, repeated)) / len(text) if text else 0)
 
 
 def test_the_browser_is_bounded_and_picks_what_tells_most(tokenizer, monkeypatch):
@@ -582,14 +588,14 @@ def test_the_browser_is_bounded_and_picks_what_tells_most(tokenizer, monkeypatch
         known = browse.Problem(name, "?", "1")
         pairs.append(browse.Pair(known, group(name, before, right_before), group(name, after, right_after)))
     found = browse.browser_set("label", pairs, tokenizer, 10**6)
-    assert {p["id"] for p in found["problems"]} == {"p-7", "p-11", "p-13", "p-0"}
-    assert found["total"] == 20 and found["samples"] == 4
-    first = found["problems"][0]
-    assert first["id"] == "p-7" and first["cut"] == 90
-    assert [c["left_out"] for c in first["before"]] == [49] * 3
-    short_to_long = next(p for p in found["problems"] if p["id"] == "p-0")["before"]
-    assert [c["tokens"] for c in short_to_long] == [10, 30, 40]  # the ends, and one between
-    assert len(browse.browser_set("label", pairs, tokenizer, 1)["problems"]) == 1
+    assert {p.id for p in found.problems} == {"p-7", "p-11", "p-13", "p-0"}
+    assert found.total == 20 and found.samples == 4
+    first = found.problems[0]
+    assert first.id == "p-7" and first.cut == 90
+    assert [c.left_out for c in first.before] == [49] * 3
+    short_to_long = next(p for p in found.problems if p.id == "p-0").before
+    assert [c.tokens for c in short_to_long] == [10, 30, 40]  # the ends, and one between
+    assert len(browse.browser_set("label", pairs, tokenizer, 1).problems) == 1
 
 
 def test_hidden_characters_are_shown_as_such(tmp_path, model):
@@ -607,7 +613,8 @@ def test_labels_are_moved_apart_and_stay_in_order():
 
 def test_a_long_curve_is_averaged_and_a_name_is_not_mathematics():
     chart = curves("$T$", "u", [Line("$a_1$ <b>", range(1000), [1.0] * 1000), Line("b", [1], [2.0])], 3)
-    assert "$a_1$ &lt;b&gt;" in chart.svg and "<b>" not in chart.svg
+    svg = to_svg(chart)
+    assert "$a_1$ &lt;b&gt;" in svg and "<b>" not in svg
     assert len(chart.rows) <= 45
     assert chart.rows[0] == ["$a_1$ <b>", "24", "1"]
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from o1core.cli import main
-from o1core.evaluation.evaluate import compare
+from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
 from o1core.problems import Problem
-from o1core.report.plots import plot_disharmony
-from o1core.report.tables import disharmony_table, study_table
-from o1core.studies.studies import difficulties, disharmony, figures, items
+from o1core.report import disharmony_table, plot_disharmony, study_table, to_markdown
+from o1core.studies.disharmony import accuracy_by_interval
+from o1core.studies.pruning import figures_over_seeds
+from o1core.studies.variants import comma_list
+from o1core.typed_json import to_json
 
 SETTINGS = [
     "--samples",
@@ -68,16 +70,20 @@ def test_disharmony_cuts_each_problem_by_length():
     """Two problems, six samples, three intervals. By hand: sorted by length the verdicts are 11 10 00 and 10 11 11."""
     lengths = torch.tensor([[60, 10, 50, 20, 40, 30], [1, 2, 3, 4, 5, 6]])
     correct = torch.tensor([[False, True, False, True, False, True], [True, False, True, True, True, True]])
-    (row,) = disharmony(lengths, correct, ["x", "x"], 3)
-    assert [part["accuracy"] for part in row["intervals"]] == [0.75, 0.75, 0.5]
-    assert [part["mean_tokens"] for part in row["intervals"]] == [(15 + 1.5) / 2, (35 + 3.5) / 2, (55 + 5.5) / 2]
+    (row,) = accuracy_by_interval(lengths, correct, ["x", "x"], 3)
+    assert [part.accuracy for part in row.intervals] == [0.75, 0.75, 0.5]
+    assert [part.mean_tokens for part in row.intervals] == [(15 + 1.5) / 2, (35 + 3.5) / 2, (55 + 5.5) / 2]
     # The problems' means in the last interval are 0 and 1: 0.5 +- 1.96 * sqrt(1/2) / sqrt(2), cut to 0..1.
-    assert (row["intervals"][2]["accuracy_low"], row["intervals"][2]["accuracy_high"]) == (0.0, 1.0)
+    assert (row.intervals[2].accuracy_low, row.intervals[2].accuracy_high) == (0.0, 1.0)
     # Longest less shortest: 0 - 1 and 1 - 1/2.
     half = 1.959963984540054 * math.sqrt(((-1 + 0.25) ** 2 + (0.5 + 0.25) ** 2) / 1) / math.sqrt(2)
-    assert row["gap"]["mean"] == pytest.approx(-0.25)
-    assert row["gap"]["low"] == pytest.approx(max(-1, -0.25 - half))
-    assert row["gap"]["high"] == pytest.approx(min(1, -0.25 + half))
+    assert row.gap.mean == pytest.approx(-0.25)
+    assert row.gap.low == pytest.approx(max(-1, -0.25 - half))
+    assert row.gap.high == pytest.approx(min(1, -0.25 + half))
+
+
+def disharmony_result(intervals: int, rows: list) -> DisharmonyResult:
+    return DisharmonyResult("disharmony", 20, 4, intervals, rows)
 
 
 def test_disharmony_has_a_row_a_difficulty_and_loses_no_sample():
@@ -85,25 +91,25 @@ def test_disharmony_has_a_row_a_difficulty_and_loses_no_sample():
         torch.arange(1, 31).view(3, 10),
         torch.rand(3, 10, generator=torch.Generator().manual_seed(0)) < 0.5,
     )
-    rows = disharmony(lengths, correct, ["b", "a", "b"], 4)
-    assert [(row["label"], row["problems"]) for row in rows] == [("all", 3), ("a", 1), ("b", 2)]
+    rows = accuracy_by_interval(lengths, correct, ["b", "a", "b"], 4)
+    assert [(row.label, row.problems) for row in rows] == [("all", 3), ("a", 1), ("b", 2)]
     sizes = [3, 3, 2, 2]
-    total = sum(n * part["accuracy"] for n, part in zip(sizes, rows[1]["intervals"]))
+    total = sum(n * part.accuracy for n, part in zip(sizes, rows[1].intervals))
     assert total == pytest.approx(correct[1].sum().item())
-    assert "| b | 2 |" in disharmony_table({"intervals": 4, "rows": rows})
+    assert "| b | 2 |" in to_markdown(disharmony_table(disharmony_result(4, rows)))
 
 
 def test_a_level_from_a_strangers_file_is_text(tmp_path):
-    rows = disharmony(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), ["a|b\x1b[31m", "$\\foo$"], 2)
-    result = {"problems": 2, "samples": 4, "intervals": 2, "rows": rows}
-    text = disharmony_table(result)
+    rows = accuracy_by_interval(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), ["a|b\x1b[31m", "$\\foo$"], 2)
+    result = disharmony_result(2, rows)
+    text = to_markdown(disharmony_table(result))
     assert "\x1b" not in text and "a\\|b" in text
     plot_disharmony(result, tmp_path / "plot.png")
 
 
 def test_more_difficulties_than_there_are_markers_are_drawn(tmp_path):
-    rows = disharmony(torch.ones(20, 4), torch.ones(20, 4, dtype=torch.bool), [str(i) for i in range(20)], 2)
-    plot_disharmony({"problems": 20, "samples": 4, "intervals": 2, "rows": rows}, tmp_path / "plot.png")
+    rows = accuracy_by_interval(torch.ones(20, 4), torch.ones(20, 4, dtype=torch.bool), [str(i) for i in range(20)], 2)
+    plot_disharmony(disharmony_result(2, rows), tmp_path / "plot.png")
 
 
 def test_difficulty_is_the_level_or_the_third_by_accuracy():
@@ -114,18 +120,18 @@ def test_difficulty_is_the_level_or_the_third_by_accuracy():
     assert difficulties(bare, correct) == ["easiest third", "hardest third", "middle third"]
 
 
-def evaluation(accuracy: float, tokens: float) -> dict:
-    return {
-        "accuracy": accuracy,
-        "accuracy_low": 0,
-        "accuracy_high": 1,
-        "mean_tokens": tokens,
-        "median_tokens": tokens,
-        "truncated": 0.0,
-        "tokens_per_second": 1.0,
-        "problems": 10,
-        "samples": 1,
-    }
+def evaluation(accuracy: float, tokens: float) -> Evaluation:
+    return Evaluation(
+        accuracy=accuracy,
+        accuracy_low=0,
+        accuracy_high=1,
+        mean_tokens=tokens,
+        median_tokens=tokens,
+        truncated=0.0,
+        tokens_per_second=1.0,
+        problems=10,
+        samples=1,
+    )
 
 
 def test_the_average_row_is_the_papers():
@@ -133,23 +139,23 @@ def test_the_average_row_is_the_papers():
     base = {"math": evaluation(0.738, 1156), "gsm8k": evaluation(0.892, 530), "gaokao": evaluation(0.571, 1112)}
     pruned = {"math": evaluation(0.775, 657), "gsm8k": evaluation(0.914, 343), "gaokao": evaluation(0.616, 664)}
     result = compare(base, pruned)
-    assert [round(result["tests"][name]["aes"], 2) for name in base] == [0.58, 0.43, 0.64]
-    assert round(result["aes"], 2) == 0.55
-    assert round(100 * result["length_cut"], 1) == 40.5
-    assert round(100 * result["base"]["accuracy"], 1) == 73.4 and round(result["base"]["mean_tokens"], 1) == 932.7
-    assert "accuracy_low" not in result["pruned"], "an average over tests has no interval of its own"
+    assert [round(result.tests[name].aes, 2) for name in base] == [0.58, 0.43, 0.64]
+    assert round(result.average.aes, 2) == 0.55
+    assert round(100 * result.average.length_cut, 1) == 40.5
+    assert round(100 * result.average.base.accuracy, 1) == 73.4 and round(result.average.base.mean_tokens, 1) == 932.7
+    assert "accuracy_low" not in to_json(result)["pruned"], "an average over tests has no interval of its own"
 
 
 def test_the_average_of_one_test_is_that_test():
     base, pruned = {"t": evaluation(0.5, 100)}, {"t": evaluation(0.6, 50)}
     result = compare(base, pruned)
-    assert result["pruned"] == pruned["t"] and result["aes"] == pytest.approx(0.5 + 3 * 0.2)
-    assert compare({"t": evaluation(0.0, 10)}, pruned)["aes"] is None
+    assert result.average.pruned == pruned["t"] and result.average.aes == pytest.approx(0.5 + 3 * 0.2)
+    assert compare({"t": evaluation(0.0, 10)}, pruned).average.aes is None
 
 
 def test_figures_are_the_mean_the_least_and_the_most():
-    results = [compare({"t": evaluation(0.5, 100)}, {"t": evaluation(a, n)}) for a, n in ((0.5, 50), (0.6, 80))]
-    found = figures(results)
+    results = [compare({"t": evaluation(0.5, 100)}, {"t": evaluation(a, n)}).average for a, n in ((0.5, 50), (0.6, 80))]
+    found = to_json(figures_over_seeds(results))
     assert found["accuracy"] == {"mean": 0.55, "low": 0.5, "high": 0.6}
     assert found["aes"] == {"mean": pytest.approx((0.5 + 0.8) / 2), "low": 0.5, "high": pytest.approx(0.2 + 3 * 0.2)}
 
@@ -193,7 +199,7 @@ def test_lambda_is_resumed_run_by_run(flags, tmp_path, capsys):
         ("lambda 0", 0.0, ["seed-0/lambda-0", "seed-1/lambda-0"]),
         ("lambda 5", 5.0, ["seed-0/lambda-5", "seed-1/lambda-5"]),
     ]
-    assert study_table(result).count("\n") == 4
+    assert to_markdown(study_table(read_result(out))).count("\n") == 4
     lines = [json.loads((out / run / "settings.json").read_text()) for run in result["rows"][2]["runs"]]
     assert [(s["lam"], s["seed"]) for s in lines] == [(5.0, 0), (5.0, 1)]
 
@@ -258,5 +264,5 @@ def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsy
     assert "holds no study lambda" in capsys.readouterr().err
 
 
-def test_items_are_told_apart():
-    assert items("--x", " a, b ,") == ["a", "b"]
+def test_the_parts_of_a_comma_list():
+    assert comma_list("--x", " a, b ,") == ["a", "b"]

@@ -10,7 +10,8 @@ from ...model import Tokenizer
 from ...problems import Problem
 from ...rollout import Group, Sample
 from ...text import clean
-from .passages import repeats, share
+from ..samples import short_to_long
+from .passages import repeated_fraction, repeats
 
 MOST_PROBLEMS, MOST_COMPLETIONS = 60, 6  # of a test; of a problem and side
 MOST_CHARACTERS = 12_000  # of a completion
@@ -26,6 +27,69 @@ class Pair:
     before: Group
     after: Group
 
+    @property
+    def cut(self) -> float:
+        """By how many tokens the problem's completions became shorter, on average."""
+        return mean_length(self.before) - mean_length(self.after)
+
+    @property
+    def gain(self) -> float:
+        """By what fraction of the completions more are right."""
+        return fraction_right(self.after) - fraction_right(self.before)
+
+
+@dataclass(frozen=True)
+class CompletionEntry:
+    """A completion as page.js reads it. parts: its text, each piece with 1 where it repeats what stands earlier;
+    left_out: characters over MOST_CHARACTERS."""
+
+    tokens: int
+    right: bool
+    answer: str | None
+    ran_out: bool
+    repeated: float
+    parts: list[tuple[str, int]]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class SideTotal:
+    """All of a problem's completions on one side: how many, how many right, and their mean tokens."""
+
+    count: int
+    right: int
+    mean: float
+
+
+@dataclass(frozen=True)
+class ProblemEntry:
+    """A problem as page.js reads it."""
+
+    id: str
+    question: str
+    answer: str
+    level: str | None
+    subject: str | None
+    cut: float
+    before: list[CompletionEntry]
+    after: list[CompletionEntry]
+    before_all: SideTotal
+    after_all: SideTotal
+
+    @property
+    def characters(self) -> int:
+        return sum(len(text) for c in (*self.before, *self.after) for text, _ in c.parts)
+
+
+@dataclass(frozen=True)
+class BrowserSet:
+    """A choice of the browser. total: the problems that there are; samples: the most completions that one has."""
+
+    label: str
+    total: int
+    samples: int
+    problems: list[ProblemEntry]
+
 
 def pair_up(problems: list[Problem], before: list[Group], after: list[Group]) -> list[Pair]:
     """The problems that both sides have completions of, in the order of `problems`."""
@@ -33,26 +97,26 @@ def pair_up(problems: list[Problem], before: list[Group], after: list[Group]) ->
     return [Pair(p, first[p.id], second[p.id]) for p in problems if p.id in first and p.id in second]
 
 
-def browser_set(label: str, pairs: list[Pair], tokenizer: Tokenizer, budget: int) -> dict:
-    """A choice of the browser, ready for JSON: {"label", "total", "samples", "problems": [...]}, with at most MOST_PROBLEMS
-    problems and about `budget` characters of completions; one problem at least."""
-    shown, used = [], 0
-    for pair in choose(pairs)[:MOST_PROBLEMS]:
+def browser_set(label: str, pairs: list[Pair], tokenizer: Tokenizer, budget: int) -> BrowserSet:
+    """At most MOST_PROBLEMS problems, with about `budget` characters of completions; one problem at least."""
+    entries: list[ProblemEntry] = []
+    used = 0
+    for pair in most_telling(pairs)[:MOST_PROBLEMS]:
         entry = describe(pair, tokenizer)
-        used += sum(len(text) for side in ("before", "after") for c in entry[side] for text, _ in c["parts"])
-        if shown and used > budget:
+        used += entry.characters
+        if entries and used > budget:
             break
-        shown.append(entry)
-    shown.sort(key=lambda entry: -entry["cut"])
+        entries.append(entry)
+    entries.sort(key=lambda entry: -entry.cut)
     samples = max(len(group.samples) for pair in pairs for group in (pair.before, pair.after))
-    return {"label": label, "total": len(pairs), "samples": samples, "problems": shown}
+    return BrowserSet(clean(label), len(pairs), samples, entries)
 
 
-def choose(pairs: list[Pair]) -> list[Pair]:
+def most_telling(pairs: list[Pair]) -> list[Pair]:
     """All pairs, the most telling first."""
     count = len(pairs)
-    by_cut = sorted(range(count), key=lambda i: -cut(pairs[i]))
-    gains = [right(pairs[i].after) - right(pairs[i].before) for i in range(count)]
+    by_cut = sorted(range(count), key=lambda i: -pairs[i].cut)
+    gains = [pair.gain for pair in pairs]
     better = sorted((i for i in range(count) if gains[i] > 0), key=lambda i: -gains[i])
     worse = sorted((i for i in range(count) if gains[i] < 0), key=lambda i: gains[i])
     step = max(1, count // MOST_PROBLEMS)
@@ -70,68 +134,59 @@ def mean_length(group: Group) -> float:
     return sum(s.length for s in group.samples) / len(group.samples)
 
 
-def right(group: Group) -> float:
-    """The fraction of the completions that are right."""
+def fraction_right(group: Group) -> float:
     return sum(s.correct for s in group.samples) / len(group.samples)
 
 
-def cut(pair: Pair) -> float:
-    """By how many tokens the problem's completions became shorter, on average."""
-    return mean_length(pair.before) - mean_length(pair.after)
-
-
-def describe(pair: Pair, tokenizer: Tokenizer) -> dict:
+def describe(pair: Pair, tokenizer: Tokenizer) -> ProblemEntry:
     problem = pair.problem
-    entry = {
-        "id": tidy(problem.id),
-        "question": tidy(problem.question),
-        "answer": tidy(problem.answer),
-        "level": tidy(problem.level),
-        "subject": tidy(problem.subject),
-        "cut": round(cut(pair), 1),
-    }
-    for side, group in (("before", pair.before), ("after", pair.after)):
-        ordered = sorted(group.samples, key=lambda s: s.length)
-        last = len(ordered) - 1
-        count = min(MOST_COMPLETIONS, len(ordered))
-        chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
-        entry[side] = [completion(ordered[i], tokenizer) for i in chosen]
-        entry[f"{side}_all"] = {
-            "count": len(ordered),
-            "right": sum(s.correct for s in ordered),
-            "mean": round(mean_length(group), 1),
-        }
-    return entry
+    return ProblemEntry(
+        id=tidy(problem.id),
+        question=tidy(problem.question),
+        answer=tidy(problem.answer),
+        level=tidy(problem.level) if problem.level else None,
+        subject=tidy(problem.subject) if problem.subject else None,
+        cut=round(pair.cut, 1),
+        before=[describe_completion(s, tokenizer) for s in short_to_long(pair.before, MOST_COMPLETIONS)],
+        after=[describe_completion(s, tokenizer) for s in short_to_long(pair.after, MOST_COMPLETIONS)],
+        before_all=total(pair.before),
+        after_all=total(pair.after),
+    )
 
 
-def completion(sample: Sample, tokenizer: Tokenizer) -> dict:
-    """A completion as text in parts, each with 1 where it repeats itself; left_out: characters over MOST_CHARACTERS."""
+def total(group: Group) -> SideTotal:
+    return SideTotal(len(group.samples), sum(s.correct for s in group.samples), round(mean_length(group), 1))
+
+
+def describe_completion(sample: Sample, tokenizer: Tokenizer) -> CompletionEntry:
     text = text_of(sample, tokenizer)
     parts = repeats(text[:MOST_CHARACTERS])
-    return {
-        "tokens": sample.length,
-        "right": bool(sample.correct),
-        "answer": tidy(sample.answer),
-        "ran_out": sample.finish_reason == "length",
-        "repeated": round(share(parts), 3),
-        "parts": [[piece, int(again)] for piece, again in parts],
-        "left_out": max(0, len(text) - MOST_CHARACTERS),
-    }
+    return CompletionEntry(
+        tokens=sample.length,
+        right=bool(sample.correct),
+        answer=None if sample.answer is None else tidy(sample.answer),
+        ran_out=sample.finish_reason == "length",
+        repeated=round(repeated_fraction(parts), 3),
+        parts=[(piece, int(again)) for piece, again in parts],
+        left_out=max(0, len(text) - MOST_CHARACTERS),
+    )
 
 
 def text_of(sample: Sample, tokenizer: Tokenizer) -> str:
     return tidy(tokenizer.decode(sample.ids.tolist()).strip())
 
 
-def tidy(text: str | None) -> str | None:
+def tidy(text: str) -> str:
     """Without control characters, which could turn the direction of a page's text or hide in it."""
-    return None if text is None else clean(text.expandtabs(4).replace("\r\n", "\n"))
+    return clean(text.expandtabs(4).replace("\r\n", "\n"))
 
 
 def repeated_share(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[float, float]:
     """The mean fraction of a completion that repeats itself, before and after, over the first MEASURED_PROBLEMS."""
-    found = []
-    for groups in ([p.before for p in pairs], [p.after for p in pairs]):
-        shares = [share(repeats(text_of(s, tokenizer))) for g in groups[:MEASURED_PROBLEMS] for s in g.samples]
-        found.append(sum(shares) / len(shares))
-    return found[0], found[1]
+
+    def mean_share(groups: list[Group]) -> float:
+        found = [repeated_fraction(repeats(text_of(s, tokenizer))) for g in groups for s in g.samples]
+        return sum(found) / len(found)
+
+    measured = pairs[:MEASURED_PROBLEMS]
+    return mean_share([p.before for p in measured]), mean_share([p.after for p in measured])

@@ -12,30 +12,8 @@ import re
 import unicodedata
 
 CUT = re.compile(r"(?:[,.;:!?]+(?=\s|$)|\n)\s*")
-TURNS = {
-    "first",
-    "then",
-    "so",
-    "wait",
-    "hmm",
-    "now",
-    "next",
-    "and",
-    "but",
-    "or",
-    "again",
-    "also",
-    "finally",
-    "yes",
-    "no",
-    "ok",
-    "okay",
-    "well",
-    "thus",
-    "hence",
-    "therefore",
-    "alternatively",
-}
+TURNING = "first then so wait hmm now next and but or again also finally yes no ok okay well thus hence therefore alternatively"
+TURNS = frozenset(TURNING.split())
 LATEX = (
     (r"\\(?:left|right|displaystyle|,|;|!|\(|\)|\[|\])|\$", ""),
     (r"\\(?:times|cdot)(?![a-z])|×|·", "*"),
@@ -64,7 +42,7 @@ def repeats(text: str) -> list[tuple[str, bool]]:
     Neighbouring repeats are one part, with what stands between them.
     """
     seen: set[str] = set()
-    parts: list[list] = []  # [text, repeated]
+    parts: list[tuple[str, bool]] = []  # each with whether it repeats
     start = 0
     while start < len(text):
         found = CUT.search(text, start)
@@ -73,14 +51,14 @@ def repeats(text: str) -> list[tuple[str, bool]]:
         again = bool(form) and form in seen
         seen.add(form)
         if parts and parts[-1][1] == again:
-            parts[-1][0] += text[start:after]
+            parts[-1] = (parts[-1][0] + text[start:after], again)
         else:
-            parts.append([text[start:after], again])
+            parts.append((text[start:after], again))
         start = after
-    return trim(parts)
+    return without_trailing_marks(parts)
 
 
-def trim(parts: list[list]) -> list[tuple[str, bool]]:
+def without_trailing_marks(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """Move the punctuation and space at the end of a repeat to the part after it."""
     done: list[tuple[str, bool]] = []
     carry = ""
@@ -94,7 +72,7 @@ def trim(parts: list[list]) -> list[tuple[str, bool]]:
     return [*done, (carry, False)] if carry else done
 
 
-def share(parts: list[tuple[str, bool]]) -> float:
+def repeated_fraction(parts: list[tuple[str, bool]]) -> float:
     """The fraction of the characters that repeat."""
     total = sum(len(text) for text, _ in parts)
     return sum(len(text) for text, repeated in parts if repeated) / total if total else 0.0

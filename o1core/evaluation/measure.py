@@ -1,0 +1,66 @@
+"""An evaluation: greedy or avg@n over held-out problems, summed up as JSON."""
+
+import time
+
+import numpy as np
+
+from ..files import read_json, write_json
+from ..metrics import accuracy_interval
+from ..model import Tokenizer
+from ..problems import Problem
+from ..rollout import Engine, SamplingParams, lengths_and_verdicts, read_groups, sample_problems
+from ..run_folder import EvaluationFolder
+from ..typed_json import from_json, to_json
+from .results import FIX, Evaluation, read_evaluation
+
+SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    params: SamplingParams,
+    folder: EvaluationFolder,
+    label: str,
+) -> Evaluation:
+    """Sample params.n completions of each problem into the folder's rollouts and sum them up in its result.json; what
+    was asked is in its problems.json.
+
+    seconds and tokens_per_second count what this call sampled. A result that is there already is read, not made again.
+    """
+    if folder.result.exists():
+        return read_evaluation(folder.result)
+    write_problems(folder, problems)
+    held = {group.problem for group in read_groups(folder.rollouts)}
+    start = time.perf_counter()
+    groups = sample_problems(engine, tokenizer, problems, params, folder.rollouts, label)
+    seconds = time.perf_counter() - start
+    lengths, correct = (t.numpy() for t in lengths_and_verdicts(groups))
+    low, high = accuracy_interval(correct)
+    sampled = sum(s.length for g in groups if g.problem not in held for s in g.samples)
+    evaluation = Evaluation(
+        accuracy=float(correct.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        mean_tokens=float(lengths.mean()),
+        median_tokens=float(np.median(lengths)),
+        truncated=float(np.mean([s.finish_reason == "length" for g in groups for s in g.samples])),
+        problems=len(problems),
+        samples=params.n,
+        seconds=seconds,
+        tokens_per_second=sampled / seconds,
+    )
+    write_json(folder.result, to_json(evaluation))
+    return evaluation
+
+
+def write_problems(folder: EvaluationFolder, problems: list[Problem]) -> None:
+    """problems.json: what a page or a study says of a problem beside its rollouts."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.problems, [{name: getattr(p, name) for name in SHOWN} for p in problems])
+
+
+def read_problems(folder: EvaluationFolder) -> list[Problem]:
+    """The problems of problems.json."""
+    return from_json(list[Problem], read_json(folder.problems), str(folder.problems), FIX)

@@ -1,0 +1,214 @@
+"""What an evaluation, a run and a study find, as dataclasses; each is a result.json, written and read back here.
+
+The JSON keeps its keys from version to version. A file of another shape is refused with the name of the field.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import read_json
+from ..typed_json import INLINE, OMIT_NONE, Amount, Count, Figure, Fraction, from_json
+
+FIX = "delete the file and rerun the command that made it"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one test, or the average over several tests, which has no interval and no seconds.
+
+    accuracy, its 95 % interval and truncated are fractions; mean_tokens and median_tokens are of a completion; samples is
+    the number of completions of each problem; seconds and tokens_per_second count what the call that made it sampled.
+    """
+
+    accuracy: Fraction
+    accuracy_low: Fraction | None = field(default=None, kw_only=True, metadata=OMIT_NONE)
+    accuracy_high: Fraction | None = field(default=None, kw_only=True, metadata=OMIT_NONE)
+    mean_tokens: Amount
+    median_tokens: Amount
+    truncated: Fraction
+    problems: Count
+    samples: Count
+    seconds: Amount | None = field(default=None, kw_only=True, metadata=OMIT_NONE)
+    tokens_per_second: Amount
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pruned model against its base. length_cut is a fraction of the base's mean tokens, accuracy_gain a difference of
+    fractions; aes is None where the base got nothing right, since the score is relative to it."""
+
+    base: Evaluation
+    pruned: Evaluation
+    length_cut: Figure
+    accuracy_gain: Figure
+    aes: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of each test, and of their unweighted average."""
+
+    average: Outcome = field(metadata=INLINE)
+    tests: dict[str, Outcome]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """result.json of a run: seconds are of the call that finished it, checkpoint is the pruned model's folder."""
+
+    comparison: Comparison = field(metadata=INLINE)
+    seconds: Amount
+    checkpoint: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several values of one figure (seeds) or its interval: the mean, and the least and the most."""
+
+    mean: Figure
+    low: Figure
+    high: Figure
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A row of a study on one test, or on the average over tests: each figure's spread over the seeds."""
+
+    accuracy: Spread
+    mean_tokens: Spread
+    length_cut: Spread
+    accuracy_gain: Spread
+    aes: Spread | None = None
+
+
+@dataclass(frozen=True)
+class InferenceTime:
+    """Seconds for a fixed batch of prompts, and their ratio to the base's: medians over turns."""
+
+    seconds: Amount
+    ratio: Amount
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One variant of a study; value is its place on a plot's axis, runs its folders below the study's, one a seed.
+
+    The first row is the base's: it has no runs.
+    """
+
+    label: str
+    value: float | str | None
+    runs: list[str]
+    average: Figures
+    tests: dict[str, Figures]
+    inference: InferenceTime | None = None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """result.json of a study whose rows are runs."""
+
+    study: str
+    tests: list[str]
+    seeds: Count
+    rows: list[StudyRow]
+    settings: dict[str, Any]
+
+    @property
+    def base(self) -> StudyRow:
+        return self.rows[0]
+
+    @property
+    def variants(self) -> list[StudyRow]:
+        """The rows that are runs."""
+        return [row for row in self.rows if row.runs]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Accuracy with its 95 % interval, and mean tokens, of one length interval of every problem's samples."""
+
+    interval: Count
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
+    mean_tokens: Amount
+
+
+@dataclass(frozen=True)
+class DisharmonyRow:
+    """All problems, or those of one difficulty. gap: accuracy of the longest interval less that of the shortest, with
+    its 95 % interval."""
+
+    label: str
+    problems: Count
+    intervals: list[Interval]
+    gap: Spread
+
+
+@dataclass(frozen=True)
+class DisharmonyResult:
+    """result.json of the study of accuracy by length; samples is the number of completions of each problem."""
+
+    study: str
+    problems: Count
+    samples: Count
+    intervals: Count
+    rows: list[DisharmonyRow]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+Result = RunResult | StudyResult | DisharmonyResult
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The result.json of one evaluation."""
+    return from_json(Evaluation, read_json(path), str(path), FIX)
+
+
+def read_run_result(path: Path) -> RunResult:
+    """The result.json of a run."""
+    return from_json(RunResult, read_json(path), str(path), FIX)
+
+
+def read_result(folder: Path) -> Result:
+    """The checked result.json of a run or a study. Raises UserError where the folder is neither."""
+    path = folder / "result.json"
+    if not path.exists():
+        raise UserError(
+            f"{folder}: holds no result.json; `o1core prune --out {folder}` or `o1core study ... --out {folder}` makes it"
+        )
+    found = read_json(path)
+    study = found.get("study") if isinstance(found, dict) else None
+    if study is None and isinstance(found, dict) and "base" not in found:
+        raise UserError(
+            f"{folder}: is no run or study; `o1core prune --out RUN` or `o1core study ... --out RUN` makes one"
+        )
+    if study is None:
+        return read_run_result(path)
+    if study == "disharmony":
+        return checked_disharmony(from_json(DisharmonyResult, found, str(path), FIX), path)
+    return checked_study(from_json(StudyResult, found, str(path), FIX), path)
+
+
+def checked_study(result: StudyResult, path: Path) -> StudyResult:
+    """The result, in which every row has every test."""
+    if not result.tests:
+        raise UserError(f"{path}: tests: is empty; {FIX}")
+    for row in result.rows:
+        if missing := [test for test in result.tests if test not in row.tests]:
+            raise UserError(f"{path}: rows: {row.label} lacks the test {missing[0]}; {FIX}")
+    return result
+
+
+def checked_disharmony(result: DisharmonyResult, path: Path) -> DisharmonyResult:
+    """The result, in which every row has every interval."""
+    for row in result.rows:
+        if len(row.intervals) != result.intervals:
+            raise UserError(
+                f"{path}: rows: {row.label} has {len(row.intervals)} intervals, not {result.intervals}; {FIX}"
+            )
+    return result

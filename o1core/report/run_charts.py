@@ -1,0 +1,242 @@
+"""The charts of a run: completions before and after, and the course of training.
+
+Left out on purpose: pan, zoom and hover. Numbers stand beside the chart, and they work on a phone and on paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from ..evaluation import THIRDS, difficulties
+from ..problems import Problem
+from ..rollout import Group
+from ..typed_json import is_number
+from .charts import BASE, DASHES, MARKERS, PRUNED, SERIES, Chart, Line, name_at_right, short
+from .numbers import change, minus, percent, plain
+
+MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
+BARS, QUARTERS = 24, 4
+TRAINING = (  # field of log.jsonl, title, unit, factor, digits
+    ("reward", "Reward", "mean reward", 1, 3),
+    ("mean_length", "Length of what is trained on", "tokens", 1, 4),
+    ("ratio_mean", "Ratio to the reference", "mean ratio", 1, 5),
+    ("clip_fraction", "Clip fraction", "% clipped", 100, 3),
+    ("approx_kl", "KL from the reference (estimate)", "nats", 1, 3),
+    ("loss", "Loss", "loss", 1, 3),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model on one test: each completion's length in tokens and whether it is correct, [P, K]; or flat, of several
+    tests. The problems of both sides are in the same order."""
+
+    lengths: np.ndarray
+    correct: np.ndarray
+
+
+def side_of(groups: Sequence[Group]) -> Side:
+    """The completions of P problems, K of each."""
+    return Side(
+        np.array([[s.length for s in g.samples] for g in groups]),
+        np.array([[s.correct for s in g.samples] for g in groups], dtype=bool),
+    )
+
+
+def lengths(before: Side, after: Side) -> Chart:
+    """A histogram of the completions' lengths, before and after."""
+    longest = int(max(before.lengths.max(), after.lengths.max()))
+    width = -(-longest // BARS) or 1  # whole tokens: bars of the same width in tokens can be compared
+    edges = np.arange(0, longest + width + 1, width)
+    counts = [np.histogram(side.lengths, edges)[0] for side in (before, after)]
+    shares = [100 * c / c.sum() for c in counts]
+    means = [float(side.lengths.mean()) for side in (before, after)]
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(shares[0], edges, fill=True, color=BASE, alpha=0.3, linewidth=0)
+        axes.stairs(shares[0], edges, color=BASE, linestyle=DASHES[1])
+        axes.stairs(shares[1], edges, fill=True, facecolor="none", edgecolor=PRUNED, hatch="////", linewidth=0)
+        axes.stairs(shares[1], edges, color=PRUNED)
+        top = max(s.max() for s in shares)
+        axes.set(xlabel="tokens", ylabel="% of completions", ylim=(0, 1.34 * top), xlim=(0, edges[-1]))
+        upper, lower = 1.24 * top, 1.1 * top
+        first_is_longer = means[0] >= means[1]
+        mark_mean(axes, "before", means[0], lower if first_is_longer else upper, edges[-1], BASE, DASHES[1])
+        mark_mean(axes, "after", means[1], upper if first_is_longer else lower, edges[-1], PRUNED, "-")
+
+    rows = [
+        [f"{low:.0f} to {high:.0f}", str(b), percent(bs / 100), str(a), percent(as_ / 100)]
+        for low, high, b, bs, a, as_ in zip(edges, edges[1:], counts[0], shares[0], counts[1], shares[1])
+        if a or b
+    ]
+    note = f"Mean {means[0]:.1f} tokens before (dashed), {means[1]:.1f} after (hatched)."
+    return Chart("Length of completions", note, ["tokens", "before", "share", "after", "share"], rows, draw)
+
+
+def mark_mean(axes: Axes, name: str, mean: float, height: float, end: float, colour: str, dash: Any) -> None:
+    """A line at a histogram's mean with its name at the top, on the side where there is room."""
+    axes.plot([mean, mean], [0, height], color=colour, linestyle=dash, linewidth=1)
+    late = mean > 0.55 * end
+    axes.annotate(
+        f"{name}, mean {mean:.0f}",
+        (mean, height),
+        (-4 if late else 4, 0),
+        va="center",
+        textcoords="offset points",
+        ha="right" if late else "left",
+    )
+
+
+def accuracy_by_length(before: Side, after: Side) -> Chart:
+    """Accuracy of the shortest quarter of all completions, of the next, and so on."""
+    lines: list[Line] = []
+    rows: list[list[str]] = []
+    for name, side in (("before", before), ("after", after)):
+        tokens, correct = side.lengths.ravel(), side.correct.ravel()
+        parts = [p for p in np.array_split(np.argsort(tokens, kind="stable"), QUARTERS) if len(p)]
+        x, y = [float(tokens[p].mean()) for p in parts], [float(correct[p].mean()) for p in parts]
+        lines.append(Line(name, x, [100 * v for v in y]))
+        rows += [
+            [name, str(i + 1), f"{a:.1f}", percent(b), str(len(p))] for i, (a, b, p) in enumerate(zip(x, y, parts))
+        ]
+
+    def draw(axes: Axes) -> None:
+        plot_sides(axes, lines)
+        axes.set(xlabel="mean tokens of a quarter of the completions", ylabel="accuracy (%)")
+
+    note = "Quarters of all completions, short to long. Long ones come from hard problems too."
+    return Chart("Accuracy against length", note, ["", "quarter", "tokens", "accuracy", "completions"], rows, draw)
+
+
+def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
+    """Two lines, before and after, each with its name at its end, the higher end's name above."""
+    higher = max(lines, key=lambda line: line.y[-1])
+    for line, colour, marker, dash in zip(lines, (BASE, PRUNED), "os", (DASHES[1], "-")):
+        axes.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash)
+        axes.annotate(
+            line.name,
+            (line.x[-1], line.y[-1]),
+            (7, 5 if line is higher else -5),
+            va="center",
+            textcoords="offset points",
+        )
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.16 * (high - low))
+    axes.margins(y=0.12)
+
+
+def by_difficulty(before: Side, after: Side, problems: Sequence[Problem]) -> Chart:
+    """Mean length of the problems of each level, or of each third by the base's accuracy, before and after."""
+    groups = difficulties(problems, torch.from_numpy(before.correct))
+    if all(p.level for p in problems):
+        names, note = sorted(set(groups), key=natural), "Mean tokens of the problems of each level."
+    else:
+        names = [third for third in THIRDS if third in groups]
+        note = "Thirds by the base's accuracy in this very evaluation: the hardest third can only rise."
+    masks = [np.array([g == name for g in groups]) for name in names]
+    means = [[float(side.lengths[m].mean()) for m in masks] for side in (before, after)]
+    right = [[float(side.correct[m].mean()) for m in masks] for side in (before, after)]
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(names))
+        for values, shift, colour, hatch, name in (
+            (means[0], -0.2, BASE, None, "before"),
+            (means[1], 0.2, PRUNED, "////", "after"),
+        ):
+            axes.bar(places + shift, values, 0.36, color=colour, alpha=0.3, linewidth=0)
+            axes.bar(places + shift, values, 0.36, facecolor="none", edgecolor=colour, hatch=hatch, label=name)
+            for x, y in zip(places + shift, values):
+                axes.text(x, y, f"{y:.0f}", ha="center", va="bottom", fontsize=9)
+        axes.set_xticks(places, [short(n) for n in names], fontsize=8.5 if len(names) < 6 else 7)
+        axes.set(ylabel="mean tokens", ylim=(0, 1.25 * max(map(max, means))))
+        axes.legend(loc="upper left", ncols=2, borderaxespad=0, handlelength=1.6, fontsize=8.5)
+
+    rows = [
+        [name, str(m.sum()), f"{b:.1f}", f"{a:.1f}", change(a / b - 1), percent(rb), percent(ra)]
+        for name, m, b, a, rb, ra in zip(names, masks, *means, *right)
+    ]
+    head = ["", "problems", "tokens before", "after", "change", "accuracy before", "after"]
+    return Chart("Length by difficulty", note, head, rows, draw)
+
+
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts "level 10" after "level 9"."""
+    return tuple((len(word), word) if word.isdigit() else (99, word) for word in text.split())
+
+
+def training_charts(logs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
+    """The curves of the lines of log.jsonl: of one run, or of several in one chart each; none where no run has a log."""
+    found = []
+    for name_of_field, title, unit, factor, digits in TRAINING:
+        lines = []
+        for style, (name, log) in enumerate(logs.items()):
+            points = [
+                (float(line["step"]), factor * float(line[name_of_field]))
+                for line in log
+                if is_number(line.get("step")) and is_number(line.get(name_of_field))
+            ]
+            if points:
+                steps, values = zip(*points)
+                lines.append(Line(name, steps, values, style=style))
+        if lines:
+            found.append(curves(title, unit, lines, digits))
+    return found
+
+
+def curves(title: str, unit: str, lines: Sequence[Line], digits: int) -> Chart:
+    """Training curves over optimiser steps. Long ones are averaged down to MOST_POINTS points, several in one chart to
+    FEW_POINTS, or nobody could tell them apart. digits: significant ones of a number."""
+    several = len(lines) > 1
+    thin = [thinned(line, FEW_POINTS if several else MOST_POINTS) for line in lines]
+
+    def draw(axes: Axes) -> None:
+        for line in thin:
+            plot_curve(axes, line)
+        axes.set(xlabel="optimiser step", ylabel=unit)
+        axes.margins(x=0.02, y=0.08)
+        ends = [(line.x[-1], line.y[-1]) for line in thin]
+        if several:
+            names = [line.name for line in thin]
+            name_at_right(axes, ends, names, 0.12 + 0.2 * min(1.0, max(len(short(name)) for name in names) / 16))
+        else:
+            text = minus(plain(ends[0][1], digits))
+            axes.annotate(text, ends[0], (4, 0), va="center", textcoords="offset points", fontsize=9)
+            axes.margins(x=0.1)
+
+    rows = [
+        [*([line.name] if several else []), f"{x:.0f}", plain(y, digits + 1)]
+        for line in (thinned(line, MOST_ROWS // len(lines) + 1) for line in lines)
+        for x, y in zip(line.x, line.y)
+    ]
+    note = f"First to last step: {plain(lines[0].y[0], digits)} to {plain(lines[0].y[-1], digits)}."
+    if several:
+        note = "Names at the lines’ ends; a point is the mean of a stretch of steps."
+    return Chart(title, note, [*([""] if several else []), "step", unit], rows, draw)
+
+
+def plot_curve(axes: Axes, line: Line) -> None:
+    """A line with markers on a few of its points."""
+    every = max(1, len(line.x) // 6)
+    axes.plot(
+        line.x,
+        line.y,
+        color=SERIES[line.style % len(SERIES)],
+        linestyle=DASHES[line.style % len(DASHES)],
+        linewidth=1.4,
+        marker=MARKERS[line.style % len(MARKERS)],
+        markersize=4,
+        markevery=(every // 2, every),
+    )
+
+
+def thinned(line: Line, most: int) -> Line:
+    """The line with at most `most` points, each the mean of its stretch."""
+
+    def means(values: Sequence[float]) -> list[float]:
+        return [float(np.mean(part)) for part in np.array_split(np.asarray(values, float), min(most, len(values)))]
+
+    return replace(line, x=means(line.x), y=means(line.y))

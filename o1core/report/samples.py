@@ -1,0 +1,63 @@
+"""A run's samples as text for a terminal: problem by problem, short to long, right or wrong, before against after."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import UserError
+from ..model import Tokenizer
+from ..rollout import Group, Sample, read_groups
+from ..run_folder import SIDES, EvaluationFolder, RunFolder
+from ..text import clean, one_line
+from .reading import open_tokenizer
+
+
+def sample_lines(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[str]:
+    """Lines on every problem of a run's evaluations, or of its first rollouts where it has not been evaluated.
+
+    samples: completions of each problem and side, spread from the shortest to the longest. Raises UserError where the
+    folder holds no rollouts or not the problem.
+    """
+    folder = RunFolder(run)
+    evaluated = {side: by_problem(folder.evaluations(side)) for side in SIDES}
+    sides = {side: groups for side, groups in evaluated.items() if groups}
+    if not sides:
+        places = (folder.own_evaluation.rollouts, folder.rollouts(0))
+        found = next((sampled for place in places if (sampled := read_groups(place))), None)
+        if found is None:
+            raise UserError(f"{run}: holds no rollouts; `o1core sample` or `o1core eval` makes them")
+        sides = {"sampled": {g.problem: g for g in found}}
+    tokenizer = open_tokenizer(folder)
+    first = next(iter(sides.values()))
+    if problem is not None and problem not in first:
+        raise UserError(f"{run}: no problem {problem}; the first is {next(iter(first))}")
+    for name in list(first) if problem is None else [problem]:
+        yield f"=== problem {one_line(name)}"
+        yield clean(tokenizer.decode(first[name].prompt.tolist()).strip())
+        for side, groups in sides.items():
+            if group := groups.get(name):
+                yield from show_group(group, side, tokenizer, samples)
+        yield ""
+
+
+def by_problem(folders: dict[str, EvaluationFolder]) -> dict[str, Group]:
+    """The groups by their problem's id; of several tests by test/id, since two files may both begin at 1."""
+    named = [(test, group) for test, folder in folders.items() for group in read_groups(folder.rollouts)]
+    return {group.problem if len(folders) == 1 else f"{test}/{group.problem}": group for test, group in named}
+
+
+def show_group(group: Group, side: str, tokenizer: Tokenizer, count: int) -> Iterator[str]:
+    mean = sum(s.length for s in group.samples) / len(group.samples)
+    right = sum(s.correct for s in group.samples)
+    yield f"--- {side}: {right} of {len(group.samples)} right, mean {mean:.0f} tokens"
+    for s in short_to_long(group, count):
+        verdict = "RIGHT" if s.correct else "WRONG"
+        cut = ", ran out of tokens" if s.finish_reason == "length" else ""
+        yield f"[{verdict}, {s.length} tokens, answer {one_line(str(s.answer))}{cut}]"
+        yield "    " + clean(tokenizer.decode(s.ids.tolist()).strip()).replace("\n", "\n    ")
+
+
+def short_to_long(group: Group, count: int) -> list[Sample]:
+    """At most `count` of a group's samples, evenly spread from the shortest to the longest."""
+    ordered = sorted(group.samples, key=lambda s: s.length)
+    last, count = len(ordered) - 1, min(count, len(ordered))
+    return [ordered[i] for i in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]

@@ -1,0 +1,72 @@
+"""Are the long answers the right ones? Many samples of some problems, each problem's cut by length (O1-Pruner, section 3)."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import UserError
+from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, Spread, difficulties, write_problems
+from ..metrics import accuracy_interval, mean_interval
+from ..report import disharmony_table, plot_disharmony
+from ..rollout import lengths_and_verdicts, sample_problems
+from ..run_folder import RunFolder
+from ..runs import Job, Resources, open_session
+from ..seeds import seed_of
+from .study import write_outputs
+from .study_folder import StudyFolder
+
+
+def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources) -> DisharmonyResult:
+    """Sample each of recipe.selection.problems test problems recipe.sampling.samples times and hold accuracy against
+    length, in the folder `path`.
+
+    Raises UserError where there are fewer problems than asked for, or fewer samples than intervals.
+    """
+    ((name, test),) = job.tests.items()
+    recipe = job.recipe
+    count, samples = recipe.selection.problems or len(test), recipe.sampling.samples
+    if len(test) < count:
+        raise UserError(f"--problems: {name} holds {len(test)} problems, not {count}")
+    if not 1 < intervals <= samples:
+        raise UserError(
+            f"--intervals: {intervals} of {samples} samples a problem; it takes 2 at least, and one sample each"
+        )
+    run = RunFolder(path)
+    engine, tokenizer = open_session(job, run, resources).open(job.model)
+    problems = job.instructed(test[:count], training=False)
+    write_problems(run.own_evaluation, problems)
+    params = recipe.sampling.params(seed_of(recipe.seed, "disharmony"))
+    groups = sample_problems(engine, tokenizer, problems, params, run.own_evaluation.rollouts, "sample")
+    lengths, correct = lengths_and_verdicts(groups)
+    rows = accuracy_by_interval(lengths, correct, difficulties(problems, correct), intervals)
+    result = DisharmonyResult("disharmony", count, samples, intervals, rows, job.settings)
+    return write_outputs(StudyFolder(path), result, disharmony_table, plot_disharmony)
+
+
+def accuracy_by_interval(
+    lengths: Tensor, correct: Tensor, difficulty: list[str], intervals: int
+) -> list[DisharmonyRow]:
+    """Accuracy by length: "all" first, then each difficulty.
+
+    lengths, correct [P, K]; difficulty [P]. Every problem's samples, short to long, are cut into `intervals` parts of
+    equal count (they differ by one where K does not divide). Of each part: accuracy with its 95 % interval over problems
+    and mean_tokens. gap: accuracy of the longest part less that of the shortest, a difference within problems, with its
+    interval.
+    """
+    order = lengths.argsort(dim=1, stable=True)
+    parts = [
+        (lengths.gather(1, cut).numpy(), correct.gather(1, cut).numpy()) for cut in order.tensor_split(intervals, dim=1)
+    ]
+    rows = []
+    for label in ["all", *sorted(set(difficulty))] if len(set(difficulty)) > 1 else ["all"]:
+        chosen = np.array([label in ("all", d) for d in difficulty])
+        figures = []
+        for i, (tokens, right) in enumerate(parts):
+            low, high = accuracy_interval(right[chosen])
+            mean_tokens = float(tokens[chosen].mean())
+            figures.append(Interval(i + 1, float(right[chosen].mean()), low, high, mean_tokens))
+        gap, low, high = mean_interval(parts[-1][1][chosen].mean(axis=1) - parts[0][1][chosen].mean(axis=1))
+        spread = Spread(gap, max(-1.0, low), min(1.0, high))
+        rows.append(DisharmonyRow(label, int(chosen.sum()), figures, spread))
+    return rows

@@ -1,0 +1,148 @@
+"""Dataclasses to JSON and back, checked: a file of another shape is refused with the name of the file and of the field.
+
+A field's type says what its JSON must be: float, int, bool, str, Any, X | None, list[X], tuple[X, ...], dict[str, X] or a
+dataclass. Annotated[float, Within(low, high)] bounds a number. A field with a default may be missing, and where the
+default is None it may be null. Two notes in a field's metadata: "inline" puts the fields of a nested dataclass beside its
+own, and "omit_none" leaves the key out where the value is None. Fields that a dataclass does not know are ignored, so
+that files of a later version stay readable.
+
+Left out on purpose: unions other than X | None and float | str, subclasses, and aliases.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+INLINE = {"inline": True}
+OMIT_NONE = {"omit_none": True}
+NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+SHOWN = 40  # characters of a wrong value that an error quotes
+
+
+@dataclass(frozen=True)
+class Within:
+    """The bounds of a number, both included."""
+
+    low: float
+    high: float
+
+
+Fraction = Annotated[float, Within(0.0, 1.0)]
+Figure = Annotated[float, Within(-1e12, 1e12)]  # a number that a table has room for
+Amount = Annotated[float, Within(0.0, 1e12)]
+Count = Annotated[int, Within(0, 10**12)]
+
+
+def to_json(value: Any) -> Any:
+    """The JSON of a dataclass, or of lists and dictionaries of them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found: dict[str, Any] = {}
+        for spec in dataclasses.fields(value):
+            inner = to_json(getattr(value, spec.name))
+            if spec.metadata.get("inline"):
+                found |= inner
+            elif inner is not None or not spec.metadata.get("omit_none"):
+                found[spec.name] = inner
+        return found
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {name: to_json(item) for name, item in value.items()}
+    return value
+
+
+def from_json(kind: type[T], value: Any, where: str, fix: str) -> T:
+    """The value of type `kind` that JSON stands for. where: the file, and fix: how to fix it, for the error.
+
+    Raises UserError that names the field. Lists and dictionaries must not be empty, unless they hold text.
+    """
+    found: T = read(kind, value, where, fix)
+    return found
+
+
+def read(kind: Any, value: Any, where: str, fix: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Annotated:
+        return bounded(read(inner[0], value, where, fix), inner[1], where, fix)
+    if origin in (Union, UnionType):
+        return read_optional(inner, value, where, fix)
+    if dataclasses.is_dataclass(kind):
+        return read_record(kind, value, where, fix)
+    if origin is dict:
+        entries = expect(isinstance(value, dict), value, "an object", where, fix)
+        filled(entries, inner[1], where, fix)
+        return {name: read(inner[1], item, f"{where}: {quote(name)}", fix) for name, item in entries.items()}
+    if origin in (list, tuple):
+        items = expect(isinstance(value, list), value, "a list", where, fix)
+        filled(items, inner[0], where, fix)
+        return origin(read(inner[0], item, f"{where}[{i}]", fix) for i, item in enumerate(items))
+    if kind is float:
+        return float(expect(is_number(value), value, NAMES[float], where, fix))
+    right = type(value) is kind  # bool is an int to isinstance
+    return expect(right, value, NAMES[kind], where, fix)
+
+
+def read_optional(kinds: tuple[Any, ...], value: Any, where: str, fix: str) -> Any:
+    """X | None, or a union whose members are told apart by their JSON: text or a number."""
+    if value is None and type(None) in kinds:
+        return None
+    members = [kind for kind in kinds if kind is not type(None)]
+    fitting = [kind for kind in members if (kind is str) == isinstance(value, str)]
+    return read((fitting or members)[0], value, where, fix)
+
+
+def read_record(kind: Any, value: Any, where: str, fix: str) -> Any:
+    fields = expect(isinstance(value, dict), value, "an object", where, fix)
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for spec in dataclasses.fields(kind):
+        if spec.metadata.get("inline"):
+            found[spec.name] = read(hints[spec.name], fields, where, fix)
+        elif spec.name in fields and not (fields[spec.name] is None and spec.default is None):
+            found[spec.name] = read(hints[spec.name], fields[spec.name], f"{where}: {spec.name}", fix)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: lacks {spec.name}; {fix}")
+    return kind(**found)
+
+
+def expect(right: bool, value: Any, wanted: str, where: str, fix: str) -> Any:
+    if not right:
+        raise UserError(f"{where}: must be {wanted}, not {quote(value)}; {fix}")
+    return value
+
+
+def filled(values: Any, inner: Any, where: str, fix: str) -> None:
+    if not values and inner not in (str, Any):
+        raise UserError(f"{where}: is empty; {fix}")
+
+
+def bounded(value: float, bounds: Within, where: str, fix: str) -> float:
+    if not bounds.low <= value <= bounds.high:
+        raise UserError(f"{where}: {quote(value)} is not between {bounds.low:g} and {bounds.high:g}; {fix}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON holds a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
+
+
+def quote(value: Any) -> str:
+    """JSON as an error quotes it: its beginning."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value[:SHOWN] if isinstance(value, str) else value)[:SHOWN]
