@@ -58,7 +58,7 @@ def study_headlines(result: StudyResult) -> list[Headline]:
 def disharmony_headlines(result: DisharmonyResult) -> list[Headline]:
     row = result.rows[0]
     first, last = row.intervals[0], row.intervals[-1]
-    gap = f"{100 * row.gap.low:+.1f} to {100 * row.gap.high:+.1f}"
+    gap = f"{100 * row.gap.low:+z.1f} to {100 * row.gap.high:+z.1f}"
     return [
         Headline("accuracy, shortest interval", percent(first.accuracy), note=f"{first.mean_tokens:.0f} tokens"),
         Headline("accuracy, longest interval", percent(last.accuracy), note=f"{last.mean_tokens:.0f} tokens"),

@@ -13,17 +13,22 @@ def percent(value: float, digits: int = 1) -> str:
 
 def change(value: float) -> str:
     """A relative change as "+12.3 %"."""
-    return f"{100 * value:+.1f} %"
+    return f"{100 * value:+z.1f} %"
 
 
 def points(value: float) -> str:
     """A difference of fractions as "+1.2 points"."""
-    return f"{100 * value:+.1f} points"
+    return f"{100 * value:+z.1f} points"
 
 
 def score(value: float | None) -> str:
     """An accuracy-efficiency score, or "none" where the base got nothing right."""
-    return "none" if value is None else f"{value:.2f}"
+    return "none" if value is None else two_digits(value)
+
+
+def two_digits(value: float) -> str:
+    """A number with two digits; nothing but rounding has no sign."""
+    return f"{value:z.2f}"
 
 
 def span(low: float, high: float, form: Form) -> str:

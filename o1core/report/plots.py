@@ -13,7 +13,6 @@ from .headlines import in_one_line, run_headlines
 from .reading import logged_steps
 from .run_charts import Side, accuracy_by_length, lengths, side_of, training_charts
 from .study_charts import disharmony_chart, study_charts
-from .tables import sampled_note
 
 LEARNING = "Length of what is trained on"
 
@@ -39,8 +38,8 @@ def plot_study(result: StudyResult, path: Path) -> None:
 
 def plot_disharmony(result: DisharmonyResult, path: Path) -> None:
     """Accuracy by length interval, a line a difficulty, with 95 % intervals."""
-    chart = disharmony_chart(result, "")
-    write_png([chart], sampled_note(result), path)
+    title = f"{result.problems} problems, {result.samples} completions of each"
+    write_png([disharmony_chart(result, title)], title, path)
 
 
 def chosen(charts: Sequence[Chart], titles: Sequence[str]) -> list[Chart]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ..evaluation import DisharmonyResult, Figures, Interval, Spread, StudyResult, StudyRow
 from .charts import BASE, DASHES, INK, LONGEST_NAME, MARKERS, PRUNED, SERIES, SIZE, Chart, Line, name_at_right, short
-from .numbers import Form, minus, percent, span
+from .numbers import Form, minus, percent, span, two_digits
 
 AXES = {  # of the studies that vary one setting
     "lambda": "lambda",
@@ -28,12 +28,12 @@ def study_charts(result: StudyResult) -> list[Chart]:
     if scored:
         note = "Higher is better: shorter counts once, more right threefold, less right fivefold against."
         points = [spread_line(label, [0], spread) for label, spread in scored]
-        drawn.append(bars("Accuracy-efficiency score", points, note, "AES", "{:.2f}".format))
+        drawn.append(bars("Accuracy-efficiency score", points, note, "AES", two_digits))
     timed = [(row.label, row.inference.ratio) for row in result.rows if row.inference]
     if timed:
         note = "Time to answer the same batch with the same engine, as a multiple of the base's."
         points = [Line(label, [0], [ratio], [ratio], [ratio]) for label, ratio in timed]
-        drawn.append(bars("Inference time", points, note, "of the base's time", "{:.2f}".format))
+        drawn.append(bars("Inference time", points, note, "of the base's time", two_digits))
     return drawn
 
 

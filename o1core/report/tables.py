@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..evaluation import DisharmonyResult, Evaluation, Figures, Outcome, RunResult, Spread, StudyResult, StudyRow
 from ..text import one_line
-from .numbers import Form, change, percent, points, score, span
+from .numbers import Form, change, percent, points, score, span, two_digits
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def level_cells(figures: Figures) -> list[Cell]:
 
 
 def score_cell(figures: Figures) -> Cell:
-    return Cell("none") if figures.aes is None else spread_cell(figures.aes, "{:.2f}".format)
+    return Cell("none") if figures.aes is None else spread_cell(figures.aes, two_digits)
 
 
 def spread_cell(spread: Spread, form: Form) -> Cell:
@@ -185,7 +185,7 @@ def disharmony_table(result: DisharmonyResult) -> Table:
         for part in row.intervals:
             interval = span(part.accuracy_low, part.accuracy_high, percent)
             cells.append(Cell(percent(part.accuracy), f"{interval}; {part.mean_tokens:.0f} tokens"))
-        gap = [f"{100 * value:+.1f}" for value in (row.gap.mean, row.gap.low, row.gap.high)]
+        gap = [f"{100 * value:+z.1f}" for value in (row.gap.mean, row.gap.low, row.gap.high)]
         rows.append([*cells, Cell(gap[0], f"{gap[1]} to {gap[2]}")])
     return Table("Accuracy by length interval", columns, rows, sampled_note(result))
 

@@ -1,0 +1,93 @@
+"""Tables and plots: the same figures in a terminal, in Markdown and in a picture's title."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
+from o1core.evaluation.results import Figures, Spread, StudyRow
+from o1core.report import in_one_line, run_headlines, run_table, study_table, to_markdown, to_text
+from o1core.report.charts import COLOURS, Chart, write_png
+from o1core.report.tables import Cell, Column, Table
+
+
+def evaluation(accuracy: float, tokens: float) -> Evaluation:
+    return Evaluation(
+        accuracy=accuracy,
+        accuracy_low=accuracy - 0.1,
+        accuracy_high=accuracy + 0.1,
+        mean_tokens=tokens,
+        median_tokens=tokens - 1,
+        truncated=0.25,
+        problems=10,
+        samples=4,
+        tokens_per_second=1234.4,
+    )
+
+
+def run_result(**tests: tuple[float, float]) -> RunResult:
+    """The base has accuracy 0.5 and 100 tokens; tests: what each pruned one has."""
+    base = {name: evaluation(0.5, 100) for name in tests}
+    return RunResult(compare(base, {name: evaluation(*pruned) for name, pruned in tests.items()}), 1.0, "pruned", {})
+
+
+def test_a_terminal_prints_aligned_columns():
+    assert to_text(run_table(run_result(t=(0.6, 57.4)), changes=False)).splitlines() == [
+        "model   accuracy (95 % interval)  mean tokens  median  ran out  tokens/s",
+        "base     50.0 % (40.0 to 60.0 %)        100.0      99   25.0 %      1234",
+        "pruned   60.0 % (50.0 to 70.0 %)         57.4      56   25.0 %      1234",
+    ]
+    several = to_text(run_table(run_result(one=(0.6, 57.4), two=(0.6, 60.0)))).splitlines()
+    assert several[0].split()[0] == "test" and several[-1].split()[:2] == ["average", "pruned"]
+
+
+def test_markdown_says_what_changed():
+    line = to_markdown(run_table(run_result(t=(0.4, 105)))).splitlines()[-1]
+    assert line.endswith("| +5.0 % | -10.0 points | -1.05 |")  # a = -5 * 0.2, less 0.05 for the length
+
+
+@pytest.mark.parametrize(
+    "tokens, said", [(105.0, "100 to 105 (+5.0 %)"), (57.0, "100 to 57 (-43.0 %)"), (100.0, "100 to 100 (+0.0 %)")]
+)
+def test_a_model_that_got_longer_has_a_plus(tokens, said):
+    headline = in_one_line(run_headlines(run_result(t=(0.6, tokens))))
+    assert headline.startswith(f"Mean tokens {said}, accuracy 50.0 to 60.0 % (+10.0 points), AES ")
+    assert "--" not in headline
+
+
+def test_a_study_of_several_tests_joins_their_columns_in_markdown():
+    def figures(accuracy: float) -> Figures:
+        spread = Spread(accuracy, accuracy, accuracy)
+        return Figures(spread, Spread(90.0, 80.0, 100.0), Spread(0.1, 0.1, 0.1), spread, None)
+
+    rows = [
+        StudyRow(name, None, runs, figures(0.5), {"a": figures(0.4), "b": figures(0.6)})
+        for name, runs in (("base", []), ("x", ["seed-0/x"]))
+    ]
+    lines = to_markdown(study_table(StudyResult("compare", ["a", "b"], 2, rows, {}))).splitlines()
+    assert lines[0] == (
+        "|  | average accuracy | average tokens | average cut | average AES | a: accuracy / tokens / AES | "
+        "b: accuracy / tokens / AES |"
+    )
+    assert lines[-1] == (
+        "| x | 50.0 % | 90.0 (80.0 to 100.0) | 10.0 % | none | 40.0 % / 90.0 / none | 60.0 % / 90.0 / none |"
+    )
+
+
+def test_markdown_cells_stay_in_their_cell():
+    table = Table("t", [Column("", label=True), Column("n")], [[Cell("a|b\n| c | <img> `x` [y](z) *"), Cell("1")]])
+    assert to_markdown(table).splitlines()[2] == "| a\\|b \\| c \\| \\<img> \\`x\\` \\[y](z) \\* | 1 |"
+
+
+def test_the_page_has_the_colours_of_the_plots():
+    css = (Path(__file__).parents[2] / "o1core" / "report" / "page" / "page.css").read_text()
+    light = css.split("@media")[0]
+    for colour, name in COLOURS.items():
+        assert re.search(rf"--{name}: {colour};", light), name
+
+
+def test_a_plot_is_a_picture_of_its_charts(tmp_path):
+    chart = Chart("a\x1b $b$", "", [], [], lambda axes: axes.plot([0, 1], [0, 1]) and None)
+    write_png([chart, chart], "title\n\x07", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
