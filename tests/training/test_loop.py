@@ -170,7 +170,12 @@ def test_prune_skips_what_is_done(flags, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["prune", *flags, "--out", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "length cut" in out and str(run / "pruned") in out and (run / "plot.png").stat().st_size > 10_000
+    assert (
+        "Mean tokens" in out
+        and "AES" in out
+        and str(run / "pruned") in out
+        and (run / "plot.png").stat().st_size > 10_000
+    )
     result = json.loads((run / "result.json").read_text())
     assert {"base", "pruned", "length_cut", "accuracy_gain", "aes", "seconds"} <= result.keys()
     assert 0 <= result["base"]["accuracy"] <= 1 and result["base"]["mean_tokens"] <= 24
