@@ -48,7 +48,7 @@ def open_resources(args: argparse.Namespace) -> Resources:
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
     cuda = torch.cuda.is_available() and args.device != "cpu"
     keep_freed_memory()
-    return Resources(torch.device("cuda" if cuda else "cpu"), args.slots)
+    return Resources(torch.device("cuda" if cuda else "cpu"), args.slots, getattr(args, "tracker", None))
 
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..model import DTYPES
 from ..recipe import METHODS, SPECS, flag
+from ..training import TRACKERS
 from . import commands
 
 STUDIES = {  # name: help
@@ -109,6 +110,12 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     sub.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/ and the model's name)")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     add_resource_flags(sub)
+    if name not in ("sample", "eval", "disharmony"):
+        sub.add_argument(
+            "--tracker",
+            choices=TRACKERS,
+            help="send the lines of log.jsonl there too (default: none; each is an extra)",
+        )
     add_recipe_flags(sub, skipped={"percentiles"} if name == "difficulty" else set())
 
 

@@ -14,7 +14,7 @@ from ..problems import Problem
 from ..report import plot_run
 from ..rollout import Engine
 from ..run_folder import SIDES, RunFolder
-from ..training import sample_round, train
+from ..training import open_tracker, sample_round, train
 from ..typed_json import to_json
 from .job import Job
 from .resources import Resources
@@ -51,7 +51,9 @@ class Session:
             return self.run.pruned
         engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)
-        pruned = train(engine, tokenizer, self.job.model, problems, self.job.recipe, self.run, resume)
+        recipe = self.job.recipe
+        with open_tracker(self.resources.tracker, self.run.path, recipe.to_json()) as send:
+            pruned = train(engine, tokenizer, self.job.model, problems, recipe, self.run, resume, send)
         self.loaded = pruned, engine, tokenizer  # training changed the weights in memory to those it saved
         return pruned
 

@@ -5,13 +5,17 @@ from .log import read_log
 from .loop import peak_memory, sample_round, train
 from .picking import between_percentiles, pick_examples
 from .step import Updater, learning_rate, reference_logprobs
+from .tracker import TRACKERS, check_installed, open_tracker
 
 __all__ = [
+    "TRACKERS",
     "Example",
     "Picked",
     "Updater",
     "between_percentiles",
+    "check_installed",
     "learning_rate",
+    "open_tracker",
     "peak_memory",
     "pick_examples",
     "read_log",

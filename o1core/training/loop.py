@@ -32,6 +32,7 @@ from .objectives import objective_of
 from .picking import between_percentiles, pick_examples
 from .state import Progress, load_state, save_state
 from .step import Updater, learning_rate, reference_logprobs
+from .tracker import Send, send_nothing
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,13 @@ def train(
     recipe: Recipe,
     run: RunFolder,
     resume: bool,
+    send: Send = send_nothing,
 ) -> Path:
     """Prune the engine's model, loaded from `source`, on `problems`; returns the folder of the pruned checkpoint.
 
     With resume, training continues from the newest state in `run`; on a CPU the weights end bitwise as if it had never
-    stopped. Raises UserError where `run` holds a state and resume is off, or where a loss or gradient is not finite (the
-    newest state stays).
+    stopped. send: receives the log's lines too. Raises UserError where `run` holds a state and resume is off, or where a
+    loss or gradient is not finite (the newest state stays).
     """
     objective_of(recipe.objective)  # refuses "none"
     if run.states() and not resume:
@@ -81,7 +83,7 @@ def train(
         reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
         summary = summarise(groups, picked, reference)
         log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
-        round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary)
+        round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
         progress = round_of_steps.train(progress)
     save_state(run, updater, progress, settings)
     if not run.pruned.exists():
@@ -103,7 +105,7 @@ def pick_round(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
 
 @dataclass(frozen=True)
 class Round:
-    """The optimiser steps of one round. summary: what `summarise` returned, for the log."""
+    """The optimiser steps of one round. summary: what `summarise` returned, for the log; send: to a tracker."""
 
     run: RunFolder
     updater: Updater
@@ -111,6 +113,7 @@ class Round:
     examples: list[Example]
     reference: list[Tensor]
     summary: dict[str, float]
+    send: Send
 
     def train(self, progress: Progress) -> Progress:
         """Run the steps from progress.step on. Returns the progress at the start of the next round."""
@@ -123,6 +126,7 @@ class Round:
                 line = self.step(batch, progress, len(batches))
                 progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
                 lines.write(json.dumps(line) + "\n")
+                self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
                 if progress.steps % self.recipe.execution.save_every == 0 and progress.step < len(batches):
                     save_state(self.run, self.updater, progress, settings)
         return Progress(progress.round_index + 1, 0, progress.steps)
