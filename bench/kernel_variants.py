@@ -7,13 +7,16 @@ import triton.language as tl
 
 from o1core.kernels import configs
 from o1core.kernels.triton_advantage import advantage_kernel
+from o1core.kernels.triton_attention_merge import attention_merge_kernel
 from o1core.kernels.triton_gather_backward import gather_backward_kernel
 from o1core.kernels.triton_gather_forward import gather_forward_kernel
 from o1core.kernels.triton_kept_gradient import kept_gradient_kernel
 from o1core.kernels.triton_logit_gradient import logit_gradient_kernel
 from o1core.kernels.triton_merge import merge_kernel
+from o1core.kernels.triton_paged_attention import paged_attention_kernel
 from o1core.kernels.triton_partial_sums import partial_sums_kernel
 from o1core.kernels.triton_surrogate import LEVELS, surrogate_kernel
+from o1core.kernels.triton_write_pages import write_pages_kernel
 
 KERNELS = {
     "linear.partial_sums": partial_sums_kernel,
@@ -24,8 +27,12 @@ KERNELS = {
     "gather.backward": gather_backward_kernel,
     "surrogate": surrogate_kernel,
     "advantage": advantage_kernel,
+    "pages.attention": paged_attention_kernel,
+    "pages.merge": attention_merge_kernel,
+    "pages.write": write_pages_kernel,
 }
-PRODUCTS = ("linear.partial_sums", "linear.logit_gradient")
+PRODUCTS = ("linear.partial_sums", "linear.logit_gradient", "pages.attention")
+PAGES = ("pages.attention", "pages.merge", "pages.write")
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
 STREAMS = (*PRODUCTS, "kept.gradient", "gather.forward", "gather.backward")
 COMPUTE_CAPABILITY = {"sm_80": 80, "sm_90": 90, "other": 86}
@@ -37,6 +44,8 @@ TABLES = {
     "gather.backward": configs.GATHER,
     "surrogate": configs.SURROGATE,
     "advantage": configs.ADVANTAGE,
+    "pages.merge": configs.ATTENTION_MERGE,
+    "pages.write": configs.WRITE_PAGES,
 }
 
 # Arguments divisible by 16, beside all pointers, in every launch at the sizes that matter. The number of rows is not,
@@ -50,13 +59,24 @@ DIVISIBLE = (
     "kept_stride",
     "row_stride",
     "d_row_stride",
+    "query_stride",
+    "key_stride",
+    "value_stride",
+    "page_stride",
 )
 PHYSICAL_COLUMNS = ("gather.forward", "gather.backward")  # there, columns is what a row holds, padding included
-POINTERS_OF_INPUT = ("hidden", "weight", "logits", "d_logits", "kept")
+POINTERS_OF_INPUT = (
+    *("hidden", "weight", "logits", "d_logits", "kept", "out"),
+    *("queries", "keys", "values", "new_keys", "new_values", "cos", "sin", "turned"),
+)
+INT32_POINTERS_OF_PAGES = ("page_table", "lengths")
 INT64_POINTERS = ("targets", "picked", "cu_seqlens", "lengths", "group")
 BOOL_POINTERS = ("mask", "correct")
-INT_SCALARS = ("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples", "kept_rows")
-FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam")
+INT_SCALARS = (
+    *("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples", "kept_rows"),
+    *("splits", "query_heads", "table_stride"),
+)
+FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam", "scale")
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,8 @@ class Variant:
 
     def launch(self) -> configs.Launch:
         size = DTYPES[self.dtype]
+        if self.kernel == "pages.attention":
+            return configs.ATTENTION[size]
         if self.kernel in PRODUCTS:
             return configs.LINEAR[self.target][size]
         launch = TABLES[self.kernel]["gpu"]
@@ -103,12 +125,14 @@ class Variant:
     def _type_of(self, name: str) -> str:
         if name in POINTERS_OF_INPUT:
             return f"*{self.dtype}"
+        if self.kernel in PAGES and name in INT32_POINTERS_OF_PAGES:
+            return "*i32"
         if name in INT64_POINTERS:
             return "*i64"
         if name in BOOL_POINTERS:
             return "*i1"
         if name in FLOAT_SCALARS:
-            return "fp32"
+            return "fp64"
         if name in INT_SCALARS or name in DIVISIBLE:
             return "i32"
         return "*fp64" if self.dtype == "fp64" else "*fp32"
@@ -155,11 +179,22 @@ def _loss(target: str) -> list[Variant]:
     return found
 
 
+def _pages(target: str) -> list[Variant]:
+    """Heads of 128 numbers, 7 queries to a key as in Qwen2-7B."""
+    found = []
+    for dtype in ("bf16", "fp32", "fp64") if target != "other" else ("bf16",):
+        found.append(Variant("pages.attention", target, dtype, (("GROUP", 7), ("BLOCK_D", 128))))
+        found.append(Variant("pages.merge", target, dtype, (("BLOCK_D", 128),)))
+        found.append(Variant("pages.write", target, dtype, (("HALF", 64),)))
+    return found
+
+
 def shipped(targets: list[str]) -> list[Variant]:
     """Every configuration that a launcher can ask for, less what compiles to nothing new."""
     found = []
     for target in targets:
         found += _linear_and_gather(target)
+        found += _pages(target)
         if target != "other":
             found += _loss(target)
     one_a_kernel = {variant.kernel: variant for variant in found if variant.dtype == "fp32"}

@@ -1,4 +1,4 @@
-"""Log-probs of a large vocabulary and the clipped length-harmonizing loss: the public ops and their one dispatch.
+"""Log-probs of a large vocabulary, the clipped length-harmonizing loss and paged decode attention: the public ops.
 
 Triton runs on a GPU, chunked torch elsewhere; O1CORE_KERNELS=torch|triton overrides that (with TRITON_INTERPRET=1 the
 Triton kernels run on a CPU). Arguments are checked before any launch: a wrong one is a ValueError that names it.
@@ -18,15 +18,22 @@ import torch
 from . import checks, fused_surrogate
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .dispatch import primitives
+from .pages import paged_attention, write_pages
+from .paging import PAGE_TOKENS
+from .precision import LOG_RATIO_LIMIT
 from .surrogate_metrics import SurrogateMetrics
 
 __all__ = [
+    "LOG_RATIO_LIMIT",
+    "PAGE_TOKENS",
     "SurrogateMetrics",
     "clipped_surrogate",
     "gather_logprob",
     "length_harmonizing_advantage",
     "linear_logprob",
     "linear_surrogate",
+    "paged_attention",
+    "write_pages",
 ]
 
 

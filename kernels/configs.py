@@ -16,6 +16,9 @@ import triton.language as tl
 
 from . import precision
 
+# Scalars of kernels are annotated tl.float64 and made ACC inside: left alone, Triton passes a Python float as fp32, which
+# for float64 inputs and a temperature is off by 6e-8.
+
 # precision's constants, as kernels may read them.
 FLOOR: tl.constexpr = tl.constexpr(precision.FLOOR)
 LOG_RATIO_LIMIT: tl.constexpr = tl.constexpr(precision.LOG_RATIO_LIMIT)
@@ -71,6 +74,10 @@ MERGE = {
     "gpu": Launch({"BLOCK_T": 32, "BLOCK_N": 32}, 4, 1),
     "interpreter": Launch({"BLOCK_T": 4, "BLOCK_N": 16}, 1, 1),
 }
+# Decode attention, by bytes an element: 64 keys and as many values are in flight twice.
+ATTENTION = {2: Launch({}, 4, 2, "ieee"), 4: Launch({}, 4, 1, "tf32x3"), 8: Launch({}, 8, 1, "ieee")}
+ATTENTION_MERGE = {"gpu": Launch({}, 4, 1), "interpreter": Launch({}, 1, 1)}
+WRITE_PAGES = {"gpu": Launch({}, 1, 1), "interpreter": Launch({}, 1, 1)}
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 ADVANTAGE = {
     "gpu": Launch({"BLOCK_S": 32, "BLOCK_G": 128}, 4, 1),
@@ -95,6 +102,11 @@ def target(device: torch.device) -> str:
 
 def linear(device: torch.device, dtype: torch.dtype) -> Launch:
     return LINEAR[target(device)][dtype.itemsize]
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> Launch:
+    target(device)
+    return ATTENTION[dtype.itemsize]
 
 
 def elementwise(table: dict[str, Launch], device: torch.device) -> Launch:

@@ -1,6 +1,6 @@
 """Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is eight functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+A backend is ten functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
 only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
 because importing a submodule `linear_logprob` would replace the function of that name in the package.
 
@@ -34,6 +34,7 @@ gradients are float32 (float64), any value a row, any stride. Rows of d_weight f
               ratio, eps_low, eps_high, normalizer)
         -> loss [], d_logp [N], SurrogateMetrics                      (loss and d_logp float32, or float64 if logp is)
     length_harmonizing_advantage(lengths [S], correct [S] bool/int/float, group [S] int32/int64, lam) -> [S] float32
+    paged_attention, write_pages: as in pages.py, of arguments that were checked
 
 A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
 exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
@@ -41,13 +42,14 @@ kept on it. SurrogateMetrics (surrogate_metrics.py) says what each sum means.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from . import torch_gather, torch_kept, torch_linear, torch_surrogate
+from . import torch_gather, torch_kept, torch_linear, torch_pages, torch_surrogate
 from .one_pass_budget import OnePassBudget
 
 
@@ -61,6 +63,8 @@ class Primitives(NamedTuple):
     gather_backward: Callable
     surrogate: Callable
     length_harmonizing_advantage: Callable
+    paged_attention: Callable
+    write_pages: Callable
 
 
 TORCH = Primitives(
@@ -73,6 +77,8 @@ TORCH = Primitives(
     torch_gather.gather_backward,
     torch_surrogate.surrogate,
     torch_surrogate.length_harmonizing_advantage,
+    torch_pages.paged_attention,
+    torch_pages.write_pages,
 )
 
 
@@ -83,7 +89,9 @@ def triton_primitives() -> Primitives:
     from .triton_gather_forward import gather_forward
     from .triton_kept_gradient import kept_gradient
     from .triton_linear import BUDGET, backward, forward, kept_forward
+    from .triton_paged_attention import paged_attention
     from .triton_surrogate import surrogate
+    from .triton_write_pages import write_pages
 
     return Primitives(
         forward,
@@ -95,12 +103,28 @@ def triton_primitives() -> Primitives:
         gather_backward,
         surrogate,
         length_harmonizing_advantage,
+        paged_attention,
+        write_pages,
     )
 
 
 def primitives(device: torch.device) -> Primitives:
-    """The backend for tensors on `device`. Raises ValueError if O1CORE_KERNELS names no backend."""
+    """The backend for tensors on `device`; torch, with one warning, on a GPU that is too old for the Triton kernels.
+    Raises ValueError if O1CORE_KERNELS names no backend."""
     choice = os.environ.get("O1CORE_KERNELS") or ("triton" if device.type == "cuda" else "torch")
     if choice not in ("torch", "triton"):
         raise ValueError(f"O1CORE_KERNELS: {choice!r}, expected torch or triton")
-    return triton_primitives() if choice == "triton" else TORCH
+    if choice == "torch" or (device.type == "cuda" and not _new_enough(device.index)):
+        return TORCH
+    return triton_primitives()
+
+
+@cache
+def _new_enough(index: int | None) -> bool:
+    """Whether a GPU has the tensor cores for bf16 and the asynchronous copies that every Triton kernel is built on."""
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        warnings.warn(
+            f"GPU of compute capability {major}.{minor}: the Triton kernels need 8.0; torch runs instead", stacklevel=4
+        )
+    return major >= 8

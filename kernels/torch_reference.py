@@ -123,3 +123,44 @@ def linear_surrogate(
         eps_high=eps_high,
         normalizer=normalizer,
     )
+
+
+def paged_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, page_table: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """queries [R, Hq, D] over the first lengths[r] tokens of each row, keys and values [pages, Hkv, 64, D] -> [R, Hq, D].
+    The query heads of a group stand side by side, as in grouped-query attention (arXiv 2305.13245)."""
+    out = torch.zeros_like(queries)
+    group = queries.shape[1] // keys.shape[1]
+    for row, length in enumerate(lengths.tolist()):
+        pages = page_table[row, : -(-length // keys.shape[2])].long()
+        k, v = (t[pages].transpose(1, 2).flatten(0, 1)[:length] for t in (keys, values))  # [T, Hkv, D]
+        for head in range(queries.shape[1] if length else 0):
+            scores = k[:, head // group] @ queries[row, head] * queries.shape[2] ** -0.5
+            out[row, head] = scores.softmax(0) @ v[:, head // group]
+    return out
+
+
+def write_pages(
+    queries: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """Rotary embedding (arXiv 2104.09864) of queries [R, Hq, D] and new_keys [R, Hkv, D] as complex numbers, cos and sin
+    [R, D/2]; keys and values [pages, Hkv, 64, D] get each row's token lengths[r] - 1. -> the turned queries."""
+    angle = torch.complex(cos, sin)[:, None]
+    turned = []
+    for x in (queries, new_keys):
+        pairs = torch.complex(*x.chunk(2, dim=-1)) * angle
+        turned.append(torch.cat((pairs.real, pairs.imag), dim=-1))
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            page, slot = page_table[row, (length - 1) // keys.shape[2]], (length - 1) % keys.shape[2]
+            keys[page, :, slot], values[page, :, slot] = turned[1][row], new_values[row]
+    return turned[0]

@@ -21,7 +21,7 @@ def advantage_kernel(
     group: tl.tensor,
     advantage: tl.tensor,
     samples: tl.tensor,
-    lam: tl.tensor,
+    lam: tl.float64,
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ) -> None:

@@ -26,7 +26,7 @@ def gather_backward_kernel(
     blocks: tl.tensor,
     row_stride: tl.tensor,
     d_row_stride: tl.tensor,
-    inv_temperature: tl.tensor,
+    inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -34,6 +34,7 @@ def gather_backward_kernel(
     """One block of one row: logits -> d_logits, zero from vocab_size on. Both may be the same memory."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
+    inv_temperature = tl.full((), inv_temperature, ACC)
     z = tl.load(logits + row * row_stride + column, mask=column < columns, other=0.0).to(ACC) * inv_temperature
     log_p = tl.where(column < vocab_size, z, float("-inf")) - tl.load(lse + row)
     slope = tl.load(logp_grad + row)

@@ -19,7 +19,7 @@ def gather_forward_kernel(
     vocab_size: tl.tensor,
     columns: tl.tensor,
     row_stride: tl.tensor,
-    inv_temperature: tl.tensor,
+    inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -28,6 +28,7 @@ def gather_forward_kernel(
     masked by the row's columns, which allows 16 bytes a load, and ids from vocab_size on are dropped afterwards."""
     row = tl.program_id(0).to(tl.int64)
     at = logits + row * row_stride
+    inv_temperature = tl.full((), inv_temperature, ACC)
     top = tl.full((), FLOOR, ACC)
     total = tl.full((), 0.0, ACC)
     moment = tl.full((), 0.0, ACC)

@@ -24,7 +24,7 @@ def kept_gradient_kernel(
     room: tl.tensor,
     kept_stride: tl.tensor,
     d_logits_stride: tl.tensor,
-    inv_temperature: tl.tensor,
+    inv_temperature: tl.float64,
     PICK: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -38,6 +38,7 @@ def kept_gradient_kernel(
     row = (tl.program_id(0) // column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     here = row < rows
+    inv_temperature = tl.full((), inv_temperature, ACC)
     source = row.to(tl.int64)
     if PICK:
         source = tl.load(picked + row, mask=here, other=0)

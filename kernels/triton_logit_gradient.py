@@ -25,7 +25,7 @@ def logit_gradient_kernel(
     hidden_stride: tl.tensor,
     weight_stride: tl.tensor,
     d_logits_stride: tl.tensor,
-    inv_temperature: tl.tensor,
+    inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -57,6 +57,7 @@ def logit_gradient_kernel(
     )
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32) - first_column
+    inv_temperature = tl.full((), inv_temperature, ACC)
     # The temperature enters twice: in z and in dz.
     slope = tl.load(logp_grad + row, mask=here, other=0.0) * inv_temperature
     log_p = z * inv_temperature - tl.load(lse + row, mask=here, other=0.0)[:, None]

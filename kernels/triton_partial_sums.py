@@ -25,7 +25,7 @@ def partial_sums_kernel(
     hidden_stride: tl.tensor,
     weight_stride: tl.tensor,
     kept_stride: tl.tensor,
-    inv_temperature: tl.tensor,
+    inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     KEEP: tl.constexpr,
     ACC: tl.constexpr,
@@ -55,6 +55,7 @@ def partial_sums_kernel(
         BLOCK_V,
         BLOCK_H,
     )
+    inv_temperature = tl.full((), inv_temperature, ACC)
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
     # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.

@@ -82,9 +82,9 @@ def surrogate_kernel(
     d_logp: tl.tensor,
     sums: tl.tensor,
     sequences: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    per_unit: tl.tensor,
+    low: tl.float64,
+    high: tl.float64,
+    per_unit: tl.float64,
     LEVEL: tl.constexpr,
     HAS_MASK: tl.constexpr,
     ACC: tl.constexpr,
@@ -95,6 +95,7 @@ def surrogate_kernel(
     begin = tl.load(cu_seqlens + sequence).to(tl.int64)
     end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
     A = tl.load(advantage + sequence).to(ACC)
+    low, high, per_unit = tl.full((), low, ACC), tl.full((), high, ACC), tl.full((), per_unit, ACC)
     tokens = tl.zeros((BLOCK,), ACC)
     divergence = tl.zeros((BLOCK,), ACC)
     # A token is a unit: sums of units. A sequence is one: only its log-ratio adds up over tokens.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCTS = ("linear.partial_sums", "linear.logit_gradient")
+HEAD_PRODUCTS = ("linear.partial_sums", "linear.logit_gradient")
+PRODUCTS = (*HEAD_PRODUCTS, "pages.attention")
 MATRIX_READERS = ("kept.gradient", "gather.forward", "gather.backward")
 MATRIX_WRITERS = ("linear.logit_gradient", "kept.gradient", "gather.backward")
 
@@ -39,10 +40,9 @@ def test_every_kernel_is_compiled_for_both_chips(compiled):
     for target in ("sm_80", "sm_90"):
         for dtype in ("bf16", "fp16", "fp32", "fp64"):
             kernels = {r["kernel"] for r in compiled if (r["target"], r["dtype"]) == (target, dtype)}
-            assert set(PRODUCTS) <= kernels
-        assert {"linear.merge", "surrogate", "advantage", *MATRIX_READERS} <= {
-            r["kernel"] for r in compiled if r["target"] == target
-        }
+            assert set(HEAD_PRODUCTS) <= kernels
+        others = {"linear.merge", "surrogate", "advantage", "pages.attention", "pages.merge", "pages.write"}
+        assert {*others, *MATRIX_READERS} <= {r["kernel"] for r in compiled if r["target"] == target}
 
 
 def test_every_kernel_compiles_for_sizes_of_one(compiled):
@@ -67,7 +67,7 @@ def test_products_run_on_tensor_cores(compiled):
 
 def test_products_load_asynchronously_and_the_rest_16_bytes_at_a_time(compiled):
     compiled = [r for r in compiled if not r["ones"]]
-    assert names([r for r in compiled if r["kernel"] in PRODUCTS and not r["async_copies"]]) == []
+    assert names([r for r in compiled if r["kernel"] in HEAD_PRODUCTS and not r["async_copies"]]) == []
     readers = [r for r in compiled if r["kernel"] in MATRIX_READERS]
     assert readers and names([r for r in readers if not r["loads"]["16"]]) == []
 
@@ -77,6 +77,21 @@ def test_matrices_are_stored_16_bytes_at_a_time(compiled):
     assert writers and names([r for r in writers if not r["stores"]["16"]]) == []
 
 
+def test_decode_attention_copies_asynchronously_within_48_kb(compiled):
+    attention = [r for r in compiled if (r["kernel"], r["dtype"]) == ("pages.attention", "bf16")]
+    assert {r["target"] for r in attention} >= {"sm_80", "sm_90"}
+    assert names([r for r in attention if not r["async_copies"] or r["shared_bytes"] >= 48 * 1024]) == []
+
+
 def test_nothing_is_atomic(compiled):
     """Sums in the order of arrival would differ from run to run."""
     assert names([r for r in compiled if r["atomics"]]) == []
+
+
+def test_scalars_of_float64_kernels_are_float64():
+    """A temperature passed as fp32 would be off by 6e-8, which the interpreter, where a float stays a float, cannot see."""
+    from bench.kernel_variants import FLOAT_SCALARS, KERNELS
+
+    for name, kernel in KERNELS.items():
+        scalars = [(p, str(kernel.fn.__annotations__[p])) for p in kernel.arg_names if p in FLOAT_SCALARS]
+        assert all(kind == "fp64" for _, kind in scalars), name

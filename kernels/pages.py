@@ -1,0 +1,116 @@
+"""Decode attention over keys and values in pages: the public ops, and what runs where the Triton kernels do not.
+
+No value is read back on the Triton path, so page numbers and lengths are not held against their range: a wrong one reads
+outside the pages.
+"""
+
+import warnings
+from functools import cache
+
+import torch
+
+from .checks import floating, require, same_device
+from .dispatch import TORCH, Primitives, primitives
+from .paging import HEAD_SIZES, LARGEST_GROUP, PAGE_TOKENS
+
+
+def paged_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    lengths: torch.Tensor,
+    max_length: int,
+) -> torch.Tensor:
+    """Attention of one new token a row over the row's pages: softmax(q k^T / sqrt(D)) v.
+
+    queries [R, Hq, D], the heads of a group side by side; keys and values [pages, Hkv, 64, D] contiguous; page_table
+    [R, any] int32, whose entries past a row's last page may be any number; lengths [R] int32, tokens of a row with the
+    new one (0: a row that only fills the batch, whose result is 0); max_length: at least the longest, which the host
+    knows. Returns [R, Hq, D] in the dtype of queries. A row's bits depend on its own length and numbers alone: not on
+    the batch, on which pages it has, or on the table's width. Raises ValueError naming the wrong argument.
+    """
+    _check(queries, keys, values, page_table, lengths)
+    room = page_table.shape[1] * PAGE_TOKENS
+    require(0 <= max_length <= room, f"max_length: {max_length}, expected 0 to {room} (the table's width in tokens)")
+    run = _for(queries, keys)
+    return run.paged_attention(queries, keys, values, page_table, lengths, max_length)
+
+
+def write_pages(
+    queries: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """Turns queries and new keys by their position (rotary embedding, arXiv 2104.09864: pairs x_i and x_{i + D/2}) and
+    writes keys and values to slot lengths - 1 of their row; a row of length 0 writes nothing.
+
+    queries [R, Hq, D], new_keys and new_values [R, Hkv, D], in which a row's numbers are neighbours and rows may lie
+    apart (one product makes all three); cos and sin [R, D/2]; the rest as in paged_attention. Returns the turned queries
+    [R, Hq, D]. Triton turns in float32 and rounds once. Raises ValueError naming the wrong argument.
+    """
+    _check(queries, keys, values, page_table, lengths)
+    rows, _, size = queries.shape
+    for name, tensor in (("new_keys", new_keys), ("new_values", new_values)):
+        expected = rows, keys.shape[1], size
+        require(tensor.shape == expected, f"{name}: shape {tuple(tensor.shape)}, expected {expected}")
+        require(tensor.dtype == keys.dtype, f"{name}: dtype {tensor.dtype}, expected {keys.dtype} like keys")
+    for name, tensor in (("queries", queries), ("new_keys", new_keys), ("new_values", new_values)):
+        require(tensor.stride()[1:] == (size, 1), f"{name}: strides {tensor.stride()}, expected (any, {size}, 1)")
+    for name, tensor in (("cos", cos), ("sin", sin)):
+        require(tensor.shape == (rows, size // 2), f"{name}: shape {tuple(tensor.shape)}, expected {(rows, size // 2)}")
+    run = _for(queries, keys)
+    return run.write_pages(queries, new_keys, new_values, cos, sin, keys, values, page_table, lengths)
+
+
+def _check(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, page_table: torch.Tensor, lengths: torch.Tensor
+) -> None:
+    floating("queries", queries)
+    require(queries.dim() == 3, f"queries: shape {tuple(queries.shape)}, expected [R, Hq, D]")
+    rows, heads, size = queries.shape
+    require(
+        keys.dim() == 4 and keys.shape[2:] == (PAGE_TOKENS, size),
+        f"keys: shape {tuple(keys.shape)}, expected [pages, Hkv, {PAGE_TOKENS}, {size}]",
+    )
+    require(
+        0 < keys.shape[1] <= heads and heads % keys.shape[1] == 0,
+        f"keys: {keys.shape[1]} key heads, expected a divisor of the {heads} query heads",
+    )
+    require(values.shape == keys.shape, f"values: shape {tuple(values.shape)}, expected {tuple(keys.shape)} like keys")
+    for name, tensor in (("keys", keys), ("values", values)):
+        require(tensor.dtype == queries.dtype, f"{name}: dtype {tensor.dtype}, expected {queries.dtype} like queries")
+        require(tensor.is_contiguous(), f"{name}: not contiguous")
+        same_device(name, tensor, queries.device)
+    for name, tensor, dims in (("page_table", page_table, 2), ("lengths", lengths, 1)):
+        require(tensor.dtype == torch.int32, f"{name}: dtype {tensor.dtype}, expected int32")
+        require(
+            tensor.dim() == dims and len(tensor) == rows and tensor.stride(-1) == 1,
+            f"{name}: shape {tuple(tensor.shape)}, expected {rows} rows of {dims} dimensions, numbers side by side",
+        )
+        same_device(name, tensor, queries.device)
+
+
+def _for(queries: torch.Tensor, keys: torch.Tensor) -> Primitives:
+    """The backend, or torch with one warning where the Triton kernels do not take the shape."""
+    run = primitives(queries.device)
+    _, heads, size = queries.shape
+    group = heads // keys.shape[1]
+    if run is TORCH or (size in HEAD_SIZES and group <= LARGEST_GROUP):
+        return run
+    if size not in HEAD_SIZES:
+        _warn_once(f"head size {size} is none of {', '.join(map(str, HEAD_SIZES))}")
+    else:
+        _warn_once(f"{group} query heads a key head are more than {LARGEST_GROUP}")
+    return TORCH
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"decode attention: {reason}, which the Triton kernels take; torch runs instead", stacklevel=4)
