@@ -33,14 +33,117 @@ def equivalent(predicted: str, gold: str) -> bool:
     """Whether two bare answers (the content of the box) mean the same, by math-verify. There is no time limit here.
 
     The arguments are not interchangeable: the form of `gold` says what is asked for. Text that no parser understands is
-    compared as text.
+    compared as text. Two things that math-verify accepts are wrong here. An equation states its right side only where its
+    left side is a name, or where it is true ("x = 5", "f(2) = 5", "2+3 = 5", but not "2+2 = 5" or "2x = 5"). A relation
+    other than "=" does not state a value ("\neq 5", "x > 5").
     """
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import verify
+
+    ours, asked = _parse(predicted), _parse(gold)
+    if "=" not in gold and not _states_right_side(predicted):
+        return False
+    said = _relations(predicted)
+    if said and said != _relations(gold) and not (_holds_relation(ours) and _holds_relation(asked)):
+        return False
+    return verify(asked, ours, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _parse(text: str) -> list[Any]:
+    """sympy expressions first, or the text itself where none was found in it."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     forms = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     # math-verify's own time limits need SIGALRM and a Python handler. The limit of the process replaces them.
-    sides = [parse(rf"\boxed{{{text}}}", forms, parsing_timeout=None) for text in (gold, predicted)]
-    return verify(*sides, allow_set_relation_comp=True, timeout_seconds=None)
+    return parse(rf"\boxed{{{text}}}", forms, parsing_timeout=None)
+
+
+_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z\d]+)")
+_RELATION = re.compile(
+    r"\\(?:not|neq?|[lg]eq?|[lg]t|n?[lg]eq(?:q|slant)?|ll|gg|n?sim|simeq|n?cong|equiv|approx(?:eq)?|doteq|asymp|propto"
+    r"|notin)(?![A-Za-z])|<=|>=|=>|[<>](?<!->)|[≠≤≥⩽⩾≪≫≈≃≅≡∼∝∉]"
+)
+
+
+def _relations(text: str) -> list[str]:
+    r"""The relations other than "=" in a text, those in subscripts left out ("\sum_{k \geq 1}")."""
+    return _RELATION.findall(_SUBSCRIPT.sub("", text))
+
+
+def _holds_relation(parsed: list[Any]) -> bool:
+    """Whether a relation was understood as one, or as the set or the tuple that it describes. What was not is a number
+    that happened to stand beside it."""
+    from sympy import Set, Tuple
+    from sympy.logic.boolalg import Boolean
+
+    return bool(parsed) and isinstance(parsed[0], Set | Tuple | Boolean)
+
+
+def _states_right_side(text: str) -> bool:
+    """Whether each equation of an answer states its right side. The text may be a list: "x = 5, y = 6"."""
+    for item in _split(_AND.sub(",", text), ",;"):
+        sides = [side for part in _split(item, "=") if (side := part.strip(" :&"))]  # ":=", "==" and "= 5" too
+        if len(sides) > 1:
+            others = filter(_ARITHMETIC.fullmatch, sides[1:-1]) if _is_name(sides[0]) else sides[:-1]
+            if not all(_same_value(side, sides[-1]) for side in others):
+                return False
+    return True
+
+
+_AND = re.compile(r"\\(?:text|mbox)\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b")
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\?.", re.DOTALL)
+_OPENS, _CLOSES = {"(", "[", "{", r"\{", r"\begin"}, {")", "]", "}", r"\}", r"\end"}
+_ARITHMETIC = re.compile(r"(?:[\d\s.+\-*/^(){}]|\\(?:[dt]?frac|cdot|times|div))+")
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """The parts of a text between separators that stand in no bracket."""
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in _OPENS) - (token in _CLOSES)
+        if depth <= 0 and token in separators:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
+
+
+_WRAPPED = re.compile(
+    r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathcal|mathbb|boldsymbol|mbox|operatorname|over(?:line|rightarrow)"
+    r"|(?:wide)?hat|bar|vec|tilde|dot)\s*\{[^{}]*\}"
+)
+_DERIVATIVE = re.compile(r"\\[dt]?frac\s*\{\s*d\s*\w*\s*\}\s*\{\s*d\s*\w\s*\}")
+_DECORATION = re.compile(r"\^(?:\{\s*(?:-1|\*|\\prime|T)\s*\}|\*|\\prime|T)|['′]|\\(?:left|right|[,;!:]|quad)")
+_ARGUMENT = re.compile(r"(?<=[A-Za-z])\s*\([^()]*\)")
+_DEGREES = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)\s*\(?\{?\s*[\d.]+\s*\^\s*\{?\\circ\}?\s*\}?\)?")
+_NO_NAME = re.compile(
+    r"[\d+\-*/^!%]|\\(?:[dt]?frac|d?binom|sqrt|cdot|times|div|pm|mp|sum|prod|int|lim)(?![A-Za-z])|\|\s*[a-y]\s*\|"
+)
+
+
+def _is_name(side: str) -> bool:
+    r"""Whether the left side of an equation names a quantity: x, a_{10}, f(2), P(A \cap B), \angle ABC, \text{Area},
+    \frac{dy}{dx}, (x, y), |AB|. Expressions do not (2x, a+b, x^2, |x|): their value is not that of what was asked for."""
+    for pattern, name in ((_DEGREES, "x"), (_DERIVATIVE, "x"), (_SUBSCRIPT, ""), (_DECORATION, ""), (_WRAPPED, "x")):
+        side = pattern.sub(name, side)
+    while (shorter := _ARGUMENT.sub("", side)) != side:
+        side = shorter
+    return _NO_NAME.search(side) is None and re.search(r"[^\W\d_]", side) is not None
+
+
+_BASED = re.compile(r"(?<![\w}\\])(\d[\dA-Z]*)_(?:\{\s*(\d+)\s*\}|(\d+))")
+
+
+def _same_value(side: str, last: str) -> bool:
+    """Whether two sides of an equation are equal, up to the places of a last side that is a decimal number."""
+    from math_verify import verify
+
+    one, other = (_parse(_BASED.sub(lambda m: str(int(m[1], int(m[2] or m[3]))), text)) for text in (side, last))
+    if verify(other, one, timeout_seconds=None):
+        return True
+    places = re.fullmatch(r"-?\d*\.(\d{1,12})", last)
+    if places is None or not one or isinstance(one[0], str):
+        return False
+    return bool(abs(one[0].evalf() - float(last)) <= 0.5000001 * 10.0 ** -len(places[1]))
 
 
 @functools.cache
