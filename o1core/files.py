@@ -1,29 +1,81 @@
-"""JSON and files in and out: read with an error that names the file, written whole, durably and with checksums."""
+"""JSON and files in and out: read with an error that names the file, written whole, durably and with checksums.
+
+Files come from other people, so what is read is a regular file of bounded size, and JSON holds nothing that would fail
+later: no half surrogate pair, which no file can be written with, and no integer that is too large for a float (it is
+read as infinity, as 1e999 is).
+"""
 
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
 from .errors import UserError
 
+MAX_JSON_BYTES = 256 << 20  # of one value, which takes up to 24 times as much memory once it is parsed
 CHECKSUM = "sha256"  # in a JSON record: the checksum of its other fields
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in a file. Raises UserError naming the file where it is missing or broken."""
+def open_regular(path: Path) -> BinaryIO:
+    """The file, open for reading bytes. Raises UserError where it is missing, unreadable or not a regular file: a pipe
+    would hang, and a device would never end."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if stat.S_ISREG(path.stat().st_mode):
+            return open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    except ValueError:  # a NUL character or half a surrogate pair
+        raise UserError(f"{path}: no path can hold such characters; give the path of a file") from None
+    raise UserError(f"{path}: is a folder, a pipe or a device; give the path of a file")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file. Raises UserError naming the file where it is missing, too large or broken."""
+    with open_regular(path) as file:
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: holds more than {MAX_JSON_BYTES >> 20} MiB, the most that is read as one JSON value")
+    return parse_json(decode(raw, str(path)), str(path))
+
+
+def decode(raw: bytes, where: str) -> str:
+    """UTF-8 text, a byte order mark left out. Raises UserError that begins with `where`."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        place = f" in line {line}" if b"\n" in raw.rstrip() else ""
+        raise UserError(f"{where}: not valid JSON: not UTF-8{place}; save the file as UTF-8") from None
+
+
+def parse_json(text: str, where: str, how_to_fix: str = "correct or replace it") -> Any:
+    """The value of a JSON text. Raises UserError that begins with `where`: the text is broken or nested too deeply, or
+    holds half a surrogate pair."""
+    try:
+        value = json.loads(text, parse_int=_integer)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        raise UserError(f"{where}: not valid JSON: {error.msg} ({line}column {error.colno}); {how_to_fix}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not readable as JSON: it is nested too deeply; {how_to_fix}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: a text holds half a surrogate pair; write the whole character") from None
+    return value
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 309 else float(digits)  # 2**1024 has 309 digits; int() raises from 4,301 on
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -5,22 +5,29 @@ Left out on purpose: downloads and the datasets library (a file on disk is the w
 """
 
 import hashlib
-import json
+import itertools
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import UserError
+from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
 from ..grading import extract_answer
+from ..text import clean
 from .problem import Problem
 
 log = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGHIJ"
+MAX_CHARS = 1_000_000  # of a question or a solution: more than any context window
+MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that stand in tables
+MAX_LINE_BYTES = 32 << 20  # of a problem of JSONL
+_FIX = "fix or delete it (a file is one JSON list, or JSONL with one whole object a line)"
 
 
 def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: int | None = None) -> list[Problem]:
@@ -80,35 +87,40 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
 
 def _rows(path: Path) -> Iterator[tuple[str, object]]:
     """Yields (where, row), with `where` as an error names it: "FILE, line 3"."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a .json or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
-    if text.lstrip().startswith("["):
-        for at, row in enumerate(_parse(text, str(path)), 1):
-            yield f"{path}, item {at}", row
-        return
-    # Only "\n" ends a line of JSONL: splitlines would also cut at U+2028, which may stand inside a string.
-    for at, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    with open_regular(path) as file:
+        if _is_list(file):
+            yield from _items(file, path)
+            return
+        # Only "\n" ends a line of JSONL: splitlines would also cut at U+2028, which may stand inside a string.
+        for at in itertools.count(1):
+            if not (line := file.readline(MAX_LINE_BYTES + 1)):
+                return
             where = f"{path}, line {at}"
-            yield where, _parse(line, where)
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; write one problem a line (JSONL)")
+            if line.strip():
+                text = decode(line, where)
+                if text.strip():
+                    yield where, parse_json(text, where, _FIX)
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = where if ", line " in where else f"{where}, line {error.lineno}"
+def _is_list(file: BinaryIO) -> bool:
+    """Whether the first character of a file, white space aside, is "[". Leaves the file at its beginning."""
+    first = b""
+    while not first and (line := file.readline(4096)):
+        first = line.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    file.seek(0)
+    return first == b"["
+
+
+def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, object]]:
+    raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
         raise UserError(
-            f"{place}, column {error.colno}: not valid JSON ({error.msg}); fix or delete it (a file is one JSON list, "
-            "or JSONL with one whole object a line)"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not readable as JSON ({error}); fix or delete it") from None
+            f"{path}: a JSON list of more than {MAX_JSON_BYTES >> 20} MiB; write it as JSONL, one object a line"
+        )
+    for at, row in enumerate(parse_json(decode(raw, str(path)), str(path), _FIX), 1):
+        yield f"{path}, item {at}", row
 
 
 def _problem(row: object, where: str) -> Problem:
@@ -124,13 +136,13 @@ def _problem(row: object, where: str) -> Problem:
         texts, gold = choices
         question = "\n".join([question, *(f"({name}) {text}" for name, text in zip(LETTERS, texts))])
         answer = LETTERS[gold]
-    level = _text(row, ("level",), where)
+    level = _name(row, ("level",), where)
     return Problem(
-        id=_text(row, ("unique_id", "id"), where) or hashlib.sha256(question.encode()).hexdigest()[:16],
+        id=_name(row, ("unique_id", "id"), where) or hashlib.sha256(question.encode()).hexdigest()[:16],
         question=question,
         answer=answer,
         level=level.removeprefix("Level ") if level else None,
-        subject=_text(row, ("subject", "type"), where),
+        subject=_name(row, ("subject", "type"), where),
         system=_text(row, ("system",), where),
     )
 
@@ -189,8 +201,8 @@ def _unordered(
 
 def _ordered(row: dict[str, Any], where: str) -> tuple[list[str], int]:
     choices = row["choices"]
-    labels: Any = list(LETTERS)
     texts: Any = choices
+    labels: Any = list(LETTERS)
     if isinstance(choices, dict):
         texts, labels = choices.get("text"), choices.get("label")
     lists = isinstance(texts, list) and isinstance(labels, list)
@@ -199,35 +211,49 @@ def _ordered(row: dict[str, Any], where: str) -> tuple[list[str], int]:
             f'{where}: the field "choices" must be a list of 2 to {len(LETTERS)} texts, or ARC\'s '
             '{"text": [...], "label": [...]}'
         )
-    labels = [str(label) for label in labels[: len(texts)]]
+    texts = [_as_text(text, "choices", where) for text in texts]
+    labels = [_as_text(label, "label", where, MAX_NAME_CHARS) for label in labels[: len(texts)]]
     gold = row.get("answer", row.get("answerKey"))
     if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(texts):
         return texts, gold
-    key = _text(row, ("answer", "answerKey"), where)
+    key = _name(row, ("answer", "answerKey"), where)
     if key is None:
         raise UserError(f'{where}: no answer; give it in the field "answer" or "answerKey" (found: {_fields(row)})')
     if key.strip(" ()").upper() not in labels:
         raise UserError(
-            f'{where}: the field "answer" is {key!r}; with {len(texts)} choices it must be a letter from {labels[0]} to '
-            f"{labels[-1]}, or a number from 0 to {len(texts) - 1}"
+            f'{where}: the field "answer" is {_quoted(key)}; with {len(texts)} choices it must be a letter from '
+            f"{_quoted(labels[0])} to {_quoted(labels[-1])}, or a number from 0 to {len(texts) - 1}"
         )
     return texts, labels.index(key.strip(" ()").upper())
 
 
-def _text(row: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
+def _text(row: dict[str, Any], names: tuple[str, ...], where: str, longest: int = MAX_CHARS) -> str | None:
     """The first of these fields that is there, as text."""
-    for name in names:
-        value = row.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UserError(f'{where}: the field "{name}" is a {type(value).__name__}; it must be text or a number')
-        value = str(value)
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f'{where}: the field "{name}" holds half a surrogate pair; write the whole character')
-        return value
-    return None
+    found = next((name for name in names if row.get(name) is not None), None)
+    return None if found is None else _as_text(row[found], found, where, longest)
+
+
+def _name(row: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
+    """The same for a field that is shown in tables."""
+    return _text(row, names, where, MAX_NAME_CHARS)
+
+
+def _as_text(value: object, field: str, where: str, longest: int = MAX_CHARS) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f'{where}: the field "{field}" is a {type(value).__name__}; it must be text or a number')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'{where}: the field "{field}" is no finite number; write it as text, in quotes')
+    text = str(value)
+    if len(text) > longest:
+        raise UserError(f'{where}: the field "{field}" has {len(text):,} characters; at most {longest:,} are read')
+    return text
 
 
 def _fields(row: dict[str, Any]) -> str:
-    return ", ".join(map(str, row)) or "none"
+    """The names of the fields that there are, for an error."""
+    shown = ", ".join(_quoted(name) for name in list(row)[:20]) or "none"
+    return f"{shown} and {len(row) - 20} more" if len(row) > 20 else shown
+
+
+def _quoted(text: str) -> str:
+    return f'"{clean(text[:40])}"' if len(text) <= 40 else f'"{clean(text[:40])}..."'

@@ -8,6 +8,7 @@ the forms and the instruction "fast" are those of O1-Pruner's released scripts; 
 import hashlib
 from dataclasses import replace
 
+from ..errors import UserError
 from .problem import Problem
 
 FORMS = {
@@ -24,7 +25,12 @@ INSTRUCTIONS = {
 
 
 def ask_in_form(problem: Problem, form: str, system: str | None) -> Problem:
-    """The problem in one of the FORMS, with `system` as its system turn if it has none of its own."""
+    """The problem in one of the FORMS, with `system` as its system turn if it has none of its own.
+
+    Raises UserError where `system` is not text that a tokenizer can read.
+    """
+    if system is not None and any("\ud800" <= char <= "\udfff" for char in system):
+        raise UserError("--system: holds bytes that are not UTF-8, or half a surrogate pair; write it in UTF-8")
     before, after = FORMS[form].split("{}", 1)
     return replace(problem, question=before + problem.question + after, system=problem.system or system)
 

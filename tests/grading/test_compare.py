@@ -138,6 +138,94 @@ def test_another_answer_is_wrong(grader, answer, gold):
     assert not grader.grade_many([(boxed(answer), gold)])[0].correct
 
 
+# A list of (answer, gold) that math-verify alone calls equal.
+WRONG_RIGHT = [
+    (r"\neq 5", "5"),
+    (r"\not=5", "5"),
+    (r"\geq 5", "5"),
+    (r"\le 5", "5"),
+    ("> 5", "5"),
+    (r"x \approx 5", "5"),
+    (r"3 \sim 5", "5"),
+    (r"\geq 5", "x = 5"),
+    ("6=5", "5"),
+    ("2+2=5", "5"),
+    ("x = 2+2 = 5", "5"),
+    (r"3 \equiv 5", "5"),
+    ("2x = 5", "5"),
+    ("x^2 = 5", "5"),
+    ("a + b = 5", "5"),
+    ("2+2=5, y=6", "5, 6"),
+    ("act", "cat"),
+    (r"\text{act}", "cat"),
+    ("{act}", "cat"),
+    ("Silent", "Listen"),
+    ("on", "no"),
+    ("function odd", "odd function"),
+    ("act, dog", "cat, dog"),
+    ("101_3", "101_2"),
+    ("101_{3}", "101_2"),
+    ("5 = 101_3", "101_2"),
+    ("A) B) C)", "A"),
+    ("(A) (B)", "A"),
+    ("A. or B.", "A"),
+    ("A) 12 B) 13", "A"),
+    ("A. yes; B. no", "A"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold"), WRONG_RIGHT)
+def test_what_algebra_alone_would_take_for_right_is_wrong(grader, answer, gold):
+    assert not grader.grade_many([(boxed(answer), gold)])[0].correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("x = y = 5", "5"),
+        ("f(x) = 5", "5"),
+        (r"P(A \cap B) = \frac{1}{2}", "1/2"),
+        ("a_{10} = 5", "5"),
+        ("f'(2) = 5", "5"),
+        (r"f^{-1}(3) = 5", "5"),
+        (r"\angle ABC = 5^\circ", "5"),
+        (r"\overline{AB} = 5", "5"),
+        ("|AB| = 5", "5"),
+        (r"\text{Area of } ABC = 5", "5"),
+        (r"A = \pi r^2 = 25\pi", r"25\pi"),
+        (r"x = \frac{10}{2} = 5", "5"),
+        (r"x = \frac{1}{3} = 0.33", "0.33"),
+        (r"\cos 60^\circ = \frac{1}{2}", "0.5"),
+        (r"\frac{dy}{dx} = 2x", "2x"),
+        ("(x, y) = (1, 2)", "(1,2)"),
+        ("2+3 = 5", "5"),
+        ("= 5", "5"),
+        ("x := 5", "5"),
+        ("x = 5, y = 6", "5, 6"),
+        ("x = 5 or x = 6", "5, 6"),
+        ("x = 5", "x = 5"),
+        (r"x \neq 5", r"(-\infty, 5) \cup (5, \infty)"),
+        (r"8.24", r"\approx 8.24"),
+        (r"\approx 8.24", r"\approx 8.24"),
+        (r"x \geq 5", r"[5, \infty)"),
+        (r"\sum_{k \geq 1} \frac{1}{2^k} = 1", "1"),
+        ("ba", "ab"),
+        (r"a \cdot c \cdot b", "abc"),
+        ("Cat", "cat"),
+        (r"\text{dog and cat}", "cat, dog"),
+        ("101_{2}", "101_2"),
+        ("101", "101_2"),
+        ("5 = 101_2", "101_2"),
+        ("5_{10} = 101_2", "101_2"),
+        ("A. E. coli", "A"),
+        ("A. Carbon (C)", "A"),
+        ("A) 12", "A"),
+    ],
+)
+def test_what_states_the_answer_stays_right(grader, answer, gold):
+    assert grader.grade_many([(boxed(answer), gold)])[0].correct
+
+
 @st.composite
 def plain_numbers(draw):
     # Where the two differ, math-verify is wrong: beyond 15 digits it compares floats of unequal precision (it takes

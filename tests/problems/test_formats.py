@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,27 +150,45 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([GOOD, '{"question": "1 + 1?", "answ'], r"line 2, column \d+: not valid JSON"),
+        ([GOOD, '{"question": "1 + 1?", "answ'], r"line 2: not valid JSON: .* \(column \d+\)"),
         ([GOOD, "[1, 2]"], "line 2: a list where an object"),
-        (["[", json.dumps(GOOD) + ",", "{"], "line 4, column 1: not valid JSON"),
-        ([json.dumps([GOOD, {"question": "x"}])], r'item 2: no answer; .*"answer".*\(found: question\)'),
-        ([GOOD, {"prompt": "x", "answer": "1"}], r'line 2: no question; .*"problem" \(found: prompt, answer\)'),
+        (["[", json.dumps(GOOD) + ",", "{"], r"jsonl: not valid JSON: .* \(line 4, column 1\)"),
+        ([json.dumps([GOOD, {"question": "x"}])], r'item 2: no answer; .*"answer".*\(found: "question"\)'),
+        ([GOOD, {"prompt": "x", "answer": "1"}], r'line 2: no question; .*"problem" \(found: "prompt", "answer"\)'),
         ([GOOD, {"question": " ", "answer": "1"}], "line 2: no question"),
         ([{"problem": "x", "solution": "It is 5."}], r'line 1: no \\boxed\{\} in the field "solution"'),
         ([{"question": "x", "answer": "2*3 = <<2*3=6>>6"}], 'line 1: no final answer in the field "answer"'),
         ([{"question": "x", "answer": ["1"]}], 'line 1: the field "answer" is a list'),
         ([{"question": "x", "answer": True}], 'line 1: the field "answer" is a bool'),
-        ([{"question": "x", "choices": ["1", "2"], "answer": "C"}], "line 1: .*'C'; .* a letter from A to B"),
+        ([{"question": "x", "choices": ["1", "2"], "answer": "C"}], 'line 1: .*"C"; .* a letter from "A" to "B"'),
         ([{"question": "x", "choices": "1, 2", "answer": "A"}], 'line 1: the field "choices" must be a list'),
-        ([{"question": "x", "choices": ["1", "2"], "answer": 2}], "line 1: .*'2'; .*, or a number from 0 to 1"),
+        ([{"question": "x", "choices": ["1", "2"], "answer": 2}], 'line 1: .*"2"; .*, or a number from 0 to 1'),
         ([{"question": "x", "choices": ["1", "2"], "answer": True}], 'line 1: the field "answer" is a bool'),
-        ([{"question": "x", "choices": ["1", "2"]}], r'line 1: no answer; .*"answerKey" \(found: question, choices\)'),
+        (
+            [{"question": "x", "choices": ["1", "2"]}],
+            r'line 1: no answer; .*"answerKey" \(found: "question", "choices"\)',
+        ),
         ([{"question": "x", "choices": {"text": ["1", "2"]}, "answerKey": "A"}], 'line 1: the field "choices" must be'),
         ([{"question": "x", "choices": {"text": ["1"], "label": ["A"]}, "answerKey": "A"}], '"choices" must be'),
         ([{"question": "x", "correct_answer": "1", "distractor1": "2"}], 'line 1: no text in the field "distractor2"'),
-        ([{"question": "\ud800", "answer": "A"}], 'line 1: the field "question" holds half a surrogate pair'),
+        ([{"question": "\ud800", "answer": "A"}], "line 1: a text holds half a surrogate pair"),
+        ([{"question": "x", "choices": ["\ud800", "y"], "answer": "A"}], "line 1: a text holds half a surrogate pair"),
+        (
+            [{"question": "x", "choices": ["1", []], "answer": "A"}],
+            'line 1: the field "choices" is a list; it must be text',
+        ),
+        (
+            [{"question": "x", "choices": {"text": ["1", "2"], "label": [[], {}]}, "answerKey": "A"}],
+            '"label" is a list',
+        ),
+        (['{"question": "x", "answer": 1' + "0" * 400 + "}"], 'line 1: the field "answer" is no finite number'),
+        (['{"question": "x", "answer": NaN}'], 'line 1: the field "answer" is no finite number'),
+        ([{"question": "x" * 1_000_001, "answer": "1"}], '"question" has 1,000,001 characters; at most 1,000,000'),
+        ([{"question": "x", "answer": "1", "id": "i" * 1001}], '"id" has 1,001 characters; at most 1,000 are read'),
+        ([{"question": "x", "answer": "1", "level": "\udfff"}], "line 1: a text holds half a surrogate pair"),
+        ([{"quest\x1b]0;ion\x07": "x"}], 'line 1: no question; .*found: "quest\ufffd]0;ion\ufffd"'),
         (["[" * 100_000], "not readable as JSON"),
-        (["1" * 10_000], "line 1: not readable as JSON"),
+        (["1" * 10_000], "line 1: a float where an object"),
         (["", " "], "no problems in this file"),
         (["[]"], "no problems in this file"),
     ],
@@ -181,14 +202,44 @@ def test_a_bad_file_is_refused_with_place_field_and_fix(tmp_path, rows, message)
 
 
 def test_a_missing_file_a_folder_and_bytes_that_are_no_text(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         load_problems(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="is a folder"):
         load_problems(tmp_path)
     path = tmp_path / "latin1.jsonl"
     path.write_bytes(b'{"question": "x", "answer": "1"}\n{"question": "caf\xe9", "answer": "1"}\n')
-    with pytest.raises(UserError, match="line 2: not UTF-8"):
+    with pytest.raises(UserError, match="line 2: not valid JSON: not UTF-8"):
         load_problems(path)
+
+
+def test_a_pipe_and_a_path_with_a_nul_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe"):
+        load_problems(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no path can hold such characters"):
+        load_problems(f"{tmp_path}/a\0b.jsonl")
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_question_of_100_mb_is_refused_in_bounded_memory(tmp_path, rows):
+    path = tmp_path / "data.jsonl"
+    with path.open("w") as file:
+        file.write('{"question": "' if rows else '[{"question": "')
+        for _ in range(100):
+            file.write("x" * 2**20)
+        file.write('", "answer": "1"}' if rows else '", "answer": "1"}]')
+    program = f"""
+import resource
+from o1core.problems import load_problems
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    load_problems({str(path)!r})
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    expected = "line 1: longer than 32 MiB" if rows else 'item 1: the field "question" has 104,857,600 characters'
+    assert run.stderr == "" and expected in run.stdout and run.stdout.count("\n") == 1
 
 
 def test_a_broken_line_beyond_the_limit_is_refused_too(tmp_path):

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from o1core.errors import UserError
 from o1core.problems import FORMS, INSTRUCTIONS, Problem, ask_in_form, drawn_budget, instruct
 
 QUESTION = r"Find {x} in $\frac{1}{2}x = {}$."
@@ -28,6 +29,12 @@ def test_a_system_turn_is_added_only_where_there_is_none():
     assert ask_in_form(Problem("1", "q", "a"), "paper", "S").system == "S"
     assert ask_in_form(Problem("1", "q", "a", system="own"), "paper", "S").system == "own"
     assert ask_in_form(Problem("1", "q", "a"), "paper", None).system is None
+
+
+@pytest.mark.parametrize("char", ["\ud800", "\udcff"])
+def test_a_system_turn_that_no_tokenizer_reads_is_refused(char):
+    with pytest.raises(UserError, match="--system: holds bytes that are not UTF-8"):
+        ask_in_form(Problem("1", "q", "a"), "paper", f"S{char}")
 
 
 def test_an_instruction_ends_the_question_and_states_the_budget():
