@@ -3,6 +3,6 @@
 import hashlib
 
 
-def seed_of(*parts) -> int:
+def seed_of(*parts: object) -> int:
     """A 63-bit seed of what a random choice is for: no state to carry over a resume."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
