@@ -262,12 +262,18 @@ class OptimiserSettings(Settings):
 
     title = "optimiser"
 
+    kind: str = setting(
+        "adamw",
+        "adamw, or adam-mini: one second moment per head or row instead of per weight, a quarter less memory",
+        name="optimiser",
+        choices=("adamw", "adam-mini"),
+    )
     lr: float = setting(2e-7, "peak learning rate", low=0, high=1e36)
     schedule: str = setting("cosine", "learning rate after the warm-up", choices=("cosine", "constant"))
     warmup: float = setting(0.1, "fraction of all steps over which the learning rate rises from 0", low=0, high=1)
     epochs: int = setting(1, "passes over the picked completions of a round", low=1, high=10**4)
     batch: int = setting(32, "completions (DPO: pairs) per optimiser step", low=1, high=COUNT)
-    weight_decay: float = setting(0.0, "AdamW's weight decay", low=0, high=1e3)
+    weight_decay: float = setting(0.0, "weight decay, decoupled", low=0, high=1e3)
     grad_clip: float = setting(10.0, "largest norm of the gradient", above=0, high=1e30)
     train_last_layers: int | None = setting(None, "train the last N layers only (none: all weights)", low=1, high=10**4)
 

@@ -1,6 +1,6 @@
 """The training state on disk: everything that a killed run needs to end with the same bits as one that was not.
 
-A state is a folder state-000123: training.safetensors (fp32 weights and both AdamW moments), progress.json (round, step,
+A state is a folder state-000123: training.safetensors (fp32 weights and the optimiser's moments), progress.json (round, step,
 settings). It is written under a temporary name and renamed, then the older one is deleted: at any moment one whole state
 exists. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
 """

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..kernels import linear_logprob
 from ..model import Transformer
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
+from .adam_mini import BETAS, EPS, AdamMini
 from .examples import Example
 from .objectives import LossInputs, objective_of
 
@@ -84,7 +85,7 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
 
 
 class Updater:
-    """The trained weights, their AdamW state and the one step that changes them.
+    """The trained weights, their moments and the one step that changes them.
 
     Weights that compute in bf16 have fp32 masters here: at |w| = 0.02, bf16 numbers are 1.2e-4 apart and an Adam step of
     2e-7 would round away to nothing. Their gradients are added up in fp32 over micro-batches.
@@ -112,9 +113,7 @@ class Updater:
             elif p.requires_grad:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
-        self.optimiser = torch.optim.AdamW(
-            self.masters, lr=optimiser.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=optimiser.weight_decay, fused=True
-        )
+        self.optimiser = make_optimiser(optimiser, {name: master for name, (_, master) in self.pairs.items()}, model)
 
     def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
         """One optimiser step on a batch. Returns the objective's metrics before the step.
@@ -161,6 +160,17 @@ class Updater:
             total = metrics if total is None else total.merge(metrics)
         assert total is not None, "an empty batch"
         return total.finalize()
+
+
+def make_optimiser(
+    settings: OptimiserSettings, trained: dict[str, Tensor], model: Transformer
+) -> torch.optim.Optimizer:
+    """The optimiser of the fp32 weights `trained`, by name."""
+    if settings.kind == "adam-mini":
+        return AdamMini(trained.items(), model.config, settings.lr, settings.weight_decay)
+    return torch.optim.AdamW(
+        trained.values(), lr=settings.lr, betas=BETAS, eps=EPS, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def master_of(weight: Tensor) -> Tensor:

@@ -48,8 +48,10 @@ COMMON = {
     "checkpointing": True,  # ours: it changes the memory, not the result
 }
 SETTINGS = {
-    "marco-o1": COMMON | {"train_last_layers": None, "samples": 16, "lam": 2.0, "lr": 2e-7, "cutoff": 3072},
-    "qwq-32b": COMMON | {"train_last_layers": 48, "samples": 12, "lam": 5.0, "lr": 2e-6, "cutoff": 4096},
+    "marco-o1": COMMON
+    | {"train_last_layers": None, "samples": 16, "lam": 2.0, "optimiser": "adam-mini", "lr": 2e-7, "cutoff": 3072},
+    "qwq-32b": COMMON
+    | {"train_last_layers": 48, "samples": 12, "lam": 5.0, "optimiser": "adamw", "lr": 2e-6, "cutoff": 4096},
 }
 BASELINES = {  # (learning rate, epochs) of the paper's baselines; it does not state Marco's epochs of DPO
     ("marco-o1", "sft"): (1e-6, 2),

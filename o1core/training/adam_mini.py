@@ -1,0 +1,122 @@
+"""Adam-mini (arXiv 2406.16793): Adam with one second moment for a block of weights instead of one for each weight.
+
+Blocks are those of the paper and of its package: a head of q and of k; a row (an output neuron) of every other matrix,
+which for the embedding and the head of the vocabulary is a token; a whole norm; and each element of a bias, as in
+Adam. Our fused matrices are cut as the checkpoint has them. So a trained fp32 weight takes 12 bytes (weight, gradient,
+first moment; AdamW: 16), and the second moments are a few thousand numbers a layer.
+
+Weights may be sharded by rows (DTensor): the mean squares of all rows are gathered, a vector, and every rank holds all
+second moments. So their bits do not depend on the number of ranks. Left out on purpose: closures and several groups.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import ModelConfig, layout
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+Blocks = list[tuple[int, int]]  # (rows, rows in a block) of the parts of a parameter, in order
+
+
+class AdamMini(torch.optim.Optimizer):
+    """torch.optim.AdamW with one second moment a block. Its state has AdamW's names: step, exp_avg, exp_avg_sq [blocks]."""
+
+    def __init__(
+        self, named: Iterable[tuple[str, Tensor]], config: ModelConfig, lr: float, weight_decay: float
+    ) -> None:
+        """named: our parameters' names and the fp32 weights; a name that no checkpoint of `config` has (an adapter) is cut
+        into rows. weight_decay is for matrices alone, as in the package."""
+        named = list(named)
+        known = blocks_of(config)
+        self.blocks = {weight: known.get(name, [(len(weight), 1)]) for name, weight in named}
+        super().__init__([weight for _, weight in named], {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Change every weight that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self.update(weight, group["lr"], group["weight_decay"] if weight.ndim > 1 else 0.0)
+
+    def update(self, weight: Tensor, lr: float, weight_decay: float) -> None:
+        """One weight's step. Nothing of its size is allocated but the first moment, once."""
+        blocks, state = self.blocks[weight], self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros(sum(rows // size for rows, size in blocks), device=weight.device)
+        state["step"] += 1
+        step, (beta1, beta2) = state["step"].item(), BETAS
+        state["exp_avg_sq"].lerp_(block_means(row_means(weight.grad), blocks), 1 - beta2)
+        denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(EPS)
+        mine, gradient, momentum = (local(t) for t in (weight, weight.grad, state["exp_avg"]))
+        momentum.lerp_(gradient, 1 - beta1)
+        by_row = row_values(denominator, blocks)
+        if is_sharded(weight):
+            by_row = own_rows(by_row, weight)
+        mine.mul_(1 - lr * weight_decay)
+        mine.addcdiv_(momentum, by_row.view(-1, *[1] * (weight.ndim - 1)), value=-lr / (1 - beta1**step))
+
+
+def blocks_of(config: ModelConfig) -> dict[str, Blocks]:
+    """The blocks of each of our parameters."""
+    blocks: dict[str, Blocks] = {}
+    for theirs, ours, _, shape in layout(config):
+        size = 1
+        if theirs.endswith(("q_proj.weight", "k_proj.weight")):
+            size = config.head_dim
+        elif theirs.endswith("norm.weight"):
+            size = shape[0]
+        blocks.setdefault(ours, []).append((shape[0], size))
+    return blocks
+
+
+def row_means(gradient: Tensor) -> Tensor:
+    """The mean square of each row [rows] of a gradient [rows, ...], all rows of one that is sharded."""
+    mine = local(gradient)
+    squares = mine.square() if mine.ndim == 1 else torch.linalg.vector_norm(mine, dim=1).square_() / mine.shape[1]
+    return all_rows(squares, gradient) if is_sharded(gradient) else squares
+
+
+def block_means(rows: Tensor, blocks: Blocks) -> Tensor:
+    """The mean over each block [blocks] of a value per row [rows]."""
+    parts = rows.split([count for count, _ in blocks])
+    return torch.cat([part.view(-1, size).mean(1) for part, (_, size) in zip(parts, blocks)])
+
+
+def row_values(values: Tensor, blocks: Blocks) -> Tensor:
+    """A value per block [blocks], for each of its rows [rows]."""
+    parts = values.split([rows // size for rows, size in blocks])
+    return torch.cat([part.repeat_interleave(size) for part, (_, size) in zip(parts, blocks)])
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, asked without importing that module, which takes as long as half of torch."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a sharded tensor that this process holds; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def all_rows(rows: Tensor, sharded: Any) -> Tensor:
+    """All ranks' values per row, gathered, where each holds those of its own rows of `sharded`."""
+    from torch.distributed.tensor import DTensor
+
+    shape, mesh = torch.Size((sharded.shape[0],)), sharded.device_mesh
+    parts = DTensor.from_local(rows, mesh, sharded.placements, run_check=False, shape=shape, stride=(1,))
+    return parts.full_tensor()
+
+
+def own_rows(rows: Tensor, sharded: Any) -> Tensor:
+    """Of a value per row [rows], those of the rows of `sharded` that this process holds."""
+    from torch.distributed.tensor import DTensor
+
+    whole = DTensor.from_local(rows, sharded.device_mesh, run_check=False)  # the same on every rank
+    return whole.redistribute(placements=sharded.placements).to_local()
