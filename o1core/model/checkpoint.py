@@ -10,7 +10,7 @@ import glob
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,18 +86,45 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
     another shape, the file that is missing or truncated, or the index entry that leaves the folder.
     """
     config = read_config(folder)
-    stored = stored_tensors(folder)
-    check_tensors(folder, config, stored)
+    stored = open_tensors(folder, config)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     model.to_empty(device=device)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for theirs, ours, start, shape in layout(config):
-            # Pages of a mapped file count as the process's memory while it is open: so it is opened for each tensor.
-            with safe_open(stored[theirs].path, framework="pt") as file:
-                parameters[ours][start : start + shape[0]].copy_(file.get_tensor(theirs))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    everything = slice(None)
+    fill(
+        stored,
+        (
+            Piece(theirs, everything, everything, parameters[ours][start : start + shape[0]])
+            for theirs, ours, start, shape in layout(config)
+        ),
+    )
     return model
+
+
+class Piece(NamedTuple):
+    """Rows and columns (of a vector: rows) of a published tensor, and the storage that they fill."""
+
+    name: str
+    rows: slice
+    columns: slice
+    target: Tensor
+
+
+def fill(stored: "dict[str, Stored]", pieces: Iterable[Piece]) -> None:
+    """Copy each piece from its mapped file; nothing else of the file is read."""
+    for piece in pieces:
+        # Pages of a mapped file count as the process's memory while it is open: so it is opened for each tensor.
+        with safe_open(stored[piece.name].path, framework="pt") as file:
+            index = (piece.rows, piece.columns)[: piece.target.ndim]
+            piece.target.copy_(file.get_slice(piece.name)[index])
+
+
+def open_tensors(folder: Path, config: ModelConfig) -> "dict[str, Stored]":
+    """Where every tensor of a checkpoint lies. Raises UserError where one is missing, left over or of another shape."""
+    stored = stored_tensors(folder)
+    check_tensors(folder, config, stored)
+    return stored
 
 
 class Stored(NamedTuple):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..distributed import clip_gradients, largest, own, settle, shares, total
 from ..errors import UserError
-from ..kernels import linear_logprob
+from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from .adam_mini import BETAS, EPS, AdamMini
@@ -67,21 +68,45 @@ def collate(examples: list[Example], device: torch.device) -> MicroBatch:
     )
 
 
+def dealt(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[list[list[int]], int]:
+    """(this rank's micro-batches, how many of them are real).
+
+    All ranks get the same number, since each forward is one of all of them together: short lists are filled up with the
+    batch's cheapest unit, which must not count.
+    """
+    units = [range(i, i + unit_size) for i in range(0, len(examples), unit_size)]
+    costs = [sum(examples[i].tokens for i in unit) for unit in units]
+    of_ranks = []
+    for share in shares(costs):
+        indices = [i for u in share for i in units[u]]
+        cuts = micro_batches([examples[i] for i in indices], budget, unit_size)
+        of_ranks.append([[indices[i] for i in cut] for cut in cuts])
+    mine = own(of_ranks)
+    spare = list(units[min(range(len(units)), key=costs.__getitem__)])
+    return mine + [spare] * (max(map(len, of_ranks)) - len(mine)), len(mine)
+
+
 @torch.no_grad()
 def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], micro_tokens: int) -> list[Tensor]:
     """float32 log-probs [L] of each example under the model as it is now, by the trainer's own forward.
 
     vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: per forward pass, padding included.
+    Each rank computes its share, and all get all.
     """
-    result: dict[int, Tensor] = {}
-    batches = list(micro_batches(examples, micro_tokens))
-    for chosen in tqdm(batches, desc="reference log-probs", unit="batch"):
-        batch = collate([examples[i] for i in chosen], model.embed.device)
+    device = model.embed.device
+    result = [torch.zeros(len(e.ids)) for e in examples]
+    batches, real = dealt(examples, micro_tokens)
+    for b, chosen in enumerate(tqdm(batches, desc="reference log-probs", unit="batch")):
+        batch = collate([examples[i] for i in chosen], device)
         hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
+        if b >= real:
+            continue
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
         for i, part in zip(chosen, logp.split(batch.cu_seqlens.diff().tolist())):
             result[i] = part.clone()
-    return [result[i] for i in range(len(examples))]
+    settle(model)
+    whole = total(torch.cat(result).to(device)).cpu()
+    return [part.clone() for part in whole.split([len(e.ids) for e in examples])]
 
 
 class Updater:
@@ -121,7 +146,7 @@ class Updater:
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite.
         """
         result = self.accumulate(examples, reference)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.grad_clip).item()
+        norm = clip_gradients(self.masters, self.grad_clip)
         if not (math.isfinite(result["loss"]) and math.isfinite(norm)):
             problems = ", ".join(sorted({e.problem for e in examples})[:8])
             raise UserError(
@@ -139,11 +164,13 @@ class Updater:
         """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
         device, objective = self.model.embed.device, self.objective
         units = objective.units(examples)
-        total = None
         for master in self.masters:
             if master.grad is not None:
                 master.grad.zero_()
-        for chosen in micro_batches(examples, self.execution.micro_tokens, objective.unit_size):
+        batches, real = dealt(examples, self.execution.micro_tokens, objective.unit_size)
+        sums = torch.zeros(6, dtype=torch.float64, device=device)
+        metrics = SurrogateMetrics(sums, torch.zeros((), device=device))
+        for b, chosen in enumerate(batches):
             batch = collate([examples[i] for i in chosen], device)
             hidden = self.model.hidden(batch.ids, recompute=self.execution.checkpointing).flatten(0, 1)[batch.places]
             inputs = LossInputs(
@@ -155,11 +182,13 @@ class Updater:
                 batch.cu_seqlens,
                 self.vocab,
             )
-            loss, metrics = objective.loss(inputs, units)
+            loss, of_batch = objective.loss(inputs, units)
+            if b < real:
+                metrics = metrics.merge(of_batch)
+            else:
+                loss = loss * 0
             loss.backward()
-            total = metrics if total is None else total.merge(metrics)
-        assert total is not None, "an empty batch"
-        return total.finalize()
+        return SurrogateMetrics(total(metrics.sums), largest(metrics.ratio_max.double())).finalize()
 
 
 def make_optimiser(

@@ -1,0 +1,46 @@
+"""Sums over ranks, and the dealing of a batch to them."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .world import rank, size, world
+
+T = TypeVar("T")
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of every rank's values, in a new tensor; of one process, its own."""
+    if world() is None:
+        return values
+    result = values.clone()
+    dist.all_reduce(result, dist.ReduceOp.SUM)
+    return result
+
+
+def largest(values: Tensor) -> Tensor:
+    """The elementwise maximum over ranks."""
+    if world() is None:
+        return values
+    result = values.clone()
+    dist.all_reduce(result, dist.ReduceOp.MAX)
+    return result
+
+
+def shares(costs: Sequence[int]) -> list[list[int]]:
+    """Deal things of these costs to all ranks: the dearest first, each to whom has least. Returns each rank's indices,
+    in order; some get none where there are fewer things than ranks. One process gets all."""
+    loads = [0] * size()
+    result: list[list[int]] = [[] for _ in loads]
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        poorest = loads.index(min(loads))
+        loads[poorest] += costs[i]
+        result[poorest].append(i)
+    return [sorted(indices) for indices in result]
+
+
+def own(of_ranks: Sequence[T]) -> T:
+    """This rank's item."""
+    return of_ranks[rank()]

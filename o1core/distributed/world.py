@@ -1,0 +1,249 @@
+"""The processes of a run: who they are, how they join, and what each of them is to do.
+
+A run that torchrun did not start has no world: it is rank 0 of 1, and every function of this package does what one
+process needs. So the rest of the project calls them without asking. Ranks agree through torchrun's own store, not
+through collectives: a wait there ends after --timeout seconds and can say for whom it waited. What travels is JSON.
+Left out on purpose: Slurm, ports and hosts of our own; torchrun's rendezvous does that.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ..errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = 1800.0  # seconds, the default of --timeout
+
+
+@dataclass
+class World:
+    """A process among others. device: where it computes; mesh: [nodes, ranks of a node] or [ranks], of the shards.
+
+    meetings counts the calls of `meet`: all ranks go through the same ones in the same order.
+    """
+
+    rank: int
+    size: int
+    store: dist.Store
+    device: torch.device
+    mesh: DeviceMesh
+    timeout: float
+    meetings: int = field(default=0, init=False)
+
+
+_world: World | None = None
+
+
+def world() -> World | None:
+    """The open world, None in a run of one process that torchrun did not start."""
+    return _world
+
+
+def rank() -> int:
+    return _world.rank if _world else 0
+
+
+def size() -> int:
+    return _world.size if _world else 1
+
+
+def is_lead() -> bool:
+    """Whether this process writes what is written once, and prints."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.device]:
+    """Join torchrun's other processes, if there are any. Yields the device to compute on.
+
+    Raises UserError where torchrun's environment is incomplete or nobody answers; on rank 0 also for what went wrong
+    elsewhere. A rank other than 0 leaves silently, with status 2, after an error that rank 0 tells as well.
+    """
+    global _world
+    if "RANK" not in os.environ:
+        yield device
+        return
+    _world = join(device, timeout)
+    if not is_lead():
+        silence()
+    try:
+        yield _world.device
+    except UserError as error:
+        raise told_once(error) from None
+    except RuntimeError as error:
+        if not broke_off(error):
+            raise
+        raise told_once(UserError(who_is_missing(error))) from error
+    finally:
+        _world = None
+        dist.destroy_process_group()
+
+
+def join(device: torch.device, timeout: float) -> World:
+    """Meet the others at torchrun's store and make the mesh: inside a node weights are sharded, across nodes replicated."""
+    wait = timedelta(seconds=timeout)
+    local, per_node = (int(os.environ.get(name, given)) for name, given in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 0)))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node: {per_node} processes, but {torch.cuda.device_count()} GPUs on this node"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store, own, count = next(iter(dist.rendezvous("env://", timeout=wait)))
+        store.set_timeout(wait)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=own, world_size=count, timeout=wait
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"torchrun's other processes cannot be joined: {reason}; start all of them with torchrun"
+        ) from None
+    nodes = count // per_node if per_node and count % per_node == 0 else 1
+    shape, names = ((nodes, count // nodes), ("replicate", "shard")) if nodes > 1 else ((count,), ("shard",))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    for group in mesh.get_all_groups():
+        dist.distributed_c10d._set_pg_timeout(wait, group)
+    return World(own, count, dist.PrefixStore("o1core", store), device, mesh, timeout)
+
+
+def silence() -> None:
+    """Only rank 0 prints and shows progress; a crash of another one is still seen."""
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger().setLevel(logging.ERROR)
+    import sys
+
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process's life
+
+
+def meet(what: str, value: Any = None) -> list[Any]:
+    """Wait for all ranks; returns what each one brought, a JSON value.
+
+    Raises UserError, naming them, where ranks did not come and gave no sign of life for --timeout seconds. what: the
+    meeting's purpose, for that message.
+    """
+    if _world is None:
+        return [value]
+    _world.meetings += 1
+    key = f"meeting {_world.meetings}"
+    _world.store.set(f"{key}/{_world.rank}", json.dumps(value))
+    keys = [f"{key}/{r}" for r in range(_world.size)]
+    wait_for(_world, keys, what)
+    return [json.loads(_world.store.get(k)) for k in keys]
+
+
+def wait_for(world: World, keys: list[str], what: str) -> None:
+    """Wait until the keys, each ending in /RANK, are in the store."""
+    signs: list[int] = []
+    while True:
+        started = time.monotonic()
+        try:
+            world.store.wait(keys, timedelta(seconds=world.timeout))
+            return
+        except RuntimeError:  # a timeout, or a store that is gone
+            missing = [int(key.rpartition("/")[2]) for key in keys if not world.store.check([key])]
+            now = [world.store.add(f"signs/{r}", 0) for r in missing]
+            if now == signs or time.monotonic() - started < world.timeout / 2:
+                raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}") from None
+            signs = now
+
+
+def sign_of_life() -> None:
+    """Tell those who wait that this rank is at work."""
+    if _world is not None:
+        _world.store.add(f"signs/{_world.rank}", 1)
+
+
+def once(what: str, action: Callable[[], T]) -> T:
+    """Let rank 0 act while the others wait; all get what it returns, a JSON value, or the UserError it raises."""
+    if _world is None:
+        return action()
+    outcome: dict[str, Any] = {}
+    if is_lead():
+        try:
+            outcome = {"value": action()}
+        except (UserError, OSError) as error:
+            outcome = {"error": str(error)}
+    outcome = meet(what, outcome)[0]
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]
+
+
+def together(what: str, action: Callable[[], T]) -> T:
+    """Let every rank act; where one of them raises a UserError, all of them do. Returns this rank's own result."""
+    error, result = None, None
+    try:
+        result = action()
+    except UserError as raised:
+        if _world is None:
+            raise
+        error = str(raised)
+    for r, other in enumerate(meet(what, error)):
+        if other is not None:
+            raise UserError(other if r == 0 else f"rank {r}: {other}")
+    return result  # type: ignore[return-value] # without an error it is the action's
+
+
+def same(what: str, value: Any) -> None:
+    """Raise UserError where another rank's JSON value differs from rank 0's."""
+    values = meet(what, value)
+    different = [r for r, other in enumerate(values) if other != values[0]]
+    if different:
+        first = values[different[0]]
+        detail = ""
+        if isinstance(first, dict):
+            key = next(k for k in {**values[0], **first} if values[0].get(k) != first.get(k))
+            detail = f" ({key}: {json.dumps(values[0].get(key))} on rank 0, {json.dumps(first.get(key))} there)"
+        raise UserError(f"{what}: {named(different)} differs from rank 0{detail}; give all ranks the same command")
+
+
+def named(ranks: list[int]) -> str:
+    """ "rank 1" or "ranks 1, 3"."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def broke_off(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process did not answer."""
+    signs = ("Timed out", "timed out", "Connection closed", "Connection reset", "Connection refused", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+
+
+def who_is_missing(error: RuntimeError) -> str:
+    """After a collective broke off: everyone who is alive answers a roll call, so the others are those who are not."""
+    assert _world is not None
+    reason = str(error).partition("\n")[0]
+    with contextlib.suppress(RuntimeError):
+        _world.store.set(f"alive/{_world.rank}", "")
+        time.sleep(min(3.0, _world.timeout))
+        missing = [r for r in range(_world.size) if not _world.store.check([f"alive/{r}"])]
+        if missing:
+            return f"gave up waiting for {named(missing)} after {_world.timeout:g} s (--timeout): {reason}"
+    return f"the connection to another rank broke: {reason}"
+
+
+def told_once(error: UserError) -> BaseException:
+    """The error on rank 0. Elsewhere an exit with status 2, unless rank 0 says nothing of it within some seconds."""
+    assert _world is not None
+    with contextlib.suppress(RuntimeError):
+        if is_lead():
+            _world.store.set("error", str(error))
+            return error
+        _world.store.wait(["error"], timedelta(seconds=5))
+        return SystemExit(2)
+    return error if is_lead() else UserError(f"rank {rank()}: {error}")
