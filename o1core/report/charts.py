@@ -110,6 +110,11 @@ def write_png(charts: Sequence[Chart], title: str, path: Path) -> None:
         write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
+def look_of(style: int) -> dict[str, Any]:
+    """The colour and marker of a line: no two of 64 have both in common."""
+    return {"color": SERIES[style % len(SERIES)], "marker": MARKERS[(style + style // len(SERIES)) % len(MARKERS)]}
+
+
 def short(name: str) -> str:
     """A name as it stands inside a chart: one line, without control characters, and cut where it is too long."""
     name = one_line(name)

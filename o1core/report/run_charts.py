@@ -15,7 +15,7 @@ from ..evaluation import THIRDS, difficulties
 from ..problems import Problem
 from ..rollout import Group
 from ..typed_json import is_number
-from .charts import BASE, DASHES, MARKERS, PRUNED, SERIES, Chart, Line, name_at_right, short
+from .charts import BASE, DASHES, PRUNED, Chart, Line, look_of, name_at_right, short
 from .numbers import change, minus, percent, plain
 
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
@@ -224,12 +224,11 @@ def plot_curve(axes: Axes, line: Line) -> None:
     axes.plot(
         line.x,
         line.y,
-        color=SERIES[line.style % len(SERIES)],
         linestyle=DASHES[line.style % len(DASHES)],
         linewidth=1.4,
-        marker=MARKERS[line.style % len(MARKERS)],
         markersize=4,
         markevery=(every // 2, every),
+        **look_of(line.style),
     )
 
 

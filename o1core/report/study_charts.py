@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..evaluation import DisharmonyResult, Figures, Interval, Spread, StudyResult, StudyRow
-from .charts import BASE, DASHES, INK, LONGEST_NAME, MARKERS, PRUNED, SERIES, SIZE, Chart, Line, name_at_right, short
+from .charts import BASE, DASHES, INK, LONGEST_NAME, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short
 from .numbers import Form, minus, percent, span, two_digits
 
 AXES = {  # of the studies that vary one setting
@@ -70,9 +70,7 @@ def trade_off(points: Sequence[Line], title: str = "Accuracy against length, all
 
     def draw(axes: Axes) -> None:
         looks: list[dict[str, Any]] = [{"color": BASE, "marker": "o"}]
-        looks += [
-            {"color": SERIES[p.style % len(SERIES)], "marker": MARKERS[p.style % len(MARKERS)]} for p in points[1:]
-        ]
+        looks += [look_of(p.style) for p in points[1:]]
         for p, look in zip(points, looks):
             if p.low[0] < p.high[0]:
                 axes.plot([p.x[0]] * 2, [100 * p.low[0], 100 * p.high[0]], color=look["color"], linewidth=1)
@@ -177,19 +175,12 @@ def interval_of(part: Interval) -> str:
 def draw_disharmony(lines: Sequence[Line], tokens: Sequence[float], axes: Axes) -> None:
     """lines: the first in bold; tokens: its mean lengths, which stand below the axis."""
     for line in lines:
-        first, look = line.style == 0, line.style - 1
-        colour = INK if first else SERIES[look % len(SERIES)]
+        first = line.style == 0
+        look = {"color": INK, "marker": "o"} if first else look_of(line.style - 1)
         x = np.asarray(line.x) + 0.05 * (line.style - (len(lines) - 1) / 2)
-        axes.plot(
-            x,
-            line.y,
-            color=colour,
-            marker="o" if first else MARKERS[look % len(MARKERS)],
-            linestyle=DASHES[line.style % len(DASHES)],
-            linewidth=2 if first else 1.3,
-        )
+        axes.plot(x, line.y, linestyle=DASHES[line.style % len(DASHES)], linewidth=2 if first else 1.3, **look)
         for at, low, high in zip(x, line.low, line.high):
-            axes.plot([at, at], [low, high], color=colour, linewidth=0.8)
+            axes.plot([at, at], [low, high], color=look["color"], linewidth=0.8)
     if len(lines) == 1:
         for at, y in zip(lines[0].x, lines[0].y):
             axes.annotate(f"{y:.1f}", (at, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)

@@ -79,7 +79,7 @@ def to_markdown(table: Table) -> str:
         head = " / ".join(table.columns[i].head for i in part)
         heads.append(f"{group}: {head}" if len(part) > 1 else f"{group} {head}".strip())
     rows = [
-        [" / ".join(row[i].text for i in part) if len(part) > 1 else str(row[part[0]]) for part in parts]
+        [" / ".join(row[i].text for i in part if row[i].text) if len(part) > 1 else str(row[part[0]]) for part in parts]
         for row in table.rows
     ]
     lines = [heads, ["---"] * len(heads), *rows]
