@@ -30,6 +30,7 @@ from ..runs import Job, Resources, open_evaluation, open_session
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import lambda_variants, method_variants, percentile_variants, run_study, study_disharmony
+from ..text import one_line
 from ..typed_json import to_json
 
 
@@ -85,7 +86,7 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
     result = prune_run(job, run, resources)
     print(to_text(run_table(result, changes=False)))
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
-    print(f"plot: {run.plot}\npruned checkpoint: {result.checkpoint}")
+    print(f"plot: {run.plot}\npruned checkpoint: {one_line(result.checkpoint)}")
     print(f"samples in the terminal: o1core show {run.path}; as a page: o1core report {run.path}")
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from ..errors import UserError
-from ..text import one_line
+from ..text import clean, one_line
 
 COMMANDS = {  # name: help
     "prune": "sample, train, evaluate before and after, and report; finished steps are skipped",
@@ -24,12 +24,21 @@ COMMANDS = {  # name: help
 }
 
 
+class CleanFormatter(logging.Formatter):
+    """Log lines that name other people's ids and files without their control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 2 for bad input (one line says how to fix it), 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(CleanFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
         logging.getLogger("matplotlib").setLevel(logging.WARNING)
         args.run(args)
     except BrokenPipeError:  # `o1core show RUN | head`

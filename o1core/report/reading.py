@@ -13,7 +13,11 @@ from ..training import read_log
 
 def check_inside(folder: Path, path: Path) -> None:
     """Raises UserError where a path that a result names is not inside its folder."""
-    if "\0" in str(path) or folder.resolve() not in path.resolve().parents:
+    try:
+        inside = folder.resolve() in path.resolve().parents
+    except (OSError, ValueError):  # no name of a file: NUL, a lone surrogate
+        inside = False
+    if not inside:
         raise UserError(f"{folder / 'result.json'}: {str(path)!r} leads out of {folder}; such a result is not read")
 
 

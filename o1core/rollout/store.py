@@ -8,6 +8,8 @@ lines are. A kill at any moment loses at most the shard in flight. Left out on p
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +19,17 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import write_atomic
 from .groups import Group, Sample
+
+LINE: dict[str, tuple[type, ...]] = {  # a shard's line: the JSON types of its fields
+    "problem": (str,),
+    "sample": (int,),
+    "prompt_tokens": (int,),
+    "length": (int,),
+    "finish_reason": (str,),
+    "answer": (str, NoneType),
+    "correct": (bool,),
+    "budget": (int, NoneType),
+}
 
 
 def write_shard(folder: Path, groups: Iterable[Group]) -> None:
@@ -59,10 +72,19 @@ def read_groups(folder: Path) -> list[Group]:
     return [group for lines in sorted(folder.glob("shard-*.jsonl")) for group in read_shard(lines)]
 
 
+def checked_line(line: Any) -> dict[str, Any]:
+    """A shard's line. Raises ValueError where it has another shape."""
+    fields = line if isinstance(line, dict) else {}
+    wrong = [name for name, kinds in LINE.items() if type(fields.get(name)) not in kinds]
+    if wrong:
+        raise ValueError(f"a line with a wrong {wrong[0]}")
+    return fields
+
+
 def read_shard(path: Path) -> list[Group]:
     """The groups of the shard whose lines are in `path`. Raises UserError where it is broken."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [checked_line(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         tensors = load_file(path.with_suffix(".safetensors"))
         ids = tensors["ids"].split([line["length"] for line in lines])
         logprobs = tensors["logprobs"].split([line["length"] for line in lines])

@@ -14,6 +14,7 @@ from ..problems import Problem
 from ..report import plot_run
 from ..rollout import Engine
 from ..run_folder import SIDES, RunFolder
+from ..text import one_line
 from ..training import open_tracker, sample_round, train
 from ..typed_json import to_json
 from .job import Job
@@ -69,7 +70,7 @@ class Session:
             else:
                 engine, tokenizer = self.open(checkpoint)
                 params = self.job.recipe.evaluation_params()
-                results[name] = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {name}")
+                results[name] = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {one_line(name)}")
         return results
 
     def evaluate_alone(self) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from o1core.cli import main, parser
+from o1core.cli.entry import CleanFormatter
 from o1core.rollout import Group, Sample, write_shard
 from o1core.text import clean
 
@@ -110,3 +112,8 @@ def test_an_unknown_flag_is_status_2():
     with pytest.raises(SystemExit) as stop:
         main(["prune", "--fast"])
     assert stop.value.code == 2
+
+
+def test_log_lines_are_clean():
+    record = logging.LogRecord("o1core", logging.INFO, "", 0, "problem %s", ("\x1b]0;title\x07",), None)
+    assert CleanFormatter("%(message)s").format(record) == "problem \ufffd]0;title\ufffd"

@@ -105,7 +105,11 @@ def read_test(run: RunFolder, name: str, label: str) -> Test:
     pairs = pair_up(read_problems(before), *groups)
     if not pairs:
         raise UserError(f"{before.problems}: names no problem of {before.rollouts}; they are not of one run")
-    first, second = side_of([p.before for p in pairs]), side_of([p.after for p in pairs])
+    sides = [p.before for p in pairs], [p.after for p in pairs]
+    for folder, side in zip((before, after), sides):
+        if len({len(group.samples) for group in side}) > 1:
+            raise UserError(f"{folder.rollouts}: its problems have different numbers of samples; sample them again")
+    first, second = map(side_of, sides)
     charts = [
         lengths(first, second),
         accuracy_by_length(first, second),

@@ -1,0 +1,301 @@
+"""One hostile run: the files of a small finished run or study, damaged in one to three ways, shown by the command line.
+
+fuzz_report(rng, folder) says "ok" (the command ended well), "refused" (one clean line and exit status 2), or what is bad:
+a traceback, a hang, raw control characters in what was printed or in the page, or another exit status.
+
+    python -m tests.campaigns.fuzz_report [--cases 1000] [--seed 0]
+"""
+
+import argparse
+import collections
+import io
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import o1core
+from o1core.cli import main
+from o1core.evaluation import (
+    DisharmonyResult,
+    DisharmonyRow,
+    Evaluation,
+    Figures,
+    InferenceTime,
+    Interval,
+    RunResult,
+    Spread,
+    StudyResult,
+    StudyRow,
+    compare,
+    write_problems,
+)
+from o1core.files import write_json
+from o1core.model import Tokenizer, read_config
+from o1core.problems import Problem
+from o1core.rollout import Group, Sample, write_shard
+from o1core.run_folder import SIDES, RunFolder
+from o1core.typed_json import to_json
+
+TINY = Path(o1core.__file__).parent / "tiny_o1"
+SECONDS = 120  # of one command, on a machine that does other things too
+ESCAPE = "\x1b]0;title\x07\x9b31m"
+TEXTS = (
+    "",
+    "x",
+    ESCAPE,
+    "\u202eright to left",
+    "\ud800",
+    "\0",
+    "a\nb\rc\u2028d\x85e",
+    "a | b",
+    "$\\foo$ $x_1^2$",
+    "</script><script>alert(1)</script><!--",
+    "&amp;]]>",
+    "\ufffe\uffff",
+    "\U000e0041\u200b",
+    "é" * 300,
+    "x" * 100_000,
+    "../../etc/passwd",
+    "/etc",
+    ".",
+    "{{ x }}{% for %}",
+    "%s%n",
+    "-5",
+    "#0b6e99",
+)
+NUMBERS = (0, 1, -1, 2, 2**31, 2**63, 10**12, 10**400, -(10**400), 0.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[2]], {"a": {"b": []}}, ["x", None], *TEXTS, *NUMBERS)
+BYTES = (b"", b"\0", b"null", b"{", b"[1,", b"\xff\xfe{}", b"[" * 100_000, b'{"a":' * 100_000, b"\n\n", b"1" * 10_000)
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+KINDS = ("run", "run", "study", "disharmony")
+
+
+def fuzz_report(rng: random.Random, folder: Path) -> str:
+    """Make a finished run or study in `folder`, damage it, and run one command on it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    kind = rng.choice(KINDS)
+    path = folder / "it"
+    shutil.copytree(pristine(kind), path)
+    for _ in range(rng.randint(1, 3)):
+        damage(rng, path)
+    out = folder / "page.html"
+    command = ["report", str(path), "--out", str(out)]
+    if kind == "run" and rng.random() < 0.3:
+        command = ["show", str(path), "--samples", "2", *rng.choice([[], ["--problem", "p-1"], ["--problem", ESCAPE]])]
+    return outcome(command, out)
+
+
+def outcome(command: list[str], page: Path) -> str:
+    """What comes of a command: "ok", "refused" or what is bad."""
+    printed, errors = io.StringIO(), io.StringIO()
+    previous = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        with redirect_stdout(printed), redirect_stderr(errors):
+            status = main(command)
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {str(error)[:200]!r}"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    for name, text in (("stdout", printed.getvalue()), ("stderr", errors.getvalue())):
+        if found := CONTROL.search(text):
+            return f"raw {found[0]!r} on {name}"
+    if status == 2:
+        line = errors.getvalue()
+        return "refused" if line.startswith("o1core: error: ") and line.count("\n") == 1 else f"noise: {line[:200]!r}"
+    if status != 0:
+        return f"exit status {status}"
+    if page.exists() and (found := CONTROL.search(page.read_text(encoding="utf-8"))):
+        return f"raw {found[0]!r} in the page"
+    return "ok"
+
+
+def too_long(signum: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"longer than {SECONDS} seconds")
+
+
+def damage(rng: random.Random, path: Path) -> None:
+    """Damage one file of a folder in one way."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", ".safetensors"))
+    if not files:
+        return
+    results = [p for p in files if p.name == "result.json" and p.parent == path]
+    file = rng.choice(results if results and rng.random() < 0.4 else files)
+    ways: list[Callable[[random.Random, Path], None]] = [cut, replace_bytes, remove, make_folder]
+    if file.suffix == ".json":
+        ways += [partial(change_json)] * 8
+    if file.suffix == ".jsonl":
+        ways += [change_line] * 8
+    rng.choice(ways)(rng, file)
+
+
+def cut(rng: random.Random, file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: rng.randrange(len(content) + 1)])
+
+
+def replace_bytes(rng: random.Random, file: Path) -> None:
+    file.write_bytes(rng.choice(BYTES))
+
+
+def remove(rng: random.Random, file: Path) -> None:
+    file.unlink()
+
+
+def make_folder(rng: random.Random, file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def change_json(rng: random.Random, file: Path) -> None:
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    file.write_text(json.dumps(changed(rng, value)))
+
+
+def change_line(rng: random.Random, file: Path) -> None:
+    lines = file.read_bytes().splitlines()
+    if not lines:
+        return
+    i = rng.randrange(len(lines))
+    match rng.randrange(6):
+        case 0:
+            del lines[i]
+        case 1:
+            lines.insert(i, lines[i])
+        case 2:
+            lines[i] = rng.choice(BYTES)
+        case _:
+            try:
+                lines[i] = json.dumps(changed(rng, json.loads(lines[i]))).encode()
+            except (ValueError, RecursionError):
+                return
+    file.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def changed(rng: random.Random, value: Any) -> Any:
+    """JSON with one value, somewhere in it, exchanged, left out, doubled or renamed."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.9:
+        at: Any = rng.choice(sorted(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        copy: Any = value.copy()
+        chance = rng.random()
+        if chance < 0.1:
+            del copy[at]
+        elif chance < 0.2 and isinstance(copy, dict):
+            copy[rng.choice(TEXTS)] = copy.pop(at)
+        elif chance < 0.2:
+            copy.append(copy[at])
+        else:
+            copy[at] = changed(rng, copy[at])
+        return copy
+    return rng.choice(VALUES)
+
+
+def pristine(kind: str) -> Path:
+    """A finished run or study, made once in this process."""
+    if kind not in MADE:
+        folder = Path(tempfile.mkdtemp(prefix="o1core-fuzz-")) / kind
+        {"run": make_run, "study": make_study, "disharmony": make_disharmony}[kind](folder)
+        MADE[kind] = folder
+    return MADE[kind]
+
+
+MADE: dict[str, Path] = {}
+
+
+def make_run(path: Path) -> None:
+    """Three problems, two samples of each, before and after; six logged steps."""
+    tokenizer = Tokenizer(TINY, read_config(TINY).vocab_size)
+    run = RunFolder(path)
+    path.mkdir(parents=True)
+    write_json(run.settings, {"model": str(TINY), "method": "o1-pruner", "lam": 2.0})
+    problems = [Problem(f"p-{i}", f"What is {i}+1?", str(i + 1), level=str(1 + i % 2)) for i in range(3)]
+    found = {}
+    for side, text in zip(SIDES, ("1+1=2. Wait, let me check that again. 1+1=2. Yes, 2.", "1+1=2. Final answer: 2")):
+        folder = run.evaluation(side, "arithmetic")
+        write_problems(folder, problems)
+        prompt = torch.tensor(tokenizer.encode("What is"), dtype=torch.int32)
+        ids = torch.tensor(tokenizer.encode(text), dtype=torch.int32)
+        samples = tuple(Sample(ids[: len(ids) - k], torch.zeros(len(ids) - k), "stop", "2", k == 0) for k in range(2))
+        write_shard(folder.rollouts, [Group(p.id, prompt, samples) for p in problems])
+        found[side] = {"arithmetic": evaluation(len(ids) - 0.5)}
+    names = ("reward", "mean_length", "ratio_mean", "clip_fraction", "approx_kl", "loss")
+    lines = [{"step": i + 1} | dict.fromkeys(names, 0.1 * i) for i in range(6)]
+    run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before, after = (found[side] for side in SIDES)
+    write_json(run.result, to_json(RunResult(compare(before, after), 3.0, str(run.pruned), {})))
+
+
+def evaluation(tokens: float) -> Evaluation:
+    return Evaluation(
+        accuracy=0.5,
+        accuracy_low=0.2,
+        accuracy_high=0.8,
+        mean_tokens=tokens,
+        median_tokens=tokens,
+        truncated=0.0,
+        problems=3,
+        samples=2,
+        seconds=1.0,
+        tokens_per_second=10.0,
+    )
+
+
+def make_study(path: Path) -> None:
+    """A base and one method, timed."""
+    spread = Spread(0.5, 0.4, 0.6)
+    figures = Figures(spread, Spread(30.0, 29.0, 31.0), spread, spread, spread)
+    time = InferenceTime(1.0, 0.5)
+    rows = [StudyRow("base", None, [], figures, {"arithmetic": figures}, time)]
+    rows.append(StudyRow("sft", 2.0, ["seed-0/sft"], figures, {"arithmetic": figures}, time))
+    make_run(path / "seed-0" / "sft")
+    write_json(path / "study.json", {"study": "lambda"})
+    write_json(path / "result.json", to_json(StudyResult("lambda", ["arithmetic"], 1, rows, {})))
+
+
+def make_disharmony(path: Path) -> None:
+    parts = [Interval(i + 1, 0.5, 0.4, 0.6, 50.0 * (i + 1)) for i in range(2)]
+    rows = [DisharmonyRow(label, 3, parts, Spread(-0.1, -0.2, 0.0)) for label in ("all", "level 1")]
+    path.mkdir(parents=True)
+    write_json(path / "settings.json", {"model": str(TINY)})
+    write_json(path / "result.json", to_json(DisharmonyResult("disharmony", 3, 2, 2, rows)))
+
+
+def campaign() -> int:
+    """Many cases; prints a count of each outcome and every case that is bad."""
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--cases", type=int, default=1000)
+    ap.add_argument("--seed", type=int, default=0)
+    args = ap.parse_args()
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for case in range(args.seed, args.seed + args.cases):
+            found = fuzz_report(random.Random(case), Path(folder) / "case")
+            counts[found if found in ("ok", "refused") else "bad"] += 1
+            if found not in ("ok", "refused"):
+                print(f"case {case}: {found}", flush=True)
+    print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    return os.EX_OK if not counts["bad"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(campaign())
