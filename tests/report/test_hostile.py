@@ -4,6 +4,7 @@ a table cell, or to be no characters of XML."""
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -43,6 +44,7 @@ from o1core.typed_json import to_json
 from tests.campaigns.fuzz_report import CONTROL, ESCAPE, TEXTS, TINY, evaluation, fuzz_report
 
 NAMES = (ESCAPE, "\u202ea | b\n$\\foo$")  # of tests, which are folders
+STORED = [text for text in TEXTS if "\ud800" not in text]  # a file that holds half a surrogate pair is refused
 SPREAD = Spread(0.5, 0.4, 0.6)
 FIGURES = Figures(SPREAD, Spread(30.0, 29.0, 31.0), SPREAD, SPREAD, SPREAD)
 
@@ -52,9 +54,9 @@ def hostile_run(path: Path) -> RunResult:
     run = RunFolder(path)
     tokenizer = Tokenizer(TINY, read_config(TINY).vocab_size)
     path.mkdir(parents=True)
-    write_json(run.settings, {"model": str(TINY), **{text: text for text in TEXTS}})
+    write_json(run.settings, {"model": str(TINY), **{text: text for text in STORED}})
     ids = torch.tensor(tokenizer.encode("1+1=2"), dtype=torch.int32)
-    problems = [Problem(text or "empty", text, text, level=text or "0", subject=text) for text in TEXTS]
+    problems = [Problem(text or "empty", text, text, level=text or "0", subject=text) for text in STORED]
     groups = [Group(p.id, ids, (Sample(ids, torch.zeros(len(ids)), "stop", p.answer, True),)) for p in problems]
     for name in NAMES:
         for side in ("base", "after"):
@@ -78,9 +80,9 @@ def study_of_labels() -> StudyResult:
     return StudyResult("lambda", ["t"], 1, rows, {})
 
 
-def disharmony_of_labels() -> DisharmonyResult:
+def disharmony_of_labels(labels: Sequence[str] = TEXTS) -> DisharmonyResult:
     parts = [Interval(i + 1, 0.5, 0.4, 0.6, 50.0) for i in range(2)]
-    rows = [DisharmonyRow(text, 3, parts, SPREAD) for text in TEXTS]
+    rows = [DisharmonyRow(text, 3, parts, SPREAD) for text in labels]
     return DisharmonyResult("disharmony", 3, 2, 2, rows)
 
 
@@ -103,7 +105,7 @@ def test_plots_are_drawn_whatever_the_labels(run, tmp_path):
 
 def test_the_page_is_text_and_its_charts_are_xml(run, tmp_path):
     study = tmp_path / "study"
-    write_json_of(study, to_json(disharmony_of_labels()))
+    write_json_of(study, to_json(disharmony_of_labels(STORED)))
     page = write_page([run[0].path, study], tmp_path / "page.html").read_text(encoding="utf-8")
     assert not CONTROL.search(page)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
@@ -122,7 +124,7 @@ def write_json_of(folder: Path, value: dict) -> None:
 
 def test_samples_in_a_terminal_have_no_control_characters(run):
     lines = list(sample_lines(run[0].path))
-    assert len(lines) > 6 * len(NAMES) * len(TEXTS)
+    assert len(lines) > 6 * len(NAMES) * len(STORED)
     assert not CONTROL.search("\n".join(lines))
 
 
