@@ -88,7 +88,7 @@ def kimi(lengths: Tensor, correct: Tensor, alpha: float) -> Tensor:
 
 
 def l1_exact(lengths: Tensor, correct: Tensor, limits: Tensor, alpha: float) -> Tensor:
-    """R = A - alpha |L - budget|: L1-Exact (LCPO), arXiv 2503.04697, eq. 1. The budget stands in the prompt."""
+    """R = A - alpha |L - budget|: L1-Exact (LCPO), arXiv 2503.04697, eq. 1. The prompt states the budget."""
     lengths, right = check(lengths, correct)
     return right - alpha * (lengths - limits[:, None]).abs()
 

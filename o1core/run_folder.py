@@ -1,6 +1,6 @@
 """A run's folder: every path in it is named here, once.
 
-    settings.json    what the run was asked for, with fingerprints of everything else that decides a result
+    settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
     round-00/        a round's rollouts/ and reference.safetensors
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
@@ -23,7 +23,7 @@ SIDES = ("base", "after")  # the evaluations before and after training
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """Where one test's evaluation lies."""
+    """The paths of one test's evaluation."""
 
     path: Path
 
@@ -104,7 +104,7 @@ class RunFolder:
             held = read_object(self.settings)
             for name in settings:
                 if held.get(name) != settings[name]:
-                    both = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} asked for"
+                    both = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} requested"
                     raise UserError(
                         f"{self.path}: holds a run with other settings ({name}: {both}); choose another --out"
                     )

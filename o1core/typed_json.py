@@ -59,7 +59,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], value: Any, where: str, fix: str) -> T:
-    """The value of type `kind` that JSON stands for. where: the file, and fix: how to fix it, for the error.
+    """The value of type `kind` that JSON describes. where: the file, and fix: how to fix it, for the error.
 
     Raises UserError that names the field. Lists and dictionaries must not be empty, unless they hold text.
     """
@@ -92,7 +92,7 @@ def read(kind: Any, value: Any, where: str, fix: str) -> Any:
 
 
 def read_optional(kinds: tuple[Any, ...], value: Any, where: str, fix: str) -> Any:
-    """X | None, or a union whose members are told apart by their JSON: text or a number."""
+    """X | None, or a union whose members differ in their JSON: text or a number."""
     if value is None and type(None) in kinds:
         return None
     members = [kind for kind in kinds if kind is not type(None)]

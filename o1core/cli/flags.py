@@ -1,4 +1,4 @@
-"""The flags of each command. Those of a recipe are made from its settings: name, type, range and help stand there."""
+"""The flags of each command. Those of a recipe are made from its settings: name, type, range and help are there."""
 
 import argparse
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The answer in a completion, or in a published solution: regular expressions, each linear in the length of the text.
 
-Left out on purpose: a model that finds the answer. The rules are few, and stand in the docstrings.
+Left out on purpose: a model that finds the answer. The rules are few, and the docstrings state them.
 """
 
 import re

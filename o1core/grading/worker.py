@@ -96,7 +96,7 @@ _ARITHMETIC = re.compile(r"(?:[\d\s.+\-*/^(){}]|\\(?:[dt]?frac|cdot|times|div))+
 
 
 def _split(text: str, separators: str) -> list[str]:
-    """The parts of a text between separators that stand in no bracket."""
+    """The parts of a text between separators outside brackets."""
     parts, depth = [""], 0
     for token in _TOKEN.findall(text):
         depth += (token in _OPENS) - (token in _CLOSES)

@@ -64,7 +64,7 @@ def shared_sandbox(pid: int) -> Sandbox:
 
 
 def special_token(folder: Path, config: dict[str, Any], name: str) -> str:
-    """A special token of tokenizer_config.json, where it stands as a string or as {"content": string}; "" if absent."""
+    """A special token of tokenizer_config.json, written as a string or as {"content": string}; "" if absent."""
     token = config.get(name)
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
@@ -73,7 +73,7 @@ def special_token(folder: Path, config: dict[str, Any], name: str) -> str:
 
 
 def read_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The chat template's text: chat_template.jinja, or what tokenizer_config.json says; None where neither is."""
+    """The chat template's text: chat_template.jinja, or what tokenizer_config.json says; None where there is neither."""
     path = checkpoint_file(folder, "chat_template.jinja")
     if path is None:
         text = config.get("chat_template")

@@ -121,14 +121,14 @@ def fill(stored: "dict[str, Stored]", pieces: Iterable[Piece]) -> None:
 
 
 def open_tensors(folder: Path, config: ModelConfig) -> "dict[str, Stored]":
-    """Where every tensor of a checkpoint lies. Raises UserError where one is missing, left over or of another shape."""
+    """Where every tensor of a checkpoint is stored. Raises UserError where one is missing, left over or of another shape."""
     stored = stored_tensors(folder)
     check_tensors(folder, config, stored)
     return stored
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies and what its file says of it; dtype as safetensors spells it ("BF16")."""
+    """Where a tensor is stored and what its file says about it; dtype as safetensors spells it ("BF16")."""
 
     path: Path
     shape: tuple[int, ...]
@@ -147,7 +147,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
         if twice := stored.keys() & found.keys():
             raise UserError(
-                f"{path}: tensor {one_line(min(twice))} stands in {stored[min(twice)].path.name} too; keep one of them"
+                f"{path}: tensor {one_line(min(twice))} is in {stored[min(twice)].path.name} too; keep one of the two"
             )
         stored |= found
     return stored

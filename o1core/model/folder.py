@@ -1,4 +1,4 @@
-"""Which files of a checkpoint's folder are opened, and how what stands in them is shown.
+"""Which files of a checkpoint's folder are opened, and how their content is shown.
 
 A folder may come from a stranger. Only regular files are opened: a FIFO or a device would hang. What is read as text,
 and copied beside the pruned weights, must lie in the folder itself: through a symbolic link somebody's private file
@@ -74,5 +74,5 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """How an error shows a value that stands in a file."""
+    """How an error shows a value from a file."""
     return clean(_Shown().repr(value))

@@ -34,7 +34,7 @@ class Sandbox:
     def __init__(self, seconds: float, memory_mib: int) -> None:
         self.seconds, self.memory_mib = seconds, memory_mib
         self._process: subprocess.Popen[bytes] | None = None
-        self._prepared: dict[str, Any] | None = None  # what the living process was told to prepare
+        self._prepared: dict[str, Any] | None = None  # what the living process has prepared
         self._lock = threading.Lock()
 
     def ask(self, request: dict[str, Any] | None, prepare: dict[str, Any] | None = None) -> dict[str, Any]:

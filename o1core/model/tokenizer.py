@@ -51,7 +51,7 @@ class Tokenizer:
         self.template = ChatTemplate(folder, self.config)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text as it stands: special tokens in it are recognised, none is added. Raises UserError for text
+        """Ids of the text as it is: special tokens in it are recognised, none is added. Raises UserError for text
         that the tokenizer cannot encode: half a surrogate pair, or a character that it has no token for."""
         failure = f"{self.folder / 'tokenizer.json'}: cannot encode {shown(text)}"
         return guarded(lambda: self.backend.encode(text, add_special_tokens=False).ids, failure)

@@ -108,7 +108,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each row seeing itself and what stands before it."""
+    """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each position seeing itself and those before it."""
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
     return out.transpose(-3, -2)

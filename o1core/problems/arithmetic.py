@@ -1,6 +1,6 @@
-r"""Generated arithmetic for tiny-o1: a seeded source of problems, and of thoughts that go on for too long.
+r"""Generated arithmetic for tiny-o1: a seeded source of problems, and of thoughts that are too long.
 
-A problem is a chain of 2 to 5 operations ("What is 6*7+5-8?"). A product stands only at the front, so reading from left
+A problem is a chain of 2 to 5 operations ("What is 6*7+5-8?"). A product comes only first, so reading from left
 to right follows the order of precedence. Every running total stays in 0..99.
 
 A thought works the chain out step by step, and then checks it again and again for no good reason:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGHIJ"
 MAX_CHARS = 1_000_000  # of a question or a solution: more than any context window
-MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that stand in tables
+MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that tables show
 MAX_LINE_BYTES = 32 << 20  # of a problem of JSONL
 _FIX = "fix or delete it (a file is one JSON list, or JSONL with one whole object a line)"
 
@@ -91,7 +91,7 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
         if _is_list(file):
             yield from _items(file, path)
             return
-        # Only "\n" ends a line of JSONL: splitlines would also cut at U+2028, which may stand inside a string.
+        # Only "\n" ends a line of JSONL: splitlines would also cut at U+2028, which may occur inside a string.
         for at in itertools.count(1):
             if not (line := file.readline(MAX_LINE_BYTES + 1)):
                 return

@@ -38,7 +38,7 @@ def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
     by chance alone, as happens in a small task; `find_overlap` finds them.
 
     Raises UserError where the library is missing, where the task is unknown (with the nearest names) or refused, and
-    where it has fewer different problems than asked for.
+    where it has fewer different problems than requested.
     """
     if count < 1:
         raise UserError(f"{GYM_PREFIX}{name}: ask for at least 1 problem, not {count}")

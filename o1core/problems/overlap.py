@@ -1,4 +1,4 @@
-"""Problems that stand in two files, however each file typesets them.
+"""Problems that occur in two files, however each file typesets them.
 
 Left out on purpose: fuzzy duplicates. Two problems that differ in one number are two problems.
 """
@@ -11,7 +11,7 @@ from .problem import Problem
 
 
 def find_overlap(train: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
-    """The problems of `test` whose question also stands in `train`. White space, capitals, dollars, punctuation and the
+    """The problems of `test` whose question also occurs in `train`. White space, capitals, dollars, punctuation and the
     ways to write one formula in LaTeX do not count; every number, sign and operator does."""
     known = {_identity(problem) for problem in train}
     return [problem for problem in test if _identity(problem) in known]

@@ -1,7 +1,7 @@
 """How a question is asked: the form of the user turn, and the instruction that a method adds to it.
 
-Sampling, training and evaluation ask alike, because a run rewrites its problems here once, when it opens them. Sources:
-the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are those of L1 (arXiv
+Sampling, training and evaluation ask in the same way, because a run rewrites its problems here once, when it opens them.
+Sources: the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are those of L1 (arXiv
 2503.04697, section 3).
 """
 
@@ -44,6 +44,6 @@ def instruct(problem: Problem, instruction: str, budget: int) -> Problem:
 
 
 def drawn_budget(problem: str, low: int, high: int, seed: int) -> int:
-    """The budget of a problem (its id) in training: even over low..high, and the same whenever it is asked for."""
+    """The budget of a problem (its id) in training: even over low..high, and the same every time."""
     digest = hashlib.blake2b(f"{seed}/{problem}".encode(), digest_size=8).digest()
     return low + int.from_bytes(digest, "little") % (high - low + 1)

@@ -45,7 +45,7 @@ def flag(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all parts share: values outside their ranges raise a UserError that names the flag."""
+    """What all parts have in common: values outside their ranges raise a UserError that names the flag."""
 
     title: ClassVar[str] = ""
 

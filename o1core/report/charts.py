@@ -116,7 +116,7 @@ def look_of(style: int) -> dict[str, Any]:
 
 
 def short(name: str) -> str:
-    """A name as it stands inside a chart: one line, without control characters, and cut where it is too long."""
+    """A name as a chart shows it: one line, without control characters, and cut where it is too long."""
     name = one_line(name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 

@@ -32,7 +32,7 @@ def two_digits(value: float) -> str:
 
 
 def span(low: float, high: float, form: Form) -> str:
-    """Two numbers as "1.0 to 2.0 %": a percent sign stands once."""
+    """Two numbers as "1.0 to 2.0 %": the percent sign is written once."""
     return f"{form(low).removesuffix(' %')} to {form(high)}"
 
 

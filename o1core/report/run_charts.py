@@ -1,6 +1,6 @@
 """The charts of a run: completions before and after, and the course of training.
 
-Left out on purpose: pan, zoom and hover. Numbers stand beside the chart, and they work on a phone and on paper.
+Left out on purpose: pan, zoom and hover. The numbers are beside the chart, and they work on a phone and on paper.
 """
 
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ def along_values(result: StudyResult, measure: str) -> Chart:
 
 def trade_off(points: Sequence[Line], title: str = "Accuracy against length, all rows") -> Chart:
     """Accuracy against mean tokens, a mark a row of a study, the base first. x, y: one value each; low and high of y over
-    seeds. The marks stand again beside their names: with names at the marks, ten methods cover each other."""
+    seeds. The marks are repeated beside their names: with names at the marks, ten methods cover each other."""
 
     def draw(axes: Axes) -> None:
         looks: list[dict[str, Any]] = [{"color": BASE, "marker": "o"}]
@@ -173,7 +173,7 @@ def interval_of(part: Interval) -> str:
 
 
 def draw_disharmony(lines: Sequence[Line], tokens: Sequence[float], axes: Axes) -> None:
-    """lines: the first in bold; tokens: its mean lengths, which stand below the axis."""
+    """lines: the first in bold; tokens: its mean lengths, which are written below the axis."""
     for line in lines:
         first = line.style == 0
         look = {"color": INK, "marker": "o"} if first else look_of(line.style - 1)

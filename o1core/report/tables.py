@@ -66,7 +66,7 @@ def to_text(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """As a Markdown table. Cells of joined columns stand in one, with slashes between and without what qualifies them."""
+    """As a Markdown table. Joined columns become one, their cells separated by slashes and without what qualifies them."""
     parts: list[list[int]] = []
     for i, column in enumerate(table.columns):
         if column.joined and i and table.columns[i - 1].joined and table.columns[i - 1].group == column.group:
@@ -87,7 +87,7 @@ def to_markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that stands in a Markdown cell as it is: no new cell, line, tag, link or code begins in it."""
+    """Text that a Markdown cell shows as it is: no new cell, line, tag, link or code begins in it."""
     text = one_line(text)
     for character in "\\|`<[*_":
         text = text.replace(character, f"\\{character}")

@@ -21,7 +21,7 @@ def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources)
     """Sample each of recipe.selection.problems test problems recipe.sampling.samples times and hold accuracy against
     length, in the folder `path`.
 
-    Raises UserError where there are fewer problems than asked for, or fewer samples than intervals.
+    Raises UserError where there are fewer problems than requested, or fewer samples than intervals.
     """
     ((name, test),) = job.tests.items()
     recipe = job.recipe

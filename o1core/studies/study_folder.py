@@ -39,7 +39,7 @@ class StudyFolder:
         return self.path / "plot.png"
 
     def run_name(self, seed: int, label: str) -> str:
-        """Where a variant's run of a seed lies, as result.json says it."""
+        """The path of a variant's run of a seed, as result.json has it."""
         return f"seed-{seed}/{label.replace(' ', '-')}"
 
     def run(self, seed: int, label: str) -> RunFolder:

@@ -57,7 +57,7 @@ def method_variants(methods: str, recipe_of: Callable[[str], Recipe]) -> list[Va
 
 
 def comma_list(flag: str, text: str) -> list[str]:
-    """The parts of a comma-separated list. Raises UserError where it is empty or says a thing twice."""
+    """The parts of a comma-separated list. Raises UserError where it is empty or repeats a part."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or len(set(parts)) < len(parts):
         raise UserError(f"{flag}: {text!r} must be a list with commas between, each thing once")

@@ -56,7 +56,7 @@ class LossInputs:
 
 
 class Objective(Protocol):
-    """The face that the three objectives share."""
+    """The interface of the three objectives."""
 
     @property
     def unit_size(self) -> int:

@@ -12,7 +12,7 @@ from .objectives import RewardTable, objective_of
 
 
 def pick_examples(groups: list[Group], rewarded: RewardSettings, objective: ObjectiveSettings, seed: int) -> Picked:
-    """The examples of a round. Pairs stand one after the other, the better one first. seed: of the samples drawn."""
+    """The examples of a round. Pairs follow each other, the better sample first. seed: of the samples drawn."""
     table = reward_table(groups, rewarded)
     units = objective_of(objective).pick(table, seed)
     examples: list[Example] = []

@@ -22,7 +22,7 @@ from .step import Updater
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds."""
+    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds."""
 
     round_index: int = 0
     step: int = 0
@@ -52,7 +52,7 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
 
 
 def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
-    """Put the newest state into the updater and its model. None where there is none.
+    """Load the newest state into the updater and its model. None where there is none.
 
     Raises UserError where it is broken or was written under other settings.
     """

@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class CompletionEntry:
-    """A completion as page.js reads it. parts: its text, each piece with 1 where it repeats what stands earlier;
+    """A completion as page.js reads it. parts: its text, each piece with 1 where it repeats an earlier one;
     left_out: characters over MOST_CHARACTERS."""
 
     tokens: int

@@ -1,11 +1,11 @@
 r"""Passages that a completion repeats: the re-checks that pruning is meant to take away.
 
 A completion is cut into clauses, at line ends and at , . ; : ! ? before a space. A clause repeats where the same clause,
-in normal form, stands earlier in the same completion. The normal form forgets case, spaces around operators, LaTeX's
+in normal form, occurs earlier in the same completion. The normal form forgets case, spaces around operators, LaTeX's
 dollars and spacing, and the words a thought turns over with ("Wait, ", "then", "so"): "47+8=55" is found again in
 "Then 47 + 8 = 55.". Clauses that say too little to be a re-check, such as "Yes" and "x=5", do not count.
 
-Left out on purpose: repeats in other words. To find them takes a model, and a model can be wrong.
+Left out on purpose: paraphrases. Finding them takes a model, and a model can be wrong.
 """
 
 import re
@@ -37,9 +37,9 @@ def normal_form(clause: str) -> str:
 
 
 def repeats(text: str) -> list[tuple[str, bool]]:
-    """The text in parts, each with whether it repeats what stands earlier; the parts joined are the text.
+    """The text in parts, each with whether it repeats an earlier one; the parts joined are the text.
 
-    Neighbouring repeats are one part, with what stands between them.
+    Neighbouring repeats are one part, with what is between them.
     """
     seen: set[str] = set()
     parts: list[tuple[str, bool]] = []  # each with whether it repeats

@@ -1,4 +1,4 @@
-"""A chart as SVG that stands inside the page: in the page's font and colours, so that light and dark both work."""
+"""A chart as SVG inside the page, in the page's font and colours, so that light and dark both work."""
 
 import hashlib
 import re

@@ -79,6 +79,6 @@ def shown(value: Any) -> Any:
 
 
 def embed(value: Any) -> Markup:
-    """JSON that can stand in a <script> whatever the text in it says."""
+    """JSON that is safe inside a <script>, whatever the text in it says."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
