@@ -4,8 +4,8 @@ held-out test problems, greedily.
     python -m bench.qwen_gsm8k --model DIR --data gsm8k/train.jsonl --eval-data gsm8k/test.jsonl [--out runs/qwen-gsm8k]
 
 Sized for about 40 minutes on 2 cores: 200 test problems, and 64 problems x 8 samples, 4 of them trained on.
-Prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 % interval.
-Interrupted runs resume: rerun the same command.
+Prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
+interval. Interrupted runs resume: rerun the same command.
 """
 
 import argparse
