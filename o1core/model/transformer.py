@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import ModelConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
+THREAD_GRAIN = 1 << 15  # up to so many numbers are computed by one thread (torch's at::internal::GRAIN_SIZE)
 
 
 class Block(nn.Module):
@@ -44,7 +45,7 @@ class Block(nn.Module):
         q, k = rotate(qk, cos, sin).split([c.num_heads, c.num_kv_heads], dim=-2)
         x = x + self.o(attend(layer, q, k, v).flatten(-2))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, c)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(silu(gate) * up)
 
 
 class Transformer(nn.Module):
@@ -92,6 +93,17 @@ class Transformer(nn.Module):
 def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
     """RMSNorm over the last dimension, statistics in float32."""
     return F.rms_norm(x, (x.shape[-1],), weight, config.norm_eps)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of x [..., F]. Rows [R, F] that are decoded are taken so few at a time that one thread computes them.
+
+    torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
+    inside a row, its bits depend on the rows beside it.
+    """
+    if x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
+        return F.silu(x)
+    return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
 
 
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:

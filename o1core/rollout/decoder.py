@@ -1,6 +1,7 @@
 """The model's two calls of a rollout: the prefill of a prompt, and one decode step for all rows.
 
-A prompt is prefilled alone, so its keys and values depend on its own length and nothing else.
+A prompt is prefilled alone, so the shapes depend on its own length and nothing else. A decode step computes its rows in
+blocks of a fixed number of rows (blocks.py).
 """
 
 import torch
@@ -8,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import Transformer, causal_attention
+from .blocks import Blocks
 from .lanes import KVCache
 from .packing import Product
 from .sampling import SamplingParams, sample, uniforms
-
-ROW_QUANTUM = 8  # fp32 products of MKL give a row the same bits in any batch of a multiple of 4 rows, not below
 
 
 @torch.inference_mode()
@@ -33,14 +33,20 @@ def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def decode(model: Transformer, head: Product, cache: KVCache, params: SamplingParams) -> tuple[list[int], list[float]]:
+def decode(
+    model: Transformer, head: Product, cache: KVCache, blocks: Blocks, params: SamplingParams
+) -> tuple[list[int], list[float]]:
     """One new token and its log-prob for every row, in the order of cache.rows(). head: hidden states -> logits."""
     rows, weight = cache.rows(), model.embed
-    pad = -len(rows) % ROW_QUANTUM
+    u = torch.from_numpy(uniforms([row.key for row in rows], [len(row.ids) for row in rows])).to(weight.device)
     feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=weight.device)
-    tokens, positions = F.pad(feed, (0, pad))
-    hidden = model(tokens, positions, cache.decode_attention())
-    logits = head(hidden)[: len(rows)]
-    u = uniforms([row.key for row in rows], [len(row.ids) for row in rows])
-    ids, logprobs = sample(logits, torch.from_numpy(u).to(logits.device), params)
-    return ids.tolist(), logprobs.tolist()
+    ids, logprobs, first = [], [], 0
+    for size in blocks.cut(len(rows)):
+        last = min(first + size, len(rows))
+        tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
+        hidden = model(tokens, positions, cache.decode_attention(first, last))
+        found = sample(head(hidden)[: last - first], u[first:last], params)
+        ids += found[0].tolist()
+        logprobs += found[1].tolist()
+        first = last
+    return ids, logprobs

@@ -5,12 +5,13 @@ prompt of K samples is prefilled once, without its last token, and its cache cop
 the first one decoded, so every new token comes from the same step. Left out on purpose: paging and preemption (a row's
 cache is bounded by its own length, see lanes.py) and speculative decoding.
 
-A completion depends on (seed, prompt, sample index) alone. On a CPU this holds to the bit for any number of slots and
-any order of arrival: no product sees a shape that depends on other rows, but for their count, which is rounded up to 8.
-(Seen to fail only where the number of threads is no power of two: torch's SiLU rounds differently at a seam between two
-threads, and such a seam can fall inside a row.)
+A completion depends on (seed, prompt, sample index) alone: not on the number of slots, the order of arrival or what is
+decoded beside it. This holds to the bit for one machine and number of threads, by the shapes that a row is computed in:
+its prompt is prefilled alone, its attention spans its own lane, and products have blocks of a fixed number of rows
+(blocks.py). Where a library treats the rows of a block differently, the engine warns that the last bits may differ.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model import Tokenizer, Transformer
+from .blocks import Blocks, model_blocks
 from .completion import Completion, Row
 from .decoder import decode, prefill
 from .lanes import KVCache
 from .packing import Product, packed_model
 from .sampling import SamplingParams, stream_key
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -36,6 +40,7 @@ class Engine:
         self.eos = frozenset(tokenizer.eos_ids)
         self.vocab = min(tokenizer.size, model.config.vocab_size)
         self._cache: KVCache | None = None
+        self._warned = False
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[Completion]]:
         """params.n completions for each prompt (ids), in the order of the prompts. Raises UserError as stream does."""
@@ -52,11 +57,12 @@ class Engine:
             if not 0 < len(prompt) < context:
                 raise UserError(f"prompt {i}: {len(prompt)} tokens; the model's context allows 1 to {context - 1}")
         cache = self._reserve(min(max(map(len, prompts), default=0) + params.max_new_tokens, context))
+        blocks = self._blocks()
         with packed_model(self.model, self.vocab) as head:
-            yield from self._serve(prompts, params, head, cache)
+            yield from self._serve(prompts, params, cache, head, blocks)
 
     def _serve(
-        self, prompts: list[list[int]], params: SamplingParams, head: Product, cache: KVCache
+        self, prompts: list[list[int]], params: SamplingParams, cache: KVCache, head: Product, blocks: Blocks
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Admit, decode and hand over until nobody waits. head: hidden states -> logits."""
         context = self.model.config.max_positions
@@ -75,13 +81,26 @@ class Engine:
                 with torch.inference_mode():
                     cache.add(row, *prefilled[1:])
                 active += 1
-            for row in self._step(params, head, cache):
+            for row in self._step(params, cache, head, blocks):
                 active -= 1
                 of_prompt = finished.setdefault(row.prompt, {})
                 of_prompt[row.sample] = row.completion()
                 if len(of_prompt) == params.n:
                     yield row.prompt, [of_prompt[k] for k in range(params.n)]
                     del finished[row.prompt]
+
+    def _blocks(self) -> Blocks:
+        """How the rows of a step are cut. Warns once where the promise of the module's docstring cannot be kept."""
+        blocks = model_blocks(self.model, self.vocab)
+        if not blocks.holds and not self._warned:
+            self._warned = True
+            log.warning(
+                "matrix products on this machine (%s, %d threads) round a row by its place in the batch: completions may "
+                "differ in their last bits with --slots and after an interruption",
+                self.model.embed.dtype,
+                torch.get_num_threads(),
+            )
+        return blocks
 
     def _reserve(self, max_length: int) -> KVCache:
         """An empty cache for rows of max_length tokens; one that is large enough is used again."""
@@ -95,10 +114,10 @@ class Engine:
         return prefill(self.model, ids)
 
     @torch.inference_mode()
-    def _step(self, params: SamplingParams, head: Product, cache: KVCache) -> list[Row]:
+    def _step(self, params: SamplingParams, cache: KVCache, head: Product, blocks: Blocks) -> list[Row]:
         """Decode one token for every row. Returns the rows that it finished, which have left the cache."""
         rows = cache.rows()
-        for row, token, logprob in zip(rows, *decode(self.model, head, cache, params)):
+        for row, token, logprob in zip(rows, *decode(self.model, head, cache, blocks, params)):
             row.append(token, logprob, self.eos)
         cache.keep(lambda row: row.finish_reason is None)
         return [row for row in rows if row.finish_reason is not None]

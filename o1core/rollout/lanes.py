@@ -2,17 +2,20 @@
 
 A lane holds rows of up to `span` tokens; spans double (64, 128, 256, ...). A row that outgrows its lane is copied into
 the next, about once for every doubling. So a short row never pays for the longest one in the batch, and the shapes a
-row is computed in depend on its own length alone: its bits do not change with what else is being decoded. Rows of a
+row is computed in depend on its own length alone: its bits do not change with what else is being decoded (blocks.py). Rows of a
 lane are kept side by side (the last one fills a hole), so attention reads them in place. A lane is allocated for all
 slots when a row first reaches it, and kept: all lanes together hold at most twice what the longest one does.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import ModelConfig
+from ..model import Attend, ModelConfig
+from .blocks import attention_blocks
 from .completion import Row
 
 FIRST_SPAN = 64
@@ -92,42 +95,90 @@ class KVCache:
         for lane in self.lanes.values():
             lane.rows.clear()
 
-    def decode_attention(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """The `attend` of one decode step: writes each row's new key and value, then attends over its cache."""
-        plan, start = [], 0
+    def decode_attention(self, first: int, last: int) -> Attend:
+        """The `attend` of one decode step of rows first to last - 1 of rows(), which may be followed by padding.
+
+        It writes each row's new key and value, then attends over its cache.
+        """
+        parts, start = [], 0
         for lane in self.lanes.values():
-            if lane.rows:
-                index = torch.arange(len(lane.rows), device=self.device)
-                position = torch.tensor([row.length for row in lane.rows], device=self.device)
-                lane.bias[index, ..., position] = 0
-                plan.append((lane, slice(start, start + len(lane.rows)), index, position))
-                start += len(lane.rows)
+            low, high = max(first, start), min(last, start + len(lane.rows))
+            if low < high:
+                parts.append(LanePart(lane, slice(low - first, high - first), low - start))
+            start += len(lane.rows)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             # The query heads that share a key head stand as the query's "time": no copy of the keys per head.
             grouped = q.unflatten(1, (k.shape[1], -1))  # [R, Hkv, G, D]
             out = torch.zeros_like(grouped)  # rows that pad the batch have no lane
-            for lane, rows, index, position in plan:
-                n = len(lane.rows)
-                keys, values = lane.keys[layer, :n], lane.values[layer, :n]
-                keys[index, :, position] = k[rows]
-                values[index, :, position] = v[rows]
-                out[rows] = attention(grouped[rows], keys, values, lane.bias[:n])
+            for part in parts:
+                part.write(layer, k[part.rows], v[part.rows])
+                out[part.rows] = part.attention(layer, grouped[part.rows])
             return out.flatten(1, 2)
 
         return attend
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of q [R, Hkv, G, D] over k, v [R, Hkv, T, D] with bias [R, 1, 1, T] added to the scores.
+class LanePart:
+    """The rows of one lane in a decode step: `rows` of the step are those of the lane from `start` on."""
+
+    def __init__(self, lane: Lane, rows: slice, start: int) -> None:
+        self.lane, self.rows, self.start = lane, rows, start
+        own = lane.rows[start : start + rows.stop - rows.start]
+        device = lane.keys.device
+        self.index = torch.arange(start, start + len(own), device=device)
+        self.position = torch.tensor([row.length for row in own], device=device)
+        lane.bias[self.index, ..., self.position] = 0
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Put the new token's keys and values [R, Hkv, D] in their places."""
+        self.lane.keys[layer][self.index, :, self.position] = k
+        self.lane.values[layer][self.index, :, self.position] = v
+
+    def attention(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of q [R, Hkv, G, D] over the rows' own keys and values."""
+        lane = self.lane
+        return attention(q, lane.keys[layer], lane.values[layer], lane.bias, self.start)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, start: int = 0) -> Tensor:
+    """Attention of q [R, Hkv, G, D] over rows `start` to `start` + R - 1 of k, v [S, Hkv, T, D], in blocks (blocks.py).
+
+    bias [S, 1, 1, T] is added to the scores.
+    """
+    rows, kv_heads, group, head_dim = q.shape
+    blocks = attention_blocks(k.shape[2], kv_heads, group, head_dim, q.dtype, q.device, torch.get_num_threads())
+    sizes = blocks.cut(rows)
+    if sizes == [rows]:
+        own = slice(start, start + rows)
+        return block_attention(q, k[own], v[own], bias[own])
+    ends = list(itertools.accumulate(sizes, initial=0))
+    parts = [q[a:b] for a, b in itertools.pairwise(ends)]
+    return torch.cat([padded_attention(part, k, v, bias, start + a, size) for part, a, size in zip(parts, ends, sizes)])
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, start: int, size: int) -> Tensor:
+    """`attention` of at most `size` rows in a block of `size` rows.
+
+    What is left of the block takes in neighbours: their queries are zeros and their results are dropped.
+    """
+    first = max(0, min(start, len(k) - size))
+    before, after = start - first, size - (start - first) - len(q)
+    queries = F.pad(q, (0, 0, 0, 0, 0, 0, before, after))
+    block = [part[first : first + size] for part in (k, v, bias)]
+    if size > len(k):
+        block = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(k))) for part in block]
+    return block_attention(queries, *block)[before : before + len(q)]
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of the rows of one block, each over its own keys and values.
 
     Two plain products: on a CPU they are up to twice as fast as torch's fused attention for a single query, and their
     bits do not depend on memory alignment. The scores of a bfloat16 product are rounded before the softmax.
     """
-    if q.shape[0] * q.shape[1] == 1:  # the product of a single head is split among threads, which changes its bits
-        return attention(*(t.expand(2, -1, -1, -1) for t in (q, k, v, bias)))[:1]
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
-    return scores.softmax(-1).to(v.dtype) @ v
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
+    return torch.matmul(scores.softmax(-1).to(v.dtype), v)
 
 
 def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:

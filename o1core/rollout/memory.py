@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+CGROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of the kernel's interface
 
 
 def keep_freed_memory() -> None:
@@ -22,11 +23,26 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a GPU, or in the machine: on Linux what is free and what the page cache would give back."""
+    """Bytes that can be had: on a GPU, or in the machine (or container) with what the page cache would give back."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        free = read_table(Path("/proc/meminfo"))["MemAvailable:"] * 1024
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used + read_table(CGROUP / "memory.stat")["inactive_file"])
+    return free
+
+
+def total_memory() -> int:
+    """Bytes of main memory of this machine, or of the container where it has less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        total = min(total, int((CGROUP / "memory.max").read_text()))
+    return total
+
+
+def read_table(path: Path) -> dict[str, int]:
+    """The first two columns of a text file of the kernel."""
+    return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}

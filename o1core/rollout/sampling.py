@@ -3,20 +3,24 @@
 torch.multinomial over 152k tokens costs more than the model that made the logits. Here a token is found by inverting the
 cumulative distribution in two levels, blocks of the vocabulary and then the tokens of one block, which reads the
 probabilities once. The uniform number is a hash of (seed, prompt, sample, step), not the state of a generator, so a
-sample does not depend on what is decoded beside it.
+sample does not depend on what is decoded beside it. Nor do its bits: see exp_rows.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from ..model.transformer import THREAD_GRAIN
 
 BLOCK = 512  # tokens in a block of the two-level search
 NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole
+VECTOR = 64  # numbers: the vectorised loops of torch end at a multiple of it on every CPU
 CHUNK_BYTES = 8 << 20  # rows are sampled a few at a time, so that their probabilities stay in the processor's cache
 
 
@@ -80,7 +84,7 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
     """`sample` of float32 logits whose probabilities fit the processor's cache."""
     top = logits.amax(dim=-1, keepdim=True)
     weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
-    lse = top + weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True).log()
+    lse = top + log_rows(weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True))
     if not lse.isfinite().all():
         raise UserError("the model's logits are not finite: its weights are broken, or overflow in this dtype")
     if params.temperature == 0:
@@ -98,13 +102,33 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
 def blocks(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
     """exp((logits - top) / temperature), cut into blocks; the last one is filled up with zeros."""
     rows, vocab = logits.shape
-    weights = logits.new_empty(rows, -(-vocab // BLOCK) * BLOCK)
-    weights[:, vocab:] = 0
+    width = -(-vocab // VECTOR) * VECTOR
+    weights = logits.new_zeros(rows, -(-vocab // BLOCK) * BLOCK)
+    weights[:, vocab:width] = float("-inf")
     inside = torch.sub(logits, top, out=weights[:, :vocab])
     if temperature != 1:
         inside /= temperature
-    inside.exp_()
+    exp_rows(weights[:, :width])
     return weights.view(rows, -1, BLOCK)
+
+
+def exp_rows(x: Tensor) -> Tensor:
+    """x [R, W].exp_(), W a multiple of VECTOR, with bits that do not depend on the rows that stand together.
+
+    A vectorised loop leaves its last few numbers to a scalar one, which may round otherwise, and torch gives each thread
+    a piece of a large tensor. Here a row ends where a vector ends, and no piece ends inside a row: rows are taken so few
+    at a time that one thread computes them, or one by one.
+    """
+    for rows in x.split(max(1, THREAD_GRAIN // x.shape[1])):
+        rows.exp_()
+    return x
+
+
+def log_rows(x: Tensor) -> Tensor:
+    """log of x float64 [R, 1], on a CPU one by one, for the reason that exp_rows gives."""
+    if x.device.type != "cpu":
+        return x.log()
+    return torch.tensor([[math.log(value)] for value in x[:, 0].tolist()], dtype=x.dtype)
 
 
 def invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -142,7 +166,8 @@ def pick_sorted(
 ) -> Tensor:
     """Sample from the `count` largest, cut at top_p; -1 in rows where they do not reach top_p of `total`."""
     values, order = logits.topk(count, dim=-1)
-    cumulative = ((values - top) / params.temperature).exp().cumsum(-1, dtype=torch.float64)
+    scaled = F.pad((values - top) / params.temperature, (0, -count % VECTOR), value=float("-inf"))
+    cumulative = exp_rows(scaled)[:, :count].cumsum(-1, dtype=torch.float64)
     whole = cumulative[:, -1:] if params.top_k else total
     limit = params.top_p * whole
     size = torch.searchsorted(cumulative, limit).clamp(max=count - 1)  # the token that reaches top_p is inside

@@ -44,9 +44,9 @@ class Watched(Engine):
         super().__init__(*args, **kwargs)
         self.steps, self.prefills = [], []
 
-    def _step(self, params, head, cache):
+    def _step(self, params, cache, head, blocks):
         self.steps.append(len(cache.rows()))
-        return super()._step(params, head, cache)
+        return super()._step(params, cache, head, blocks)
 
     def _prefill(self, ids):
         self.prefills.append(len(ids))
