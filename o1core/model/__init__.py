@@ -15,10 +15,11 @@ from .checkpoint import (
 )
 from .config import DTYPES, ModelConfig, read_config
 from .tokenizer import Tokenizer
-from .transformer import Attend, Transformer, causal_attention, initialise
+from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
 
 __all__ = [
     "DTYPES",
+    "THREAD_GRAIN",
     "Attend",
     "ModelConfig",
     "Piece",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.transformer import THREAD_GRAIN
+from ..model import THREAD_GRAIN
 
 BLOCK = 512  # tokens in a block of the two-level search
 NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole
