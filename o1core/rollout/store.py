@@ -76,6 +76,7 @@ def checked_line(line: Any) -> dict[str, Any]:
     """A shard's line. Raises ValueError where it has another shape."""
     fields = line if isinstance(line, dict) else {}
     wrong = [name for name, kinds in LINE.items() if type(fields.get(name)) not in kinds]
+    wrong += [name for name in ("prompt_tokens", "length") if not wrong and not 0 <= fields[name] < 2**31]
     if wrong:
         raise ValueError(f"a line with a wrong {wrong[0]}")
     return fields
