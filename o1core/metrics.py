@@ -1,6 +1,7 @@
-"""Numbers that sum up an evaluation: accuracy with its interval, and the accuracy-efficiency score."""
+"""Numbers that sum up an evaluation: accuracy with its interval, the accuracy-efficiency score, and measures beside it."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,6 +28,40 @@ def aes(
     shorter = (base_tokens - tokens) / base_tokens
     better = (accuracy - base_accuracy) / base_accuracy
     return alpha * shorter + (beta if better >= 0 else gamma) * better
+
+
+def ockscore(accuracy: float, tokens: float) -> float:
+    """OckScore: accuracy in percent less 10 log10(tokens / 10,000). accuracy is a fraction, tokens the mean length.
+
+    Ten times the tokens weigh as much as 10 points of accuracy, whatever the base. Raises ValueError without tokens.
+    """
+    if tokens <= 0:
+        raise ValueError(f"no score of {tokens} tokens")
+    return 100 * accuracy - 10 * math.log10(tokens / 10_000)
+
+
+def lengths_by_verdict(lengths: np.ndarray, correct: np.ndarray) -> tuple[float | None, float | None]:
+    """(mean length of the completions that are right, of those that are wrong); None where there is none.
+
+    lengths, in tokens, and correct: [P, K].
+    """
+    right, wrong = lengths[correct], lengths[~correct]
+    return float(right.mean()) if right.size else None, float(wrong.mean()) if wrong.size else None
+
+
+def accuracy_within(lengths: np.ndarray, correct: np.ndarray, budgets: Sequence[int]) -> list[float]:
+    """For each budget the fraction of completions that are right and have at most so many tokens: what a model gets
+    right that is cut there. lengths and correct: [P, K]."""
+    return [float((correct & (lengths <= budget)).mean()) for budget in budgets]
+
+
+def budget_area(lengths: np.ndarray, correct: np.ndarray, longest: int) -> float:
+    """The area under accuracy against token budget, from 0 to `longest` tokens, as a fraction of the whole (the area
+    of OptimalThinkingBench): 1 means everything right with no tokens. lengths and correct: [P, K].
+
+    A right completion of L tokens counts from the budget L on, so it adds 1 - L / longest.
+    """
+    return float((correct * np.maximum(0.0, 1.0 - lengths / longest)).mean())
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from o1core.metrics import accuracy_interval, aes
+from o1core.metrics import accuracy_interval, accuracy_within, aes, budget_area, lengths_by_verdict, ockscore
 
 MARCO = {"MATH": (73.8, 1156), "GSM8K": (89.2, 530), "GaoKao": (57.1, 1112)}
 
@@ -68,3 +68,33 @@ def test_interval_covers_the_true_mean_about_95_times_in_100():
         low, high = accuracy_interval(rng.random((100, 4)) < chance)
         hits += low <= 2 / 3 <= high
     assert 925 <= hits <= 970
+
+
+def test_ockscore_by_hand():
+    assert ockscore(0.75, 1_000) == pytest.approx(75 + 10)
+    assert ockscore(0.75, 100_000) == pytest.approx(75 - 10)
+    assert ockscore(0.0, 20_000) == pytest.approx(-10 * 0.30102999566)
+    with pytest.raises(ValueError, match="0 tokens"):
+        ockscore(0.5, 0)
+
+
+def test_lengths_of_right_and_of_wrong_answers():
+    lengths, correct = np.array([[10, 20], [30, 100]]), np.array([[True, False], [True, False]])
+    assert lengths_by_verdict(lengths, correct) == (20.0, 60.0)
+    assert lengths_by_verdict(lengths, np.ones((2, 2), dtype=bool)) == (40.0, None)
+    assert lengths_by_verdict(lengths, np.zeros((2, 2), dtype=bool)) == (None, 40.0)
+
+
+def test_accuracy_within_a_budget_and_the_area_under_it():
+    """Right at 10 and 30 tokens, wrong at 20 and 100: 0, then 1/4 from 10 on, 1/2 from 30 on."""
+    lengths, correct = np.array([[10, 20], [30, 100]]), np.array([[True, False], [True, False]])
+    assert accuracy_within(lengths, correct, [9, 10, 29, 30, 100]) == [0.0, 0.25, 0.25, 0.5, 0.5]
+    assert budget_area(lengths, correct, 40) == pytest.approx((0.25 * 20 + 0.5 * 10) / 40)
+    assert budget_area(lengths, correct, 20) == pytest.approx(0.25 * 10 / 20)
+
+
+def test_the_area_is_the_mean_over_all_budgets():
+    rng = np.random.default_rng(0)
+    lengths, correct = rng.integers(1, 100, size=(20, 4)), rng.random((20, 4)) < 0.6
+    curve = accuracy_within(lengths, correct, list(range(80)))
+    assert budget_area(lengths, correct, 80) == pytest.approx(np.mean(curve))

@@ -14,12 +14,13 @@ import torch
 from ..errors import UserError
 from ..recipe import SPECS, Recipe, read_recipe
 from ..report import (
-    disharmony_table,
+    Table,
+    disharmony_tables,
     in_one_line,
     run_headlines,
     run_table,
     sample_lines,
-    study_table,
+    study_tables,
     to_markdown,
     to_text,
     write_page,
@@ -114,7 +115,7 @@ def disharmony(args: argparse.Namespace) -> None:
     job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
     result = study_disharmony(job, args.intervals, folder, open_resources(args))
-    print_study(folder, to_markdown(disharmony_table(result)))
+    print_study(folder, disharmony_tables(result))
 
 
 def study(args: argparse.Namespace) -> None:
@@ -134,12 +135,12 @@ def study(args: argparse.Namespace) -> None:
     resources, folder = open_resources(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
     result = run_study(args.command, opener, variants, args.seeds, folder, resources)
-    print_study(folder, to_markdown(study_table(result)))
+    print_study(folder, study_tables(result))
 
 
-def print_study(folder: Path, table: str) -> None:
+def print_study(folder: Path, tables: list[Table]) -> None:
     """What a study prints at its end."""
-    print(table)
+    print("\n\n".join(map(to_markdown, tables)))
     print(f"\nplot: {folder / 'plot.png'}\nthe same as a page: o1core report {folder}")
 
 

@@ -93,10 +93,37 @@ class InferenceTime:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """Measures beside AES, each the mean over tests and then its spread over seeds (metrics.py has the definitions).
+
+    tokens_right and tokens_wrong: mean length of right and of wrong completions, None where a seed has none.
+    accuracy_within: for each of the budgets, in tokens, the accuracy of what is cut there; budget_area is the area under
+    that curve, up to the last budget, which is the evaluation's limit.
+    """
+
+    ockscore: Spread
+    tokens_right: Spread | None
+    tokens_wrong: Spread | None
+    budget_area: Spread
+    budgets: list[Count]
+    accuracy_within: list[Fraction]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method cost besides evaluating it: completions sampled to train on, tokens trained on, and the seconds of
+    both at the speeds that the run itself measured, whatever was shared with other runs. Spreads over seeds."""
+
+    samples: Spread
+    trained_tokens: Spread
+    seconds: Spread | None
+
+
+@dataclass(frozen=True)
 class StudyRow:
     """One variant of a study; value is its place on a plot's axis, runs its folders below the study's, one a seed.
 
-    The first row is the base's: it has no runs.
+    The first row is the base's: it has no runs. inference, measures and cost are those of `study compare`.
     """
 
     label: str
@@ -105,6 +132,8 @@ class StudyRow:
     average: Figures
     tests: dict[str, Figures]
     inference: InferenceTime | None = None
+    measures: Measures | None = field(default=None, metadata=OMIT_NONE)
+    cost: Cost | None = field(default=None, metadata=OMIT_NONE)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from .headlines import in_one_line, run_headlines
 from .page import write_page
 from .plots import plot_disharmony, plot_run, plot_study
 from .samples import sample_lines
-from .tables import Table, disharmony_table, run_table, study_table, to_markdown, to_text
+from .tables import Table, disharmony_tables, run_table, study_tables, to_markdown, to_text
 
 __all__ = [
     "Table",
-    "disharmony_table",
+    "disharmony_tables",
     "in_one_line",
     "plot_disharmony",
     "plot_run",
@@ -16,7 +16,7 @@ __all__ = [
     "run_headlines",
     "run_table",
     "sample_lines",
-    "study_table",
+    "study_tables",
     "to_markdown",
     "to_text",
     "write_page",

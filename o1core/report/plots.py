@@ -32,8 +32,10 @@ def completions(run: RunFolder, side: str, tests: Sequence[str]) -> Side:
 
 
 def plot_study(result: StudyResult, path: Path) -> None:
-    """Accuracy and length along the values of a setting, or accuracy against length and the score of each method."""
-    write_png(study_charts(result)[:2], "", path)
+    """Accuracy and length along the values of a setting, or accuracy against length, the score and, where measured, the
+    accuracy under token budgets of each method."""
+    measured = any(row.measures for row in result.rows)
+    write_png(study_charts(result)[: 3 if measured else 2], "", path)
 
 
 def plot_disharmony(result: DisharmonyResult, path: Path) -> None:

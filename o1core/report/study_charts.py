@@ -29,12 +29,45 @@ def study_charts(result: StudyResult) -> list[Chart]:
         note = "Higher is better: shorter counts once, more right threefold, less right fivefold against."
         points = [spread_line(label, [0], spread) for label, spread in scored]
         drawn.append(bars("Accuracy-efficiency score", points, note, "AES", two_digits))
+    if any(row.measures for row in result.rows):
+        drawn.append(budget_chart(result))
+    costs = [(row.label, row.cost.seconds) for row in result.variants if row.cost and row.cost.seconds]
+    if costs:
+        note = "Seconds to sample and to train, at the speeds that the run measured."
+        points = [spread_line(label, [0], spread) for label, spread in costs]
+        drawn.append(bars("Cost", points, note, "seconds", "{:.0f}".format))
     timed = [(row.label, row.inference.ratio) for row in result.rows if row.inference]
     if timed:
         note = "Time to answer the same batch with the same engine, as a multiple of the base's."
         points = [Line(label, [0], [ratio], [ratio], [ratio]) for label, ratio in timed]
         drawn.append(bars("Inference time", points, note, "of the base's time", two_digits))
     return drawn
+
+
+def budget_chart(result: StudyResult) -> Chart:
+    """Accuracy of what is cut at a token budget, over budgets, a line a row."""
+    lines = [
+        Line(row.label, row.measures.budgets, [100 * a for a in row.measures.accuracy_within], style=i)
+        for i, row in enumerate(result.rows)
+        if row.measures
+    ]
+    rows = [[line.name, str(x), f"{y:.1f} %"] for line in lines for x, y in zip(line.x, line.y)]
+    note = "A completion counts as right where it is right and within the budget. Means over tests and seeds."
+    size = (SIZE[0], max(SIZE[1], 0.21 * len(lines) + 1))
+    draw = partial(draw_budgets, lines)
+    return Chart("Accuracy under a token budget", note, ["", "budget", "accuracy"], rows, draw, size)
+
+
+def draw_budgets(lines: Sequence[Line], axes: Axes) -> None:
+    """The lines from the smallest budget on; the base, which comes first, in its own look."""
+    for line in lines:
+        look = {"color": BASE, "marker": "o"} if line.style == 0 else look_of(line.style - 1)
+        axes.plot(line.x, line.y, linewidth=1.2, markersize=4, linestyle=DASHES[line.style % len(DASHES)], **look)
+    axes.set(xlabel="token budget", ylabel="accuracy (%)")
+    axes.margins(x=0.02)
+    names = [line.name for line in lines]
+    width = 0.16 + 0.3 * max(len(short(name)) for name in names) / LONGEST_NAME
+    name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], names, width)
 
 
 def spread_line(name: str, x: Sequence[float], spread: Spread, factor: float = 1.0) -> Line:

@@ -149,6 +149,46 @@ def study_table(result: StudyResult) -> Table:
     return Table("Result", columns, rows, note)
 
 
+def study_tables(result: StudyResult) -> list[Table]:
+    """The study's table, and a second one where it has measures beside AES."""
+    measured = any(row.measures for row in result.rows)
+    return [study_table(result), measures_table(result)] if measured else [study_table(result)]
+
+
+def measures_table(result: StudyResult) -> Table:
+    """Measures beside AES, and what each method cost; a mean is qualified by the least and the most over the seeds."""
+    budgets = next(row.measures.budgets for row in result.rows if row.measures)
+    columns = [
+        Column("", label=True),
+        Column("OckScore"),
+        Column("right", "tokens given"),
+        Column("wrong", "tokens given"),
+    ]
+    columns += [Column("accuracy under budgets")]
+    columns += [Column(head, "cost") for head in ("samples", "trained tokens", "seconds")]
+    note = (
+        "OckScore: accuracy in percent less 10 log10(tokens / 10,000). Tokens given right and wrong: mean length of such "
+        f"completions. Accuracy under budgets: the mean over all token budgets from 0 to {budgets[-1]}. Cost: completions "
+        "sampled to train on, tokens trained on, and the seconds of both at the speeds that the run measured."
+    )
+    return Table("Beside AES", columns, [measures_cells(row) for row in result.rows], note)
+
+
+def measures_cells(row: StudyRow) -> list[Cell]:
+    m, cost = row.measures, row.cost
+    cells = [Cell(row.label)]
+    if m is None:
+        cells += [Cell()] * 4
+    else:
+        cells += [spread_cell(m.ockscore, "{:.1f}".format), spread_cell(m.tokens_right, "{:.1f}".format)]
+        cells += [spread_cell(m.tokens_wrong, "{:.1f}".format), spread_cell(m.budget_area, percent)]
+    if cost is None:
+        return cells + [Cell()] * 3
+    return cells + [
+        spread_cell(spread, "{:,.0f}".format) for spread in (cost.samples, cost.trained_tokens, cost.seconds)
+    ]
+
+
 def study_cells(row: StudyRow, result: StudyResult, several: bool, timed: bool) -> list[Cell]:
     average = row.average
     cells = [Cell(row.label), *level_cells(average)]
@@ -167,10 +207,12 @@ def level_cells(figures: Figures) -> list[Cell]:
 
 
 def score_cell(figures: Figures) -> Cell:
-    return Cell("none") if figures.aes is None else spread_cell(figures.aes, two_digits)
+    return spread_cell(figures.aes, two_digits)
 
 
-def spread_cell(spread: Spread, form: Form) -> Cell:
+def spread_cell(spread: Spread | None, form: Form) -> Cell:
+    if spread is None:
+        return Cell("none")
     return Cell(form(spread.mean), span(spread.low, spread.high, form) if spread.low < spread.high else "")
 
 
@@ -188,6 +230,11 @@ def disharmony_table(result: DisharmonyResult) -> Table:
         gap = [f"{100 * value:+z.1f}" for value in (row.gap.mean, row.gap.low, row.gap.high)]
         rows.append([*cells, Cell(gap[0], f"{gap[1]} to {gap[2]}")])
     return Table("Accuracy by length interval", columns, rows, sampled_note(result))
+
+
+def disharmony_tables(result: DisharmonyResult) -> list[Table]:
+    """The one table of this study."""
+    return [disharmony_table(result)]
 
 
 def sampled_note(result: DisharmonyResult) -> str:

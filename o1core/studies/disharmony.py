@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, Spread, difficulties, write_problems
 from ..metrics import accuracy_interval, mean_interval
-from ..report import disharmony_table, plot_disharmony
+from ..report import disharmony_tables, plot_disharmony
 from ..rollout import lengths_and_verdicts, sample_problems
 from ..run_folder import RunFolder
 from ..runs import Job, Resources, open_session
@@ -41,7 +41,7 @@ def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources)
     lengths, correct = lengths_and_verdicts(groups)
     rows = accuracy_by_interval(lengths, correct, difficulties(problems, correct), intervals)
     result = DisharmonyResult("disharmony", count, samples, intervals, rows, job.settings)
-    return write_outputs(StudyFolder(path), result, disharmony_table, plot_disharmony)
+    return write_outputs(StudyFolder(path), result, disharmony_tables, plot_disharmony)
 
 
 def accuracy_by_interval(

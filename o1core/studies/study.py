@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from ..evaluation import DisharmonyResult, StudyResult
 from ..files import write_atomic, write_json
-from ..report import Table, plot_study, study_table, to_markdown
+from ..report import Table, plot_study, study_tables, to_markdown
 from ..runs import Resources
 from ..typed_json import to_json
+from .measures import with_measures
 from .pruning import OpenJob, run_variants
 from .study_folder import StudyFolder
 from .timing import inference_times
@@ -27,14 +28,15 @@ def run_study(
     if kind == "compare":
         times = inference_times(open_job, variants, folder, resources)
         result = replace(result, rows=[replace(row, inference=times[row.label]) for row in result.rows])
-    return write_outputs(folder, result, study_table, plot_study)
+        result = with_measures(folder, result, variants[0].recipe.sampling.max_new_tokens)
+    return write_outputs(folder, result, study_tables, plot_study)
 
 
 def write_outputs(
-    folder: StudyFolder, result: Result, table: Callable[[Result], Table], plot: Callable[[Result, Path], None]
+    folder: StudyFolder, result: Result, tables: Callable[[Result], list[Table]], plot: Callable[[Result, Path], None]
 ) -> Result:
     """Write what a study leaves behind; result.json comes last."""
-    text = to_markdown(table(result)) + "\n"
+    text = "\n\n".join(map(to_markdown, tables(result))) + "\n"
     write_atomic(folder.table, lambda path: path.write_text(text, encoding="utf-8"))
     plot(result, folder.plot)
     write_json(folder.result, to_json(result))

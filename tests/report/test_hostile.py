@@ -27,13 +27,13 @@ from o1core.files import write_json
 from o1core.model import Tokenizer, read_config
 from o1core.problems import Problem
 from o1core.report import (
-    disharmony_table,
+    disharmony_tables,
     plot_disharmony,
     plot_run,
     plot_study,
     run_table,
     sample_lines,
-    study_table,
+    study_tables,
     to_markdown,
     to_text,
     write_page,
@@ -87,7 +87,7 @@ def disharmony_of_labels(labels: Sequence[str] = TEXTS) -> DisharmonyResult:
 
 
 def test_tables_have_a_line_a_row_and_no_control_characters(run):
-    tables = [run_table(run[1]), study_table(study_of_labels()), disharmony_table(disharmony_of_labels())]
+    tables = [run_table(run[1]), *study_tables(study_of_labels()), *disharmony_tables(disharmony_of_labels())]
     for table in tables:
         for text, heads in ((to_text(table), 1), (to_markdown(table), 2)):
             assert not CONTROL.search(text)

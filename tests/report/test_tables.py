@@ -7,7 +7,7 @@ import pytest
 
 from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
 from o1core.evaluation.results import Figures, Spread, StudyRow
-from o1core.report import in_one_line, run_headlines, run_table, study_table, to_markdown, to_text
+from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.charts import COLOURS, Chart, write_png
 from o1core.report.tables import Cell, Column, Table
 
@@ -65,7 +65,7 @@ def test_a_study_of_several_tests_joins_their_columns_in_markdown():
         StudyRow(name, None, runs, figures(0.5), {"a": figures(0.4), "b": figures(0.6)})
         for name, runs in (("base", []), ("x", ["seed-0/x"]))
     ]
-    lines = to_markdown(study_table(StudyResult("compare", ["a", "b"], 2, rows, {}))).splitlines()
+    lines = to_markdown(*study_tables(StudyResult("compare", ["a", "b"], 2, rows, {}))).splitlines()
     assert lines[0] == (
         "|  | average accuracy | average tokens | average cut | average AES | a: accuracy / tokens / AES | "
         "b: accuracy / tokens / AES |"

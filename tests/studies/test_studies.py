@@ -10,7 +10,7 @@ import torch
 from o1core.cli import main
 from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
 from o1core.problems import Problem
-from o1core.report import disharmony_table, plot_disharmony, study_table, to_markdown
+from o1core.report import disharmony_tables, plot_disharmony, study_tables, to_markdown
 from o1core.studies.disharmony import accuracy_by_interval
 from o1core.studies.pruning import figures_over_seeds
 from o1core.studies.variants import comma_list
@@ -96,13 +96,13 @@ def test_disharmony_has_a_row_a_difficulty_and_loses_no_sample():
     sizes = [3, 3, 2, 2]
     total = sum(n * part.accuracy for n, part in zip(sizes, rows[1].intervals))
     assert total == pytest.approx(correct[1].sum().item())
-    assert "| b | 2 |" in to_markdown(disharmony_table(disharmony_result(4, rows)))
+    assert "| b | 2 |" in to_markdown(*disharmony_tables(disharmony_result(4, rows)))
 
 
 def test_a_level_from_a_strangers_file_is_text(tmp_path):
     rows = accuracy_by_interval(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), ["a|b\x1b[31m", "$\\foo$"], 2)
     result = disharmony_result(2, rows)
-    text = to_markdown(disharmony_table(result))
+    text = to_markdown(*disharmony_tables(result))
     assert "\x1b" not in text and "a\\|b" in text
     plot_disharmony(result, tmp_path / "plot.png")
 
@@ -183,6 +183,33 @@ def test_compare_runs_every_method_on_the_same_rollouts(flags, tmp_path, capsys)
     asked = json.loads((out / "seed-0" / "fast-prompt" / "after" / "easy" / "problems.json").read_text())
     assert all(p["question"].endswith("pause, stop or reflection.") for p in asked)
     assert fast["tests"]["easy"]["mean_tokens"]["mean"] > 0
+    check_measures_and_cost(out, result)
+
+
+def check_measures_and_cost(out: Path, result: dict) -> None:
+    """By counting in the files: 8 problems x 4 samples of at most 16 tokens are sampled and trained on, once."""
+    base, fast, pruned, kimi = result["rows"]
+    assert "cost" not in base
+    nothing = {"mean": 0, "low": 0, "high": 0}
+    assert fast["cost"] == {"samples": nothing, "trained_tokens": nothing, "seconds": nothing}
+    assert pruned["cost"]["samples"]["mean"] == kimi["cost"]["samples"]["mean"] == 32
+    lines = (out / "seed-0" / "o1-pruner" / "round-00" / "rollouts" / "shard-00000.jsonl").read_text().splitlines()
+    assert pruned["cost"]["trained_tokens"]["mean"] == sum(json.loads(line)["length"] for line in lines)
+    assert kimi["cost"]["seconds"]["mean"] > 0
+    assert base["measures"]["budgets"] == list(range(1, 17))
+    lengths, verdicts = [], []
+    for test in ("easy", "hard"):
+        shard = out / "seed-0" / "o1-pruner" / "after" / test / "rollouts" / "shard-00000.jsonl"
+        found = [json.loads(line) for line in shard.read_text().splitlines()]
+        lengths.append([line["length"] for line in found])
+        verdicts.append([line["correct"] for line in found])
+    scores = [
+        100 * sum(right) / len(right) - 10 * math.log10(sum(n) / len(n) / 10_000) for n, right in zip(lengths, verdicts)
+    ]
+    measures = pruned["measures"]
+    assert measures["ockscore"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert measures["accuracy_within"][-1] == pytest.approx(pruned["average"]["accuracy"]["mean"])
+    assert (measures["tokens_right"] is None) == (not any(map(any, verdicts)))
 
 
 def test_lambda_is_resumed_run_by_run(flags, tmp_path, capsys):
@@ -199,7 +226,7 @@ def test_lambda_is_resumed_run_by_run(flags, tmp_path, capsys):
         ("lambda 0", 0.0, ["seed-0/lambda-0", "seed-1/lambda-0"]),
         ("lambda 5", 5.0, ["seed-0/lambda-5", "seed-1/lambda-5"]),
     ]
-    assert to_markdown(study_table(read_result(out))).count("\n") == 4
+    assert to_markdown(*study_tables(read_result(out))).count("\n") == 4
     lines = [json.loads((out / run / "settings.json").read_text()) for run in result["rows"][2]["runs"]]
     assert [(s["lam"], s["seed"]) for s in lines] == [(5.0, 0), (5.0, 1)]
 

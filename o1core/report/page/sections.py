@@ -14,7 +14,7 @@ from ..numbers import percent
 from ..reading import check_inside, logged_steps, open_tokenizer, settings_of
 from ..run_charts import accuracy_by_length, by_difficulty, lengths, side_of, training_charts
 from ..study_charts import disharmony_chart, study_charts
-from ..tables import Table, disharmony_table, run_table, sampled_note, study_table
+from ..tables import Table, disharmony_tables, run_table, sampled_note, study_tables
 from .browse import Pair, pair_up, repeated_share
 
 
@@ -140,13 +140,13 @@ def study_section(folder: Path, name: str, result: StudyResult) -> Section:
         notes += [f"{label}: the rollouts of {test.name} are not there." for test in tests if not test.source]
         sources += [test.source for test in tests if test.source]
     kind, settings = f"study {result.study}", settings_of(RunFolder(folder))
-    return Section(name, kind, study_headlines(result), [study_table(result)], blocks, settings, notes, sources)
+    return Section(name, kind, study_headlines(result), study_tables(result), blocks, settings, notes, sources)
 
 
 def disharmony_section(folder: Path, name: str, result: DisharmonyResult) -> Section:
     """The part of the page on the study of accuracy by length."""
     blocks = [Block("Are the long answers the right ones?", [disharmony_chart(result, sampled_note(result))])]
-    tables = [disharmony_table(result)]
+    tables = disharmony_tables(result)
     return Section(
         name, "study disharmony", disharmony_headlines(result), tables, blocks, settings_of(RunFolder(folder))
     )
