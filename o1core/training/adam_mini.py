@@ -36,14 +36,15 @@ class AdamMini(torch.optim.Optimizer):
         super().__init__([weight for _, weight in named], {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Change every weight that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Change every weight that has a gradient. closure: not supported."""
+        assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self.update(weight, group["lr"], group["weight_decay"] if weight.ndim > 1 else 0.0)
+                    self.update(weight, weight.grad, group["lr"], group["weight_decay"] if weight.ndim > 1 else 0.0)
 
-    def update(self, weight: Tensor, lr: float, weight_decay: float) -> None:
+    def update(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         """One weight's step. Nothing of its size is allocated but the first moment, once."""
         blocks, state = self.blocks[weight], self.state[weight]
         if not state:
@@ -52,9 +53,9 @@ class AdamMini(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros(sum(rows // size for rows, size in blocks), device=weight.device)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), BETAS
-        state["exp_avg_sq"].lerp_(block_means(row_means(weight.grad), blocks), 1 - beta2)
+        state["exp_avg_sq"].lerp_(block_means(row_means(gradient), blocks), 1 - beta2)
         denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(EPS)
-        mine, gradient, momentum = (local(t) for t in (weight, weight.grad, state["exp_avg"]))
+        mine, gradient, momentum = (local(t) for t in (weight, gradient, state["exp_avg"]))
         momentum.lerp_(gradient, 1 - beta1)
         by_row = row_values(denominator, blocks)
         if is_sharded(weight):
