@@ -95,10 +95,12 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
         for at in itertools.count(1):
             if not (line := file.readline(MAX_LINE_BYTES + 1)):
                 return
-            where = f"{path}, line {at}"
             if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; write one problem a line (JSONL)")
+                raise UserError(
+                    f"{path}, line {at}: longer than {MAX_LINE_BYTES >> 20} MiB; write one problem a line (JSONL)"
+                )
             if line.strip():
+                where = f"{path}, line {at}"
                 text = decode(line, where)
                 if text.strip():
                     yield where, parse_json(text, where, _FIX)
