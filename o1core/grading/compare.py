@@ -82,15 +82,17 @@ def _lists_more(choice: re.Match[str]) -> bool:
     return re.search(rf"{before}\(?{chr(ord(letter) + 1)}{re.escape(mark or '.')}\s", rest) is not None
 
 
-_BASED = re.compile(r"(?<![\w}\\])\d[\dA-Z.]*_(?:\{\s*(\d+)\s*\}|(\d+))")
+_BASED = re.compile(  # an algebraic 2A_1 has no base: A is no digit below base 11
+    r"(?<![\w}\\])(?:\d[\d.]*|\d[\dA-F.]*(?=\s*_\s*\{?\s*\(?\s*1[1-6]))"
+    r"(?:\s*_\s*\{?\s*\(?\s*(\d+)|\s*(?:\\(?:text|mathrm)\{)?[\s(,]*base\s*(\d+))"
+)
 
 
 def _other_base(predicted: str, gold: str) -> bool:
-    """Whether both state the base of a number ("101_2", "1A_{16}"), and not the same. Of "5_{10} = 101_2" the last side
-    counts. Either may leave the base to the question."""
-    last = predicted.rpartition("=")[2]
-    bases = [sorted(a or b for a, b in _BASED.findall(text)) for text in (last, gold)]
-    return all(bases) and bases[0] != bases[1]
+    """Whether both state the base of a number ("101_2", "1A_{16}", "101 (base 2)"), and not the same. Of "5_{10} = 101_2"
+    the last side counts. Either may leave the base to the question."""
+    stated, asked = ({a or b for a, b in _BASED.findall(text)} for text in (predicted.rpartition("=")[2], gold))
+    return bool(stated and asked and stated != asked)
 
 
 _WORDS = re.compile(r"(?:[^\W\d_]|(?<=[^\W\d_])[-'’](?=[^\W\d_])|[\s,;])+")

@@ -33,14 +33,17 @@ def equivalent(predicted: str, gold: str) -> bool:
     """Whether two bare answers (the content of the box) mean the same, by math-verify. There is no time limit here.
 
     The arguments are not interchangeable: the form of `gold` says what is asked for. Text that no parser understands is
-    compared as text. Two things that math-verify accepts are wrong here. An equation states its right side only where its
-    left side is a name, or where it is true ("x = 5", "f(2) = 5", "2+3 = 5", but not "2+2 = 5" or "2x = 5"). A relation
-    other than "=" does not state a value ("\neq 5", "x > 5").
+    compared as text. Three things that math-verify accepts are wrong here. An equation states its right side only where
+    its left side is a name, or where it is true ("x = 5", "f(2) = 5", "2+3 = 5", but not "2+2 = 5" or "2x = 5"). A
+    relation other than "=" does not state a value ("\neq 5", "x > 5"). Nor do several numbers that no parser can relate
+    to each other ("6 & 5").
     """
     from math_verify import verify
 
     ours, asked = _parse(predicted), _parse(gold)
-    if "=" not in gold and not _states_right_side(predicted):
+    if "=" in predicted and "=" not in gold and not _states_right_side(predicted):
+        return False
+    if _is_stray(predicted, ours):
         return False
     said = _relations(predicted)
     if said and said != _relations(gold) and not (_holds_relation(ours) and _holds_relation(asked)):
@@ -59,8 +62,9 @@ def _parse(text: str) -> list[Any]:
 
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z\d]+)")
 _RELATION = re.compile(
-    r"\\(?:not|neq?|[lg]eq?|[lg]t|n?[lg]eq(?:q|slant)?|ll|gg|n?sim|simeq|n?cong|equiv|approx(?:eq)?|doteq|asymp|propto"
-    r"|notin)(?![A-Za-z])|<=|>=|=>|[<>](?<!->)|[≠≤≥⩽⩾≪≫≈≃≅≡∼∝∉]"
+    r"\\(?:not|neq?|[lg]eq?|[lg]t|n?[lg]eq(?:q|slant)|n[lg]eq|[lg]neqq?|nless|ngtr|ll|gg|(?:less|gtr)sim|n?sim|simeq|n?cong"
+    r"|equiv|approx(?:eq)?|doteq|asymp|propto|notin|prec(?:eq)?|succ(?:eq)?)(?![A-Za-z])"
+    r"|<=|>=|=>|[<>](?<!->)|[≠≤≥⩽⩾≪≫≈≃≅≡∼∝∉≮≯≰≱≁]"
 )
 
 
@@ -76,6 +80,23 @@ def _holds_relation(parsed: list[Any]) -> bool:
     from sympy.logic.boolalg import Boolean
 
     return bool(parsed) and isinstance(parsed[0], Set | Tuple | Boolean)
+
+
+_POWER = re.compile(r"\^\s*(?:\{[^{}]*\}|\d)")
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def _is_stray(text: str, parsed: list[Any]) -> bool:
+    """Whether a number was picked out of text that makes no expression as a whole and holds other numbers."""
+    from math_verify import LatexExtractionConfig, parse
+
+    if not parsed or isinstance(parsed[0], str) or not parsed[0].is_number:
+        return False
+    last = text.rpartition("=")[2]  # whether the other sides are equal to it is known by now
+    if len(_NUMBERS.findall(_POWER.sub("", _SUBSCRIPT.sub("", last)))) < 2:
+        return False
+    whole = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    return not whole or isinstance(whole[0], str)
 
 
 def _states_right_side(text: str) -> bool:

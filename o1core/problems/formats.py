@@ -79,7 +79,9 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
         raise UserError(f"{path}: no problems in this file; it needs at least one object with question and answer")
     if empty:
         places = ", ".join(empty[:4])
-        log.warning("%s: %d of %d answers are empty, always wrong: %s", path, len(empty), len(problems), places)
+        log.warning(
+            "%s: %d of %d answers are empty, always wrong: %s", clean(str(path)), len(empty), len(problems), places
+        )
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(problems)
     return problems[:limit]
