@@ -93,18 +93,21 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
 
 @on_a_job
 def sample(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
-    open_session(job, run, resources).sample()
+    with open_session(job, run, resources) as session:
+        session.sample()
     print(f"sampled; train on it with: o1core train --out {run.path} and the same flags")
 
 
 @on_a_job
 def train(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
-    print(f"pruned checkpoint: {open_session(job, run, resources).train(args.resume)}")
+    with open_session(job, run, resources) as session:
+        print(f"pruned checkpoint: {session.train(args.resume)}")
 
 
 @on_a_job
 def evaluate(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
-    print(json.dumps(to_json(open_session(job, run, resources).evaluate_alone()), indent=2))
+    with open_session(job, run, resources) as session:
+        print(json.dumps(to_json(session.evaluate_alone()), indent=2))
 
 
 def disharmony(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import sys
 
 from safetensors import SafetensorError
 
-from .. import __version__
+from .. import __version__, interrupts
 from ..errors import UserError
 from ..text import clean, one_line
 
@@ -32,8 +32,10 @@ class CleanFormatter(logging.Formatter):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0, 2 for bad input (one line says how to fix it), 130 after Ctrl-C."""
+    """Run a command. Returns the exit status: 0; 2 for bad input, where one line says how to fix it; 128 + the signal's
+    number after Ctrl-C or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
+    interrupts.install()
     try:
         args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
         handler = logging.StreamHandler(sys.stderr)
@@ -52,9 +54,10 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("o1core: interrupted; rerun the same command to continue (train: with --resume)", file=sys.stderr)
-        return 130
+    except interrupts.Interrupted as stop:
+        interrupts.ignore()
+        print(f"o1core: {stop}; rerun the same command to continue (train: with --resume)", file=sys.stderr)
+        return 128 + stop.number
     return 0
 
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from ..files import read_json, write_json
+from ..files import read_json, write_json, write_record
 from ..metrics import accuracy_interval
 from ..model import Tokenizer
 from ..problems import Problem
@@ -51,7 +51,7 @@ def evaluate(
         seconds=seconds,
         tokens_per_second=sampled / seconds,
     )
-    write_json(folder.result, to_json(evaluation))
+    write_record(folder.result, to_json(evaluation))
     return evaluation
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_record
 from ..typed_json import INLINE, OMIT_NONE, Amount, Count, Figure, Fraction, from_json
 
 FIX = "delete the file and rerun the command that made it"
@@ -195,12 +195,12 @@ Result = RunResult | StudyResult | DisharmonyResult
 
 def read_evaluation(path: Path) -> Evaluation:
     """The result.json of one evaluation."""
-    return from_json(Evaluation, read_json(path), str(path), FIX)
+    return from_json(Evaluation, read_record(path), str(path), FIX)
 
 
 def read_run_result(path: Path) -> RunResult:
     """The result.json of a run."""
-    return from_json(RunResult, read_json(path), str(path), FIX)
+    return from_json(RunResult, read_record(path), str(path), FIX)
 
 
 def read_result(folder: Path) -> Result:
@@ -210,7 +210,7 @@ def read_result(folder: Path) -> Result:
         raise UserError(
             f"{folder}: holds no result.json; `o1core prune --out {folder}` or `o1core study ... --out {folder}` makes it"
         )
-    found = read_json(path)
+    found = read_record(path)
     study = found.get("study") if isinstance(found, dict) else None
     if study is None and isinstance(found, dict) and "base" not in found:
         raise UserError(

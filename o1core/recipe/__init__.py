@@ -1,7 +1,7 @@
 """What a run is asked to do: settings in parts, the methods of the literature, and the recipes that ship."""
 
 from .methods import METHODS
-from .recipe import SPECS, Recipe, flag
+from .recipe import FREE, SPECS, Recipe, flag
 from .recipe_files import SHIPPED, read_recipe
 from .settings import (
     EvaluationSettings,
@@ -16,6 +16,7 @@ from .settings import (
 )
 
 __all__ = [
+    "FREE",
     "METHODS",
     "SHIPPED",
     "SPECS",

@@ -68,6 +68,11 @@ class Recipe:
         """The flat form: {"problems": 5000, ..., "eval_samples": 1, ..., "seed": 0}."""
         return {name: spec.read(self) for name, spec in SPECS.items()}
 
+    def deciding(self) -> dict[str, Any]:
+        """The flat settings that decide the weights: all but those that cut up the work, and the count of rounds, which
+        may grow."""
+        return {name: value for name, value in self.to_json().items() if name not in FREE and name != "rounds"}
+
     def evaluation_params(self) -> SamplingParams:
         """How an evaluation samples."""
         of = self.evaluation
@@ -112,5 +117,6 @@ def _specs() -> dict[str, Spec]:
 
 
 SPECS: dict[str, Spec] = _specs()  # every setting by its flat name
+FREE = frozenset(name for name, spec in SPECS.items() if spec.part == "execution")  # they decide no result
 
-__all__ = ["SPECS", "Recipe", "Spec", "flag"]
+__all__ = ["FREE", "SPECS", "Recipe", "Spec", "flag"]

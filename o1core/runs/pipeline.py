@@ -3,32 +3,46 @@
 A run lives in one folder (run_folder.py names what is in it), which is never shared by two runs.
 """
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
-from ..files import write_json
+from ..files import write_record
 from ..model import Tokenizer, load
 from ..problems import Problem
+from ..recipe import FREE, Recipe
 from ..report import plot_run
 from ..rollout import Engine
 from ..run_folder import SIDES, RunFolder
+from ..run_lock import RunLock
 from ..text import one_line
-from ..training import open_tracker, sample_round, train
+from ..training import is_intact, open_tracker, sample_round, train
 from ..typed_json import to_json
 from .job import Job
 from .resources import Resources
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Session:
-    """A job at work. The weights are read from disk when they are first needed, and again only where another checkpoint
-    is asked for than the one in memory."""
+    """A job at work in its folder. The weights are read from disk when they are first needed, and again only where
+    another checkpoint is asked for than the one in memory. The folder is claimed once they have been read: what cannot be
+    opened leaves no trace."""
 
     job: Job
     run: RunFolder
     resources: Resources
+    lock: RunLock
+    finished: bool = field(default=False, init=False)  # whether the run has come to its result
+    claimed: bool = field(default=False, init=False)
     loaded: tuple[Path, Engine, Tokenizer] | None = field(default=None, init=False)
 
     def open(self, checkpoint: Path) -> tuple[Engine, Tokenizer]:
@@ -38,7 +52,34 @@ class Session:
             model, tokenizer = load(checkpoint, self.job.dtype, self.resources.device)
             longest = self.job.recipe.sampling.max_new_tokens
             self.loaded = checkpoint, self.resources.engine(model, tokenizer, longest), tokenizer
+            self.claim()
         return self.loaded[1:]
+
+    def check(self) -> None:
+        """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        held = self.run.check(*self._terms())
+        self.finished = self.run.result.exists() and held.get("rounds") == self.job.recipe.sampling.rounds
+        if held and not self.finished:
+            self.lock.acquire()
+
+    def claim(self) -> None:
+        """Own the folder from here on; files may be written to it."""
+        if not self.claimed:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            if self.lock.killed is not None:
+                log.warning(
+                    "%s: the last process here (%d) ended without a word. If the machine ran out of memory, use a smaller "
+                    "--micro-tokens or --slots, or --checkpointing",
+                    *(self.run.path, self.lock.killed),
+                )
+            self.run.claim(*self._terms(), self.job.model)
+            self.claimed = True
+
+    def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
+        """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
+        here = {"device": str(self.resources.device), "threads": torch.get_num_threads()}
+        return self.job.settings | here, FREE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
         """Sample the first round."""
@@ -48,8 +89,11 @@ class Session:
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
-        if self.run.pruned.exists():
+        if self.run.pruned.exists() and (is_intact(self.run) or not self.run.states()):
             return self.run.pruned
+        if self.run.pruned.exists():
+            log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
+            resume = True
         engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)
         recipe = self.job.recipe
@@ -76,31 +120,39 @@ class Session:
     def evaluate_alone(self) -> Evaluation:
         """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
         (test,) = self.job.tests.values()
+        if self.run.own_evaluation.result.exists():
+            return read_evaluation(self.run.own_evaluation.result)
         engine, tokenizer = self.open(self.job.model)
         problems, params = self.job.instructed(test, training=False), self.job.recipe.evaluation_params()
         return evaluate(engine, tokenizer, problems, params, self.run.own_evaluation, "evaluate")
 
 
-def open_session(job: Job, run: RunFolder, resources: Resources) -> Session:
-    """Claim the folder for the job. Raises UserError where it belongs to another."""
-    run.claim(job.settings, job.model)
-    return Session(job, run, resources)
+@contextmanager
+def open_session(job: Job, run: RunFolder, resources: Resources) -> Iterator[Session]:
+    """The job at work in its folder, which other processes are kept out of. Raises UserError where it belongs to another
+    job, or a process is at work in it."""
+    with RunLock(run.lock) as lock:
+        session = Session(job, run, resources, lock)
+        session.check()
+        yield session
 
 
 def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     """The main job. Returns what RUN/result.json says."""
     start = time.perf_counter()
-    session = open_session(job, run, resources)
-    if run.result.exists():
-        return read_run_result(run.result)
-    before, after = SIDES
-    base = session.evaluate(job.model, job.tests, before, "evaluate the base")
-    trains = job.recipe.objective.kind != "none"
-    checkpoint = session.train(resume=bool(run.states())) if trains else job.model
-    tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
-    pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
-    seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
-    result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
-    plot_run(run, result)
-    write_json(run.result, to_json(result))
-    return result
+    with open_session(job, run, resources) as session:
+        if session.finished:
+            return read_run_result(run.result)
+        if run.settings.exists():
+            session.claim()
+        before, after = SIDES
+        base = session.evaluate(job.model, job.tests, before, "evaluate the base")
+        trains = job.recipe.objective.kind != "none"
+        checkpoint = session.train(resume=bool(run.states())) if trains else job.model
+        tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
+        pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
+        seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
+        result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
+        plot_run(run, result)
+        write_record(run.result, to_json(result))
+        return result

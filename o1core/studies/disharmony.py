@@ -33,15 +33,16 @@ def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources)
             f"--intervals: {intervals} of {samples} samples a problem; it takes 2 at least, and one sample each"
         )
     run = RunFolder(path)
-    engine, tokenizer = open_session(job, run, resources).open(job.model)
-    problems = job.instructed(test[:count], training=False)
-    write_problems(run.own_evaluation, problems)
-    params = recipe.sampling.params(seed_of(recipe.seed, "disharmony"))
-    groups = sample_problems(engine, tokenizer, problems, params, run.own_evaluation.rollouts, "sample")
-    lengths, correct = lengths_and_verdicts(groups)
-    rows = accuracy_by_interval(lengths, correct, difficulties(problems, correct), intervals)
-    result = DisharmonyResult("disharmony", count, samples, intervals, rows, job.settings)
-    return write_outputs(StudyFolder(path), result, disharmony_tables, plot_disharmony)
+    with open_session(job, run, resources) as session:
+        engine, tokenizer = session.open(job.model)
+        problems = job.instructed(test[:count], training=False)
+        write_problems(run.own_evaluation, problems)
+        params = recipe.sampling.params(seed_of(recipe.seed, "disharmony"))
+        groups = sample_problems(engine, tokenizer, problems, params, run.own_evaluation.rollouts, "sample")
+        lengths, correct = lengths_and_verdicts(groups)
+        rows = accuracy_by_interval(lengths, correct, difficulties(problems, correct), intervals)
+        result = DisharmonyResult("disharmony", count, samples, intervals, rows, job.settings)
+        return write_outputs(StudyFolder(path), result, disharmony_tables, plot_disharmony)
 
 
 def accuracy_by_interval(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..evaluation import Comparison, Figures, Outcome, RunResult, Spread, StudyResult, StudyRow, compare
 from ..recipe import Recipe
 from ..run_folder import RunFolder
-from ..runs import Job, Resources, prune
+from ..runs import Job, Resources, open_session, prune
 from .reuse import reuse_parts
 from .study_folder import StudyFolder
 from .variants import Variant
@@ -33,8 +33,8 @@ def run_variants(
                 bar.set_postfix_str(f"seed {seed}, {variant.label}")
                 run = folder.run(seed, variant.label)
                 job = open_job(replace(variant.recipe, seed=variant.recipe.seed + seed))
-                run.claim(job.settings, job.model)
-                reuse_parts(done, run)
+                if done:  # before, nothing can be reused, and the checkpoint has not been opened yet
+                    prepare(job, run, resources, done)
                 found[variant.label].append(prune(job, run, resources))
                 done.append(run)
                 bar.update()
@@ -45,6 +45,13 @@ def run_variants(
         comparisons = [result.comparison for result in found[variant.label]]
         rows.append(study_row(variant.label, variant.value, names, comparisons))
     return StudyResult(kind, list(first[0].comparison.tests), seeds, rows, first[0].settings)
+
+
+def prepare(job: Job, run: RunFolder, resources: Resources, done: list[RunFolder]) -> None:
+    """Claim a run's folder and give it what it has in common with runs that are done."""
+    with open_session(job, run, resources) as session:
+        session.claim()
+        reuse_parts(done, run)
 
 
 def as_unpruned(comparison: Comparison) -> Comparison:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..evaluation import DisharmonyResult, StudyResult
-from ..files import write_atomic, write_json
+from ..files import write_atomic, write_record
 from ..report import Table, plot_study, study_tables, to_markdown
 from ..runs import Resources
 from ..typed_json import to_json
@@ -39,5 +39,5 @@ def write_outputs(
     text = "\n\n".join(map(to_markdown, tables(result))) + "\n"
     write_atomic(folder.table, lambda path: path.write_text(text, encoding="utf-8"))
     plot(result, folder.plot)
-    write_json(folder.result, to_json(result))
+    write_record(folder.result, to_json(result))
     return result

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..evaluation import InferenceTime, read_run_result
-from ..files import read_json, write_json
+from ..files import read_record, write_record
 from ..model import load
 from ..problems import Problem
 from ..runs import Job, Resources
@@ -50,10 +50,10 @@ def inference_times(
     labels = ["base", *(v.label for v in variants)]
     held = None
     if folder.inference.exists():
-        held = from_json(InferenceTimes, read_json(folder.inference), str(folder.inference), FIX)
+        held = from_json(InferenceTimes, read_record(folder.inference), str(folder.inference), FIX)
     if held is None or list(held.times) != labels or held.place != str(resources):
         held = InferenceTimes(str(resources), measure(checkpoints(open_job, variants, folder), resources))
-        write_json(folder.inference, to_json(held))
+        write_record(folder.inference, to_json(held))
     base = held.times["base"]
     return {
         label: InferenceTime(median(times), median(mine / theirs for mine, theirs in zip(times, base)))

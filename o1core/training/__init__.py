@@ -2,7 +2,7 @@
 
 from .examples import Example, Picked
 from .log import read_log
-from .loop import peak_memory, sample_round, train
+from .loop import is_intact, peak_memory, sample_round, train
 from .picking import between_percentiles, pick_examples
 from .step import Updater, learning_rate, reference_logprobs
 from .tracker import TRACKERS, check_installed, open_tracker
@@ -14,6 +14,7 @@ __all__ = [
     "Updater",
     "between_percentiles",
     "check_installed",
+    "is_intact",
     "learning_rate",
     "open_tracker",
     "peak_memory",

@@ -7,6 +7,7 @@ it, by the trainer's own forward, computed before the round's first step and kep
 import json
 import logging
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,23 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import write_atomic
-from ..model import Tokenizer, save_checkpoint
+from ..files import damaged_file, digests, read_record, write_record
+from ..interrupts import deferred
+from ..model import Tokenizer, Transformer, save_checkpoint
 from ..problems import Problem
 from ..recipe import Recipe
-from ..rollout import Engine, Group, lengths_and_verdicts, sample_problems
+from ..rollout import Engine, Group, free_memory, lengths_and_verdicts, read_groups, sample_problems
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from .examples import Example, Picked
 from .log import trim_log
 from .objectives import objective_of
 from .picking import between_percentiles, pick_examples
-from .state import Progress, load_state, save_state
+from .reference import read_reference, save_reference
+from .state import Progress, load_state, rewind, save_state
 from .step import Updater, learning_rate, reference_logprobs
 from .tracker import Send, send_nothing
 
@@ -68,8 +70,10 @@ def train(
             f"{run.path}: holds the state of a training run; continue it with --resume, or choose another --out"
         )
     updater = Updater(engine.model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
-    settings = recipe.to_json()
+    settings = recipe.deciding()
     progress = load_state(run, updater, settings) or Progress()
+    if progress.step and not is_complete(run, problems, recipe, progress.round_index):
+        progress = restart_round(run, updater, settings, progress.round_index)
     trim_log(run.log, progress.steps)
     if recipe.selection.percentiles is not None:  # after the first round its rollouts exist, and nothing is sampled
         everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
@@ -86,9 +90,60 @@ def train(
         round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
         progress = round_of_steps.train(progress)
     save_state(run, updater, progress, settings)
-    if not run.pruned.exists():
-        save_checkpoint(engine.model, source, run.pruned)
+    export(engine.model, source, run)
     return run.pruned
+
+
+def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_index: int) -> bool:
+    """Whether everything is there that the round's steps so far were trained on: rollouts and reference log-probs.
+
+    Raises UserError where the first round's rollouts, from which percentiles are taken, are lost in a later one.
+    """
+    wanted = {problem.id for problem in problems}
+    if recipe.selection.percentiles is not None:
+        everything = [g for g in read_groups(run.rollouts(0)) if g.problem in wanted]
+        if len(everything) == len(wanted):
+            wanted = {group.problem for group in between_percentiles(everything, recipe.selection.percentiles)}
+        elif round_index > 0:
+            raise UserError(
+                f"{run.rollouts(0)}: holds {len(everything)} of {len(wanted)} problems, and --percentiles needs all; "
+                "restore its files, or choose another --out"
+            )
+    held = {group.problem for group in read_groups(run.rollouts(round_index))}
+    return wanted <= held and run.reference(round_index).exists()
+
+
+def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], round_index: int) -> Progress:
+    """Go back to the state that the round started from, since the policy has moved since and new rollouts of it would
+    not belong to the old ones. Raises UserError where that state is lost too."""
+    if not rewind(run):
+        raise UserError(
+            f"{run.round(round_index)}: is not whole, and the state that it started from is lost; restore its files, or "
+            "choose another --out"
+        )
+    log.warning("%s: is not whole; the round is trained again from its start", run.round(round_index))
+    run.reference(round_index).unlink(missing_ok=True)
+    progress = load_state(run, updater, settings)
+    assert progress is not None
+    return progress
+
+
+def export(model: Transformer, source: Path, run: RunFolder) -> None:
+    """Write the pruned checkpoint and the checksums of its files, unless they are there and intact."""
+    if run.pruned.exists() and is_intact(run):
+        return
+    if run.pruned.exists():
+        shutil.rmtree(run.pruned)
+    save_checkpoint(model, source, run.pruned)
+    write_record(run.pruned_record, {"files": digests(run.pruned)})
+
+
+def is_intact(run: RunFolder) -> bool:
+    """Whether the pruned checkpoint is there with all of its files as they were written."""
+    if not run.pruned.exists() or not run.pruned_record.exists():
+        return False
+    files = read_record(run.pruned_record).get("files")
+    return isinstance(files, dict) and damaged_file(run.pruned, files) is None
 
 
 def pick_round(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
@@ -117,18 +172,22 @@ class Round:
 
     def train(self, progress: Progress) -> Progress:
         """Run the steps from progress.step on. Returns the progress at the start of the next round."""
-        settings = self.recipe.to_json()
+        settings, save_every = self.recipe.deciding(), self.recipe.execution.save_every
         batches = list(self.batches(progress.round_index))
         label = f"train, round {progress.round_index + 1} of {self.recipe.sampling.rounds}"
         todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
         with open(self.run.log, "a", encoding="utf-8", buffering=1) as lines:
             for batch in todo:
-                line = self.step(batch, progress, len(batches))
-                progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
-                lines.write(json.dumps(line) + "\n")
-                self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
-                if progress.steps % self.recipe.execution.save_every == 0 and progress.step < len(batches):
-                    save_state(self.run, self.updater, progress, settings)
+                with deferred() as asked_to_stop:
+                    line = self.step(batch, progress, len(batches))
+                    progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
+                    lines.write(json.dumps(line) + "\n")
+                    self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
+                    due = progress.steps % save_every == 0 or asked_to_stop()
+                    if due and progress.step < len(batches):
+                        save_state(self.run, self.updater, progress, settings)
+                device = self.updater.model.embed.device
+                todo.set_postfix_str(f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB")
         return Progress(progress.round_index + 1, 0, progress.steps)
 
     def batches(self, round_index: int) -> Iterator[list[int]]:
@@ -167,12 +226,17 @@ class Round:
 
 
 def load_reference(path: Path, updater: Updater, examples: list[Example], progress: Progress) -> list[Tensor]:
-    """Reference log-probs of the examples: computed before a round's first step, read back after it."""
-    if progress.step == 0:
+    """Reference log-probs of the examples: read where they are there, else computed, before a round's first step."""
+    reference = read_reference(path, examples)
+    if reference is None and progress.step:
+        raise UserError(
+            f"{path}: belongs to other rollouts than are there; delete it, and the same command trains the "
+            "round again from its start"
+        )
+    if reference is None:
         reference = reference_logprobs(updater.model, updater.vocab, examples, updater.execution.micro_tokens)
-        write_atomic(path, lambda temporary: save_file({"logprobs": torch.cat(reference)}, temporary))
-        return reference
-    return list(load_file(path)["logprobs"].split([len(e.ids) for e in examples]))
+        save_reference(path, examples, reference)
+    return reference
 
 
 def summarise(groups: list[Group], picked: Picked, reference: list[Tensor]) -> dict[str, float]:

@@ -1,13 +1,15 @@
-"""The training state on disk: everything that a killed run needs to end with the same bits as one that was not.
+"""The training state on disk: everything that a killed run needs to end with the same bits as an undisturbed one.
 
-A state is a folder state-000123: training.safetensors (fp32 weights and the optimiser's moments), progress.json (round, step,
-settings). It is written under a temporary name and renamed, then the older one is deleted: at any moment one whole state
-exists. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
+A state is a folder state-000123-01 (optimiser steps done, round of the next one): training.safetensors (fp32 weights and
+the optimiser's moments) and progress.json (round, step, settings, checksums). It is named once all of it is on the disk. Two
+are kept: the newest, and the one that its round started from, since a round whose rollouts are lost has to be sampled
+from that again. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
 """
 
-import os
+import logging
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import damaged_file, digests, publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
+from .log import log_digest
 from .step import Updater
+
+log = logging.getLogger(__name__)
+
+PROGRESS, TENSORS = "progress.json", "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,41 +37,85 @@ class Progress:
 
 
 def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
-    """Write the state after `progress.steps` optimiser steps. settings: the recipe's flat form, checked on loading."""
+    """Write the state after `progress.steps` optimiser steps. settings: those that decide the weights.
+
+    Raises UserError where it cannot be written; the older states stay.
+    """
     folder = run.state(progress.steps, progress.round_index)
-    if folder.exists():  # a run that resumes at a round's start would write what it has just read
-        return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not folder.exists():  # a run that resumes at a round's start would write what it has just read
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            save_file(trained_tensors(updater), partial / TENSORS)
+            where = asdict(progress)
+            record = {"round": where.pop("round_index")} | where | {"recipe": settings, "files": digests(partial)}
+            record["log"] = log_digest(run.log, progress.steps)
+            write_record(partial / PROGRESS, record)
+            publish_folder(partial, folder)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(folder / TENSORS, error) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    remove_older(run, folder)
+
+
+def trained_tensors(updater: Updater) -> dict[str, torch.Tensor]:
+    """The trained weights by their names, and the optimiser's moments as "MOMENT.NAME"."""
     tensors = {}
     for name, (_, master) in updater.pairs.items():
         tensors[name] = master.detach()
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in updater.optimiser.state[master]:
                 tensors[f"{moment}.{name}"] = updater.optimiser.state[master][moment]
-    save_file(tensors, partial / "training.safetensors")
-    where = asdict(progress)
-    write_json(partial / "progress.json", {"round": where.pop("round_index")} | where | {"recipe": settings})
-    os.replace(partial, folder)
-    for old in run.states()[:-1]:
-        shutil.rmtree(old)
+    return tensors
+
+
+def remove_older(run: RunFolder, newest: Path) -> None:
+    """Keep the newest state and the one that its round started from."""
+    kept = {newest, round_start(run, newest)}
+    for folder in run.states():
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def round_start(run: RunFolder, state: Path) -> Path:
+    """The oldest state of the same round: the policy that the round's rollouts are sampled from."""
+    round_name = state.name.rpartition("-")[2]
+    return min(folder for folder in [*run.states(), state] if folder.name.endswith(f"-{round_name}"))
+
+
+def rewind(run: RunFolder) -> bool:
+    """Drop the states after the start of the newest one's round. False where that start is not there any more."""
+    newest = run.states()[-1]
+    start = round_start(run, newest)
+    if read_record(start / PROGRESS).get("step") != 0:
+        return False
+    for folder in run.states():
+        if folder > start:
+            shutil.rmtree(folder)
+    return True
 
 
 def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
     """Load the newest state into the updater and its model. None where there is none.
 
-    Raises UserError where it is broken or was written under other settings.
+    Raises UserError where it is damaged or was written under other settings.
     """
     if not run.states():
         return None
     folder = run.states()[-1]
-    raw = read_json(folder / "progress.json")
-    if raw["recipe"] != settings:
-        raise UserError(f"{folder / 'progress.json'}: written under other settings; use them, or another --out")
+    raw = read_progress(folder)
+    held = {name: raw["recipe"].get(name, settings[name]) for name in settings}
+    if held != settings:
+        raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
+    if (damaged := damaged_file(folder, raw.get("files", {}))) is not None:
+        raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
     progress = Progress(raw["round"], raw["step"], raw["steps"])
+    if raw.get("log") not in (None, log_digest(run.log, progress.steps)):
+        log.warning("%s: damaged or cut; it no longer shows what the first %d steps did", run.log, progress.steps)
     try:
-        with safe_open(folder / "training.safetensors", framework="pt") as file, torch.no_grad():
+        with safe_open(folder / TENSORS, framework="pt") as file, torch.no_grad():
             for name, (weight, master) in updater.pairs.items():
                 master.copy_(file.get_tensor(name))
                 weight.copy_(master)
@@ -74,8 +125,31 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
                         "exp_avg": file.get_tensor(f"exp_avg.{name}").to(master.device),
                         "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(master.device),
                     }
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder / 'training.safetensors'}: broken ({error}); delete {folder} to start again"
-        ) from None
+                else:
+                    updater.optimiser.state.pop(master, None)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder / TENSORS}: broken ({error}); {how_to_go_back(run)}") from None
     return progress
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """progress.json, of the shape that save_state writes."""
+    raw = read_record(folder / PROGRESS)
+    counts = [raw.get(name) for name in ("round", "step", "steps")]
+    whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
+    files = raw.get("files", {})
+    if not whole or not isinstance(raw.get("recipe"), dict) or not isinstance(files, dict):
+        raise UserError(f"{folder / PROGRESS}: not what a run writes; delete {folder} to resume from an older state")
+    if any(not isinstance(digest, str) or Path(name).name != name for name, digest in files.items()):
+        raise UserError(
+            f"{folder / PROGRESS}: files: not what a run writes; delete {folder} to resume from an older state"
+        )
+    return raw
+
+
+def how_to_go_back(run: RunFolder) -> str:
+    """What to delete where the newest state is lost."""
+    *older, newest = run.states()
+    if older:
+        return f"delete {newest}, and the same command resumes from where the round started"
+    return f"delete {newest} and every round-* folder after the first, and the same command trains from the start"

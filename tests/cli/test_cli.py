@@ -11,6 +11,7 @@ import torch
 
 from o1core.cli import main, parser
 from o1core.cli.entry import CleanFormatter
+from o1core.files import read_record
 from o1core.rollout import Group, Sample, write_shard
 from o1core.text import clean
 
@@ -45,7 +46,7 @@ def evaluated(checkpoint, tmp_path, capsys):
 
 def test_an_evaluation_alone_says_what_was_measured(evaluated):
     out, printed = evaluated
-    assert printed == json.loads((out / "result.json").read_text())
+    assert printed == read_record(out / "result.json")
     assert (printed["problems"], printed["samples"]) == (2, 3)
     assert (
         0 < printed["mean_tokens"] <= 12 and printed["accuracy_low"] <= printed["accuracy"] <= printed["accuracy_high"]
