@@ -1,23 +1,39 @@
 """Many processes as one run: the only place that knows a rank. Without torchrun every function does one process's work."""
 
-from .sharding import clip_gradients, settle, trained_model, whole_units
+from .dealing import deal
+from .export import export_checkpoint
+from .offload import Offload, offloaded
+from .sharding import clip_gradients, settle, trained_model
+from .states import load_tensors, save_tensors
 from .sums import largest, own, shares, total
-from .world import is_lead, meet, once, opened, same, sign_of_life, together
+from .teams import Team, allot_weights, copy_weights, drop_weights, load_part, team_of
+from .world import PATIENCE, is_lead, meet, once, opened, same, together
 
 __all__ = [
+    "PATIENCE",
+    "Offload",
+    "Team",
+    "allot_weights",
     "clip_gradients",
+    "copy_weights",
+    "deal",
+    "drop_weights",
+    "export_checkpoint",
     "is_lead",
     "largest",
+    "load_part",
+    "load_tensors",
     "meet",
+    "offloaded",
     "once",
     "opened",
     "own",
     "same",
+    "save_tensors",
     "settle",
     "shares",
-    "sign_of_life",
+    "team_of",
     "together",
     "total",
     "trained_model",
-    "whole_units",
 ]

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError
 
@@ -31,16 +33,17 @@ PATIENCE = 1800.0  # seconds, the default of --timeout
 class World:
     """A process among others. device: where it computes; mesh: [nodes, ranks of a node] or [ranks], of the shards.
 
-    meetings counts the calls of `meet`: all ranks go through the same ones in the same order.
+    meetings and deals count those calls: all ranks go through the same ones in the same order.
     """
 
     rank: int
     size: int
-    store: dist.Store
+    store: Store
     device: torch.device
     mesh: DeviceMesh
     timeout: float
     meetings: int = field(default=0, init=False)
+    deals: int = field(default=0, init=False)
 
 
 _world: World | None = None
@@ -104,11 +107,9 @@ def join(device: torch.device, timeout: float) -> World:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, own, count = next(iter(dist.rendezvous("env://", timeout=wait)))
+        store, own, count = next(iter(rendezvous("env://", timeout=wait)))
         store.set_timeout(wait)
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=own, world_size=count, timeout=wait
-        )
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=own, world_size=count, timeout=wait)
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -119,7 +120,7 @@ def join(device: torch.device, timeout: float) -> World:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
         dist.distributed_c10d._set_pg_timeout(wait, group)
-    return World(own, count, dist.PrefixStore("o1core", store), device, mesh, timeout)
+    return World(own, count, PrefixStore("o1core", store), device, mesh, timeout)
 
 
 def silence() -> None:

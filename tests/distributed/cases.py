@@ -1,5 +1,6 @@
 """What the processes of a test's world do, and the same work in one process."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import o1core
-from o1core.distributed import trained_model
+from o1core.distributed import (
+    allot_weights,
+    copy_weights,
+    drop_weights,
+    export_checkpoint,
+    load_part,
+    team_of,
+    trained_model,
+)
+from o1core.model import checkpoint, read_config
 from o1core.recipe import Recipe
 from o1core.training import Example, Updater, reference_logprobs
 from o1core.training.step import select_trained
@@ -61,3 +71,82 @@ def whole(tensor: Tensor) -> Tensor:
 def train_all(jobs: list[tuple]) -> list[Trained]:
     """Several trainings in one world."""
     return [train(*positional, **settings) for *positional, settings in jobs]
+
+
+def sampled_by_a_team(folder: Path, members: int, prompts: list[list[int]], ids: Tensor) -> tuple[Tensor, list]:
+    """Hidden states of ids and greedy completions of a model whose weights `members` ranks share."""
+    team = team_of(members)
+    tokenizer = o1core.load(folder)[1]
+    model = load_part(folder, torch.float32, torch.device("cpu"), team)
+    with torch.no_grad():
+        hidden = model.hidden(ids)
+    params = o1core.SamplingParams(temperature=0, max_new_tokens=40)
+    texts = [c.ids for [c] in o1core.Engine(model, tokenizer, slots=4).generate(prompts, params)]
+    return hidden, texts
+
+
+def copied_weights(folder: Path, members: int, dtype: torch.dtype) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+    """This rank's place in its team; the weights of its copy after it was dropped and filled from shards; the same read
+    from disk."""
+    team = team_of(members)
+    sharded = trained_model(o1core.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
+    copy = load_part(folder, dtype, torch.device("cpu"), team)
+    from_disk = {name: p.detach().clone() for name, p in copy.named_parameters()}
+    drop_weights(copy)
+    assert all(p.untyped_storage().nbytes() == 0 for p in copy.parameters())
+    allot_weights(copy)
+    for p in copy.parameters():
+        p.detach().fill_(torch.nan)
+    copy_weights(sharded, read_config(folder), copy, team)
+    return team.member, {name: p.detach().clone() for name, p in copy.named_parameters()}, from_disk
+
+
+def exported(folder: Path, out: Path, dtype: torch.dtype) -> None:
+    model = trained_model(o1core.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
+    export_checkpoint(model, folder, out, dtype)
+
+
+def bytes_read(folder: Path) -> tuple[int, int]:
+    """Bytes of the slices that loading shards reads, and of all weights that it fills, on this rank."""
+    plain = o1core.load(folder, torch.float32)[0]
+    read = 0
+    original = checkpoint.safe_open
+
+    @contextlib.contextmanager
+    def counting(path: Path, framework: str):
+        with original(path, framework=framework) as file:
+            yield CountingFile(file, count)
+
+    def count(size: int) -> None:
+        nonlocal read
+        read += size
+
+    checkpoint.safe_open = counting
+    try:
+        trained_model(plain, folder, lambda m: m.requires_grad_(True))
+    finally:
+        checkpoint.safe_open = original
+    return read, sum(p.nbytes for p in plain.parameters())
+
+
+class CountingFile:
+    """A safetensors file that counts the bytes that are taken from it."""
+
+    def __init__(self, file, count) -> None:
+        self.file, self.count = file, count
+
+    def keys(self):
+        return self.file.keys()
+
+    def get_slice(self, name: str):
+        outer, inner = self, self.file.get_slice(name)
+
+        class Slice:
+            get_shape, get_dtype = inner.get_shape, inner.get_dtype
+
+            def __getitem__(self, index):
+                tensor = inner[index]
+                outer.count(tensor.nbytes)
+                return tensor
+
+        return Slice()

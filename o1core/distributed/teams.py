@@ -1,0 +1,145 @@
+"""Tensor parallel: a team of ranks on one node holds one model to sample from, each the same share of heads and of the MLP.
+
+It is the same Transformer with smaller counts, so its KV cache shrinks by itself. Fused weights are cut per part: a rank's
+q, k and v rows come from the whole model's q, k and v rows. The outputs of `o` and `down` are summed over the team. All
+ranks of a team are dealt the same problems and sample the same tokens. A team of one is data parallel alone.
+
+Left out on purpose: a cut embedding and head; beside the blocks they are small, and every rank scores the same tokens.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..model import ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
+from .sharding import whole_units
+from .world import rank, size, world
+
+
+@dataclass(frozen=True)
+class Team:
+    """This rank's team: which one, this rank's place in it, how many ranks it has, and their process group."""
+
+    index: int
+    member: int
+    members: int
+    group: Any = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank writes down what the team has sampled."""
+        return self.member == 0
+
+
+def team_of(members: int) -> Team:
+    """The team of this rank, where all teams have `members` ranks. Raises UserError where ranks would be left over or a
+    team would reach over two nodes."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", size())) if world() else 1
+    if per_node % members:
+        raise UserError(f"--tensor-parallel: {members} does not divide the {per_node} processes of a node")
+    group = None
+    if members > 1:
+        for first in range(0, size(), members):  # every rank makes every group, as torch asks for
+            made = dist.new_group(list(range(first, first + members)))
+            group = made if first <= rank() < first + members else group
+    return Team(rank() // members, rank() % members, members, group)
+
+
+def part_config(whole: ModelConfig, members: int) -> ModelConfig:
+    """The counts of one rank's part. Raises UserError where they do not divide."""
+    for shown, count in (("key and value heads", whole.num_kv_heads), ("MLP rows", whole.ffn_size)):
+        if count % members:
+            raise UserError(f"--tensor-parallel: {members} does not divide the model's {count} {shown}")
+    return replace(
+        whole,
+        num_heads=whole.num_heads // members,
+        num_kv_heads=whole.num_kv_heads // members,
+        ffn_size=whole.ffn_size // members,
+    )
+
+
+class Cut(NamedTuple):
+    """Where a published tensor's part lies: rows and columns of the tensor, its first row in the whole model's fused
+    weight `name` and in the part's, and the part's rows."""
+
+    theirs: str
+    name: str
+    rows: slice
+    columns: slice
+    whole_start: int
+    start: int
+    length: int
+
+
+def cuts(whole: ModelConfig, part: ModelConfig, member: int) -> Iterator[Cut]:
+    """The part of every published tensor that belongs to a member of a team."""
+    for (theirs, ours, whole_start, full), (_, _, start, shape) in zip(layout(whole), layout(part)):
+        rows = slice(member * shape[0], (member + 1) * shape[0]) if shape[0] < full[0] else slice(0, full[0])
+        columns = slice(None)
+        if len(shape) == 2 and shape[1] < full[1]:
+            columns = slice(member * shape[1], (member + 1) * shape[1])
+        yield Cut(theirs, ours, rows, columns, whole_start, start, shape[0])
+
+
+def load_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team) -> Transformer:
+    """This rank's part of a checkpoint, in `dtype`; of a team of one, the whole model. No other slice is read."""
+    whole = read_config(folder)
+    stored = open_tensors(folder, whole)
+    with torch.device("meta"):
+        model = Transformer(part_config(whole, team.members)).to(dtype)
+    model.to_empty(device=device)
+    held = {name: p.detach() for name, p in model.named_parameters()}
+    fill(
+        stored,
+        (
+            Piece(cut.theirs, cut.rows, cut.columns, held[cut.name][cut.start : cut.start + cut.length])
+            for cut in cuts(whole, model.config, team.member)
+        ),
+    )
+    if team.members > 1:
+        sum_over_team(model, team)
+    return model
+
+
+def sum_over_team(model: Transformer, team: Team) -> None:
+    """Make the products with o and down, of which each rank has a part, whole."""
+
+    def add_up(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        dist.all_reduce(output, group=team.group)
+
+    for block in model.blocks:
+        for name in ("o", "down"):
+            block.get_submodule(name).register_forward_hook(add_up)
+
+
+@torch.no_grad()
+def copy_weights(sharded: Transformer, whole: ModelConfig, to: Transformer, team: Team) -> None:
+    """Give a model to sample from the weights of the one that is trained, a block at a time."""
+    held = {name: p.detach() for name, p in to.named_parameters()}
+    of_weight: dict[str, list[Cut]] = {}
+    for cut in cuts(whole, to.config, team.member):
+        of_weight.setdefault(cut.name, []).append(cut)
+    for unit in whole_units(sharded):
+        for name, weight in unit.items():
+            for cut in of_weight[name]:
+                rows = weight[cut.whole_start :][cut.rows]
+                held[name][cut.start : cut.start + cut.length] = rows[:, cut.columns] if rows.ndim == 2 else rows
+
+
+def drop_weights(model: Transformer) -> None:
+    """Free the memory of a model to sample from; copy_weights needs `allot_weights` first."""
+    for p in model.parameters():
+        p.untyped_storage().resize_(0)
+
+
+def allot_weights(model: Transformer) -> None:
+    """Memory for a model whose weights were dropped."""
+    for p in model.parameters():
+        p.untyped_storage().resize_(p.numel() * p.element_size())

@@ -1,0 +1,121 @@
+"""How processes agree, and what they say when one of them does not come."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from o1core.distributed import deal, meet, offloaded, once, opened, same, shares, team_of, together
+from o1core.distributed.world import rank
+from o1core.errors import UserError
+from tests.distributed.worlds import run_world
+
+
+def agree() -> list:
+    """What rank 0 does is done once; what one rank cannot do, none does."""
+
+    def fail() -> None:
+        if rank() == 1:
+            raise UserError("no such file")
+
+    errors = []
+    for action in (
+        lambda: together("open", fail),
+        lambda: once("write", lambda: 1 / 0 if rank() else fail_on_lead()),
+        lambda: same("settings", {"lr": 1, "seed": rank()}),
+    ):
+        try:
+            action()
+        except UserError as error:
+            errors.append(str(error))
+    return [meet("count", rank()), once("ask", lambda: {"pid": os.getpid()}), errors]
+
+
+def fail_on_lead() -> None:
+    raise UserError("disk full")
+
+
+def test_ranks_agree_on_what_one_of_them_did_or_could_not_do():
+    first, second = run_world(agree, 2)
+    assert first == second
+    assert first[0] == [0, 1]
+    assert first[2] == [
+        "rank 1: no such file",
+        "disk full",
+        "settings: rank 1 differs from rank 0 (seed: 0 on rank 0, 1 there); give all ranks the same command",
+    ]
+
+
+def hang_on_rank_1(kind: str) -> str:
+    """Rank 1 is stopped where rank 0 waits for it, at the store or in a collective."""
+    if rank() == 1:
+        meet("a first time")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    meet("a first time")
+    started = time.monotonic()
+    try:
+        if kind == "meeting":
+            meet("the rollouts")
+        else:
+            torch.distributed.all_reduce(torch.ones(3))
+    finally:
+        assert time.monotonic() - started < 20
+    return "never"
+
+
+@pytest.mark.parametrize(
+    "kind, message", [("meeting", "rollouts: waited 1 s .* for rank 1"), ("sum", "waiting for rank 1")]
+)
+def test_a_rank_that_waits_gives_up_and_says_for_whom(kind, message):
+    with pytest.raises(AssertionError, match=message):
+        run_world(hang_on_rank_1, 2, kind, timeout=1)
+
+
+def dealt(count: int, members: int) -> list[list[int]]:
+    return [list(deal(count, team_of(members))) for _ in range(2)]
+
+
+def test_every_problem_is_dealt_to_one_team():
+    for once_more in zip(*run_world(dealt, 2, 30, 1)):
+        assert sorted(once_more[0] + once_more[1]) == list(range(30))
+    first, second = run_world(dealt, 2, 30, 2)
+    assert first == second == [list(range(30))] * 2
+    assert dealt(5, 1) == [list(range(5))] * 2
+
+
+def test_shares_are_even_and_whole(monkeypatch):
+    monkeypatch.setattr("o1core.distributed.sums.size", lambda: 3)
+    costs = [9, 1, 8, 2, 7, 3, 5]
+    dealt = shares(costs)
+    assert sorted(i for share in dealt for i in share) == list(range(7))
+    assert max(sum(costs[i] for i in share) for share in dealt) <= 13
+    assert shares([4]) == [[0], [], []]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"MASTER_PORT": None}, "MASTER_PORT"),
+        ({"MASTER_PORT": "1"}, "cannot be joined"),
+        ({"WORLD_SIZE": None}, "WORLD_SIZE"),
+    ],
+)
+def test_torchrun_without_a_store_is_refused(monkeypatch, change, message):
+    env = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | change
+    for name, value in env.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message), opened(torch.device("cpu"), timeout=1):
+        pass
+
+
+def test_offloaded_tensors_come_back_as_they_were():
+    tensors = [torch.randn(3, 4), torch.randn(5)]
+    before = [t.clone() for t in tensors]
+    with offloaded(tensors):
+        assert all(t.untyped_storage().nbytes() == 0 for t in tensors)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before))
