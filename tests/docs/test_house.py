@@ -19,7 +19,6 @@ TOO_LONG = {  # still to be split
     "kernels/triton_partial_sums.py",
     "kernels/triton_surrogate.py",
     "tests/recipe/test_marco_qwq.py",
-    "tests/report/test_page.py",
     "tests/training/test_loop.py",
 }
 
