@@ -5,6 +5,7 @@
     round-00/        a round's rollouts/ and reference.safetensors
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
+    adapter/         with --lora-rank, the same as a PEFT adapter
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
     lock             held by the process that owns the folder (run_lock.py)
@@ -83,6 +84,10 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
     def own_evaluation(self) -> EvaluationFolder:
         """The evaluation of a folder made by `o1core eval` or a study of samples, which has no sides."""
         return EvaluationFolder(self.path)
@@ -153,7 +158,7 @@ class RunFolder:
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
         earlier = self.path / f"rounds-{rounds}"
-        for path in (self.result, self.plot, self.pruned_record, self.pruned, self.path / SIDES[1]):
+        for path in (self.result, self.plot, self.pruned_record, self.pruned, self.adapter, self.path / SIDES[1]):
             if path.exists():
                 earlier.mkdir(exist_ok=True)
                 os.replace(path, earlier / path.name)

@@ -6,6 +6,7 @@ from .checkpoint import (
     layout,
     load,
     load_weights,
+    model_fingerprint,
     open_tensors,
     published_tensors,
     save_checkpoint,
@@ -14,26 +15,45 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, ModelConfig, read_config
+from .lora import (
+    LORA_TARGETS,
+    adapted,
+    add_adapters,
+    draw_adapters,
+    fold_adapters,
+    load_adapter,
+    merged_weights,
+    save_adapter,
+)
 from .tokenizer import Tokenizer
 from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
 
 __all__ = [
     "DTYPES",
+    "LORA_TARGETS",
     "THREAD_GRAIN",
     "Attend",
     "ModelConfig",
     "Piece",
     "Tokenizer",
     "Transformer",
+    "adapted",
+    "add_adapters",
     "causal_attention",
+    "draw_adapters",
     "fill",
+    "fold_adapters",
     "initialise",
     "layout",
     "load",
+    "load_adapter",
     "load_weights",
+    "merged_weights",
+    "model_fingerprint",
     "open_tensors",
     "published_tensors",
     "read_config",
+    "save_adapter",
     "save_checkpoint",
     "stored_tensors",
     "weight_files",

@@ -7,6 +7,7 @@ pickled checkpoints (.bin, .pt), which are never opened, and quantised ones.
 """
 
 import glob
+import hashlib
 import math
 import os
 import shutil
@@ -197,6 +198,18 @@ def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) 
             raise UserError(
                 f"{tensor.path}: tensor {one_line(name)} is left over; config.json describes no such tensor"
             )
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash that tells checkpoints apart: config.json, and the size, first and last MiB of every weight file."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def published_tensors(model: Transformer) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..errors import UserError
+from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
 from ..rollout import SamplingParams
@@ -276,6 +277,13 @@ class OptimiserSettings(Settings):
     weight_decay: float = setting(0.0, "weight decay, decoupled", low=0, high=1e3)
     grad_clip: float = setting(10.0, "largest norm of the gradient", above=0, high=1e30)
     train_last_layers: int | None = setting(None, "train the last N layers only (none: all weights)", low=1, high=10**4)
+    lora_rank: int | None = setting(
+        None, "train adapters of this rank, the weights stay frozen (none: train the weights)", low=1, high=10**5
+    )
+    lora_alpha: float | None = setting(
+        None, "adapters count alpha / rank times (none: alpha is twice the rank)", above=0, high=1e6
+    )
+    lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """What a run is about, opened and checked: a checkpoint, problems to train on, tests, and a recipe."""
 
-import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..model import DTYPES, read_config, weight_files
+from ..model import DTYPES, model_fingerprint, read_config
 from ..problems import Problem, ask_in_form, drawn_budget, find_overlap, fingerprint, instruct
 from ..recipe import PromptSettings, Recipe
 from .sources import generated, generated_by_level, generated_tests, open_tests, read_problems, selected, test_name
@@ -123,15 +121,3 @@ def resolve_dtype(model: Path | None, dtype: str) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.float32 if model is None else read_config(model).dtype
-
-
-def model_fingerprint(folder: Path) -> str:
-    """A hash that tells checkpoints apart: config.json, and the size, first and last MiB of every weight file."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weight_files(folder):
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]

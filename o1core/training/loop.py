@@ -21,7 +21,18 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
-from ..model import Tokenizer, Transformer, save_checkpoint
+from ..model import (
+    Tokenizer,
+    Transformer,
+    adapted,
+    add_adapters,
+    draw_adapters,
+    fold_adapters,
+    merged_weights,
+    model_fingerprint,
+    save_adapter,
+    save_checkpoint,
+)
 from ..problems import Problem
 from ..recipe import Recipe
 from ..rollout import Engine, Group, free_memory, lengths_and_verdicts, read_groups, sample_problems
@@ -45,7 +56,8 @@ def sample_round(
     """The rollouts of a round, sampled from the engine's model or read back."""
     label = f"sample, round {round_index + 1} of {recipe.sampling.rounds}"
     params = recipe.round_params(round_index)
-    return sample_problems(engine, tokenizer, problems, params, run.rollouts(round_index), label)
+    with merged_weights(engine.model):
+        return sample_problems(engine, tokenizer, problems, params, run.rollouts(round_index), label)
 
 
 def train(
@@ -69,6 +81,7 @@ def train(
         raise UserError(
             f"{run.path}: holds the state of a training run; continue it with --resume, or choose another --out"
         )
+    prepare_adapters(engine.model, recipe)
     updater = Updater(engine.model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
     settings = recipe.deciding()
     progress = load_state(run, updater, settings) or Progress()
@@ -92,6 +105,14 @@ def train(
     save_state(run, updater, progress, settings)
     export(engine.model, source, run)
     return run.pruned
+
+
+def prepare_adapters(model: Transformer, recipe: Recipe) -> None:
+    """With --lora-rank, give the model adapters that add nothing yet."""
+    of = recipe.optimiser
+    if of.lora_rank is not None:
+        add_adapters(model, of.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
+        draw_adapters(model, seed_of(recipe.seed, "adapters"))
 
 
 def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_index: int) -> bool:
@@ -129,7 +150,11 @@ def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], ro
 
 
 def export(model: Transformer, source: Path, run: RunFolder) -> None:
-    """Write the pruned checkpoint and the checksums of its files, unless they are there and intact."""
+    """Write the pruned checkpoint and the checksums of its files, unless they are there and intact. Adapters are written
+    before it, and folded into the model's weights."""
+    if adapted(model):
+        save_adapter(model, source, model_fingerprint(source), run.adapter)
+        fold_adapters(model)
     if run.pruned.exists() and is_intact(run):
         return
     if run.pruned.exists():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..distributed import clip_gradients, largest, own, settle, shares, total
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
-from ..model import Transformer
+from ..model import Transformer, adapted
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from .adam_mini import BETAS, EPS, AdamMini
 from .examples import Example
@@ -129,6 +129,7 @@ class Updater:
         self.model, self.vocab = model, vocab
         self.objective = objective_of(objective)
         self.grad_clip, self.execution = optimiser.grad_clip, execution
+        assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
         select_trained(model, optimiser.train_last_layers)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -218,7 +219,14 @@ def move_gradient(weight: Tensor, master: Tensor) -> None:
 
 
 def select_trained(model: Transformer, last_layers: int | None) -> None:
-    """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen)."""
+    """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen); in an
+    adapted model the adapters alone."""
+    if modules := adapted(model):
+        model.requires_grad_(False)
+        for module in modules:
+            module.lora_a.requires_grad_(True)
+            module.lora_b.requires_grad_(True)
+        return
     layers = model.config.num_layers
     if last_layers is not None and last_layers > layers:
         raise UserError(f"--train-last-layers: {last_layers} of the model's {layers} layers")

@@ -89,8 +89,10 @@ def run_until(command: list[str], condition, seconds: float = 60) -> bool:
     return running
 
 
-def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path):
+@pytest.mark.parametrize("method", [[], ["--lora-rank", "4", "--optimiser", "adam-mini"]], ids=["full", "adapters"])
+def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path, method):
     """The paper's loop over two rounds; kill -9 in the middle of each, between two states."""
+    flags = [*flags, *method]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = ["train", *flags, "--out", str(killed)]
     threads = torch.get_num_threads()

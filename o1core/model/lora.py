@@ -1,0 +1,275 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): the base is frozen, y = W x + b + (alpha / rank) B A x is trained.
+
+Each published projection has its own A [rank, in] and B [out, rank], as PEFT adapters have. Those of a fused weight lie
+in two tensors: A of q, k and v are stacked, and B's rows are the fused weight's. They are fp32 and compute in the base's
+dtype. B starts at zero, so an adapted model begins with the base's outputs, to the bit.
+
+To sample, merged_weights puts W + (alpha / rank) B A in W's place, rounded to W's dtype once, and the base back
+afterwards: it was never written to. Left out on purpose: dropout, adapters of the embedding and the head, biases.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import read_object, write_json
+from ..seeds import seed_of
+from .checkpoint import layout
+from .config import ModelConfig
+from .transformer import Transformer
+
+LORA_TARGETS = {  # name: the fused projections that get adapters
+    "all": ("qkv", "o", "gate_up", "down"),
+    "attention": ("qkv", "o"),
+    "mlp": ("gate_up", "down"),
+}
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+PREFIX = "base_model.model."
+BEYOND_LORA = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+
+
+class Projection(NamedTuple):
+    """A published projection ("model.layers.0.self_attn.q_proj") and the rows of a fused weight that are its own."""
+
+    name: str
+    start: int
+    rows: int
+
+
+class AdaptedLinear(nn.Linear):
+    """A frozen projection with adapters: lora_a fp32 [P rank, in], lora_b fp32 [out, rank], P published projections."""
+
+    def __init__(self, base: nn.Linear, projections: list[Projection], rank: int, alpha: float) -> None:
+        """Takes the base's parameters as they are, and leaves the adapters' unfilled: see draw_adapters."""
+        device = base.weight.device
+        with torch.device("meta"):
+            super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
+        self.weight, self.bias = base.weight, base.bias
+        self.requires_grad_(False)
+        self.projections, self.rank, self.alpha = projections, rank, alpha
+        shape = (len(projections) * rank, base.in_features), (base.out_features, rank)
+        self.lora_a = nn.Parameter(torch.empty(shape[0], dtype=torch.float32, device=device))
+        self.lora_b = nn.Parameter(torch.empty(shape[1], dtype=torch.float32, device=device))
+        self.merged = False  # whether `weight` holds the adapters already
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return F.linear(x, self.weight, self.bias)
+        rows = [(p.start, p.start + p.rows) for p in self.projections]
+        return AdaptedProduct.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.alpha / self.rank, rows)
+
+    def parts(self) -> Iterator[tuple[Projection, Tensor, Tensor]]:
+        """Each projection with its A [rank, in] and B [rows, rank], views."""
+        for i, p in enumerate(self.projections):
+            a, b = self.lora_a.detach(), self.lora_b.detach()
+            yield p, a[i * self.rank : (i + 1) * self.rank], b[p.start : p.start + p.rows]
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The weight with the adapters added in fp32, in the base's dtype; the base itself where B is zero."""
+        if not self.lora_b.any():
+            return self.weight
+        merged = torch.empty_like(self.weight)
+        for p, a, b in self.parts():
+            rows = slice(p.start, p.start + p.rows)
+            merged[rows] = torch.addmm(self.weight[rows].float(), b, a, alpha=self.alpha / self.rank)
+        return merged
+
+
+class AdaptedProduct(torch.autograd.Function):
+    """x W^T + bias + scale B A x with gradients for x, A and B alone. Holds x and A x for the backward pass, nothing
+    more: added up by autograd, the same would write the output once more for each projection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        rows: list[tuple[int, int]],
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out = F.linear(flat, weight, bias)
+        low = flat @ a.to(x.dtype).T  # [N, P rank]
+        b_compute, rank = b.to(x.dtype), b.shape[1]
+        for i, (start, end) in enumerate(rows):
+            out[:, start:end].addmm_(low[:, i * rank : (i + 1) * rank], b_compute[start:end].T, alpha=scale)
+        ctx.save_for_backward(flat, weight, a, b, low)
+        ctx.scale, ctx.rows, ctx.shape = scale, rows, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        flat, weight, a, b, low = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        d_low, d_b = torch.empty_like(low), torch.empty_like(b)
+        b_compute, rank = b.to(grad.dtype), b.shape[1]
+        for i, (start, end) in enumerate(ctx.rows):
+            columns = slice(i * rank, (i + 1) * rank)
+            d_low[:, columns] = grad[:, start:end] @ b_compute[start:end]
+            d_b[start:end] = grad[:, start:end].T @ low[:, columns]
+        d_low *= ctx.scale
+        d_b *= ctx.scale
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (grad @ weight).addmm_(d_low, a.to(grad.dtype)).view(ctx.shape)
+        return d_x, None, None, (d_low.T @ flat).to(a.dtype), d_b, None, None
+
+
+def add_adapters(model: Transformer, rank: int, alpha: float | None, targets: str, last_layers: int | None) -> None:
+    """Give the projections of `targets` adapters, in all layers or the last ones; everything else is frozen.
+
+    alpha: None is twice the rank. Their values are still to be drawn. Raises UserError where the rank is above the
+    model's hidden size, or the model has fewer layers.
+    """
+    c = model.config
+    if rank > c.hidden_size:
+        raise UserError(f"--lora-rank: {rank} is above the model's hidden size {c.hidden_size}; use a smaller one")
+    if last_layers is not None and last_layers > c.num_layers:
+        raise UserError(f"--train-last-layers: {last_layers} of the model's {c.num_layers} layers")
+    model.requires_grad_(False)
+    projections = fused_projections(c)
+    for i in range(c.num_layers - (last_layers or c.num_layers), c.num_layers):
+        for name in LORA_TARGETS[targets]:
+            own = projections[f"blocks.{i}.{name}"]
+            base = getattr(model.blocks[i], name)
+            setattr(model.blocks[i], name, AdaptedLinear(base, own, rank, 2 * rank if alpha is None else alpha))
+
+
+def fused_projections(config: ModelConfig) -> dict[str, list[Projection]]:
+    """The published projections in each of our fused ones ("blocks.0.qkv")."""
+    found: dict[str, list[Projection]] = {}
+    for theirs, ours, start, shape in layout(config):
+        if theirs.endswith("_proj.weight"):
+            projection = Projection(theirs.removesuffix(".weight"), start, shape[0])
+            found.setdefault(ours.removesuffix(".weight"), []).append(projection)
+    return found
+
+
+def adapted(model: Transformer) -> list[AdaptedLinear]:
+    """The projections that have adapters, in the model's order."""
+    return [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+
+
+@torch.no_grad()
+def draw_adapters(model: Transformer, seed: int) -> None:
+    """Start values: A uniform within 1 / sqrt(in), as PEFT draws it, from a seed for each projection; B zero."""
+    for module in adapted(model):
+        module.lora_b.zero_()
+        for p, a, _ in module.parts():
+            generator = torch.Generator().manual_seed(seed_of(seed, p.name))
+            a.copy_((2 * torch.rand(a.shape, generator=generator) - 1) / math.sqrt(module.in_features))
+
+
+@contextmanager
+def merged_weights(model: Transformer) -> Iterator[None]:
+    """Inside, the model computes with merged weights, which take their own memory; after it the base is back as it was."""
+    modules = adapted(model)
+    bases = [module.weight for module in modules]
+    try:
+        for module in modules:
+            module.weight, module.merged = nn.Parameter(module.merged_weight(), requires_grad=False), True
+        yield
+    finally:
+        for module, base in zip(modules, bases):
+            module.weight, module.merged = base, False
+
+
+def fold_adapters(model: Transformer) -> None:
+    """Turn an adapted model into a plain one that computes with the merged weights; the base is overwritten."""
+    for block in model.blocks:
+        for name, module in list(block.named_children()):
+            if isinstance(module, AdaptedLinear):
+                with torch.device("meta"):
+                    plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+                plain.weight, plain.bias = module.weight, module.bias
+                with torch.no_grad():
+                    plain.weight.copy_(module.merged_weight())
+                setattr(block, name, plain)
+
+
+def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
+    """A and B of every projection by PEFT's names, fp32 views."""
+    tensors = {}
+    for module in adapted(model):
+        for p, a, b in module.parts():
+            tensors[f"{PREFIX}{p.name}.lora_A.weight"] = a
+            tensors[f"{PREFIX}{p.name}.lora_B.weight"] = b
+    return tensors
+
+
+def save_adapter(model: Transformer, source: Path, fingerprint: str, folder: Path) -> None:
+    """Write the adapters as a folder that PEFT loads onto `source`, the base. fingerprint: of the base, for load_adapter."""
+    modules = adapted(model)
+    names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
+    layers = {int(p.name.split(".")[2]) for module in modules for p in module.projections}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(source),
+        "r": modules[0].rank,
+        "lora_alpha": modules[0].alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(names),
+        "layers_to_transform": sorted(layers),
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base": fingerprint})
+    write_json(folder / CONFIG, config)
+
+
+def load_adapter(model: Transformer, fingerprint: str, folder: Path) -> None:
+    """Give a plain model the adapters of a PEFT folder; projections that have none there get some that add nothing.
+
+    fingerprint: of the model's checkpoint. Raises UserError naming the file and the field where the folder is broken,
+    asks for more than plain LoRA, or belongs to another base.
+    """
+    path = folder / CONFIG
+    config = read_object(path)
+    for field in BEYOND_LORA:
+        if config.get(field):
+            raise UserError(f"{path}: {field}: {config[field]} is not supported; only plain LoRA is")
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise UserError(f"{path}: peft_type must be LORA and bias none; other adapters are not supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise UserError(f"{path}: r and lora_alpha: a whole number of at least 1 and a number are needed")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            base = (file.metadata() or {}).get("base", fingerprint)
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); fetch it again") from None
+    if base != fingerprint:
+        raise UserError(
+            f"{folder}: is an adapter of another base, {config.get('base_model_name_or_path')}; load that one"
+        )
+    add_adapters(model, rank, alpha, "all", None)
+    draw_adapters(model, 0)
+    with torch.no_grad():
+        for name, own in adapter_tensors(model).items():
+            if name in tensors:
+                found = tensors.pop(name)
+                if found.shape != own.shape:
+                    raise UserError(
+                        f"{folder / WEIGHTS}: {name} has shape {list(found.shape)}, the base asks for {list(own.shape)}"
+                    )
+                own.copy_(found)
+    if tensors:
+        raise UserError(f"{folder / WEIGHTS}: {min(tensors)} is no projection of the base")
