@@ -1,102 +1,146 @@
 """Rollouts on disk, exactly as they were sampled: safetensors for the tokens, JSON lines for what a person would grep.
 
-A folder holds shards. Shard i is shard-00000.safetensors (prompt ids, completion ids, log-probs) and shard-00000.jsonl
-(a line a completion). Each file is written under a temporary name and renamed, the lines last: a shard is there when its
-lines are. A kill at any moment loses at most the shard in flight. Left out on purpose: the text, which the ids give back.
+A folder holds shards. A shard is shard-DIGEST.safetensors (prompt ids, completion ids, log-probs) and shard-DIGEST.jsonl
+(a line per completion). DIGEST is the SHA-256 of both, which is checked when they are read: no shard overwrites another,
+and what is damaged is named. Each file is written under a temporary name and renamed, the lines last: a shard is there
+when its lines are. A kill at any moment loses at most the shard in flight. Left out on purpose: the text, which the ids
+give back. Shards of versions before 0.2 are numbered (shard-00000) and hold no checksum; they are read as they are.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Annotated
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import write_atomic
+from ..files import decode, open_regular, parse_json, write_atomic
+from ..typed_json import OMIT_NONE, Count, Within, from_json, to_json
 from .groups import Group, Sample
 
-LINE: dict[str, tuple[type, ...]] = {  # a shard's line: the JSON types of its fields
-    "problem": (str,),
-    "sample": (int,),
-    "prompt_tokens": (int,),
-    "length": (int,),
-    "finish_reason": (str,),
-    "answer": (str, NoneType),
-    "correct": (bool,),
-    "budget": (int, NoneType),
-}
+HOW_TO_FIX = "delete the shard's two files and rerun the same command, which samples its problems again"
+NUMBERED = re.compile(r"shard-\d{5,}")
+DTYPES = {"prompt_ids": torch.int32, "ids": torch.int32, "logprobs": torch.float32}
+
+Tokens = Annotated[int, Within(1, 10**9)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a shard: one completion, in the order of the tensors."""
+
+    problem: str
+    sample: Count
+    prompt_tokens: Tokens
+    length: Tokens
+    finish_reason: str
+    answer: str | None
+    correct: bool
+    budget: int | None = field(default=None, metadata=OMIT_NONE)
 
 
 def write_shard(folder: Path, groups: Iterable[Group]) -> None:
-    """Append a shard to the folder, which is made if need be."""
+    """Add a shard to the folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = list(groups)
     samples = [s for g in groups for s in g.samples]
-    tensors = {
-        "prompt_ids": torch.cat([g.prompt for g in groups]),
-        "ids": torch.cat([s.ids for s in samples]),
-        "logprobs": torch.cat([s.logprobs for s in samples]),
-    }
-    lines = "".join(
-        json.dumps(
-            {
-                "problem": g.problem,
-                "sample": k,
-                "prompt_tokens": len(g.prompt),
-                "length": s.length,
-                "finish_reason": s.finish_reason,
-                "answer": s.answer,
-                "correct": s.correct,
-            }
-            | ({} if g.budget is None else {"budget": g.budget})
-        )
-        + "\n"
-        for g in groups
-        for k, s in enumerate(g.samples)
+    tensors = safetensors.torch.save(
+        {
+            "prompt_ids": torch.cat([g.prompt for g in groups]),
+            "ids": torch.cat([s.ids for s in samples]),
+            "logprobs": torch.cat([s.logprobs for s in samples]),
+        }
     )
-    stem = f"shard-{len(list(folder.glob('shard-*.jsonl'))):05d}"
-    write_atomic(folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
-    write_atomic(folder / f"{stem}.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    lines = "".join(
+        json.dumps(to_json(line_of(group, k, sample))) + "\n"
+        for group in groups
+        for k, sample in enumerate(group.samples)
+    ).encode()
+    stem = f"shard-{digest(tensors, lines)}"
+    write_atomic(folder / f"{stem}.safetensors", lambda path: path.write_bytes(tensors))
+    write_atomic(folder / f"{stem}.jsonl", lambda path: path.write_bytes(lines))
+
+
+def line_of(group: Group, k: int, s: Sample) -> Line:
+    return Line(
+        group.problem, k, len(group.prompt), s.length, s.finish_reason, s.answer, s.correct, budget=group.budget
+    )
+
+
+def digest(tensors: bytes, lines: bytes) -> str:
+    """What a shard is called by: the SHA-256 of its two files."""
+    return hashlib.sha256(hashlib.sha256(tensors).digest() + hashlib.sha256(lines).digest()).hexdigest()[:32]
 
 
 def read_groups(folder: Path) -> list[Group]:
-    """Every group of a folder, in the order of writing; none where the folder is missing.
+    """Every group of a folder, in the order of their problems' ids; none where the folder is missing.
 
-    Raises UserError naming the shard that is broken.
+    Raises UserError naming the shard that is damaged, or two that hold the same problem.
     """
-    return [group for lines in sorted(folder.glob("shard-*.jsonl")) for group in read_shard(lines)]
-
-
-def checked_line(line: Any) -> dict[str, Any]:
-    """A shard's line. Raises ValueError where it has another shape."""
-    fields = line if isinstance(line, dict) else {}
-    wrong = [name for name, kinds in LINE.items() if type(fields.get(name)) not in kinds]
-    wrong += [name for name in ("prompt_tokens", "length") if not wrong and not 0 <= fields[name] < 2**31]
-    if wrong:
-        raise ValueError(f"a line with a wrong {wrong[0]}")
-    return fields
+    found: dict[str, tuple[Path, Group]] = {}
+    for path in sorted(folder.glob("shard-*.jsonl")):
+        for group in read_shard(path):
+            if group.problem in found:
+                other = found[group.problem][0].name
+                raise UserError(f"{path}: holds problem {group.problem!r}, as {other} does; delete one of them")
+            found[group.problem] = path, group
+    return [found[problem][1] for problem in sorted(found)]
 
 
 def read_shard(path: Path) -> list[Group]:
-    """The groups of the shard whose lines are in `path`. Raises UserError where it is broken."""
+    """The groups of the shard whose lines are in `path`. Raises UserError where it is damaged."""
+    raw = {}
+    for name in (path, path.with_suffix(".safetensors")):
+        with open_regular(name) as file:
+            raw[name] = file.read()
+    text, binary = raw.values()
+    if path.stem != f"shard-{digest(binary, text)}" and not NUMBERED.fullmatch(path.stem):
+        raise UserError(f"{path}: damaged (its checksum differs); {HOW_TO_FIX}")
+    lines = []
+    for number, line in enumerate(decode(text, str(path)).splitlines(), 1):
+        where = f"{path}, line {number}"
+        lines.append(from_json(Line, parse_json(line, where, HOW_TO_FIX), where, HOW_TO_FIX))
     try:
-        lines = [checked_line(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        tensors = load_file(path.with_suffix(".safetensors"))
-        ids = tensors["ids"].split([line["length"] for line in lines])
-        logprobs = tensors["logprobs"].split([line["length"] for line in lines])
-        first = [line for line in lines if line["sample"] == 0]
-        prompts = tensors["prompt_ids"].split([line["prompt_tokens"] for line in first])
-        groups: dict[str, tuple[Tensor, list[Sample], int | None]] = {
-            line["problem"]: (prompt, [], line.get("budget")) for line, prompt in zip(first, prompts)
-        }
-        for line, i, lp in zip(lines, ids, logprobs):
-            sample = Sample(i, lp, line["finish_reason"], line["answer"], line["correct"])
-            groups[line["problem"]][1].append(sample)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: a broken shard ({error}); delete its two files and sample again") from None
-    return [Group(problem, prompt, tuple(samples), budget) for problem, (prompt, samples, budget) in groups.items()]
+        tensors = safetensors.torch.load(binary)
+    except SafetensorError as error:
+        raise UserError(f"{path.with_suffix('.safetensors')}: damaged ({error}); {HOW_TO_FIX}") from None
+    return groups_of(lines, tensors, path)
+
+
+def groups_of(lines: list[Line], tensors: dict[str, Tensor], path: Path) -> list[Group]:
+    """The groups that lines and tensors describe together. Raises UserError where they do not fit each other."""
+    starts = [i for i, line in enumerate(lines) if line.sample == 0]
+    runs = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)])]
+    wanted = {"prompt_ids": [run[0].prompt_tokens for run in runs]}
+    wanted["ids"] = wanted["logprobs"] = [line.length for run in runs for line in run]
+    fits = sum(map(len, runs)) == len(lines) and all(
+        name in tensors and tensors[name].dtype == DTYPES[name] and tensors[name].shape == (sum(sizes),)
+        for name, sizes in wanted.items()
+    )
+    same = [
+        [(line.problem, line.prompt_tokens, line.budget, line.sample) for line in run]
+        == [(run[0].problem, run[0].prompt_tokens, run[0].budget, k) for k in range(len(run))]
+        for run in runs
+    ]
+    if not (fits and all(same)):
+        raise UserError(f"{path}: its lines do not fit the tensors beside it; {HOW_TO_FIX}")
+    parts = {name: iter(tensors[name].split(sizes)) for name, sizes in wanted.items()}
+    return [
+        Group(
+            run[0].problem,
+            next(parts["prompt_ids"]),
+            tuple(
+                Sample(next(parts["ids"]), next(parts["logprobs"]), line.finish_reason, line.answer, line.correct)
+                for line in run
+            ),
+            run[0].budget,
+        )
+        for run in runs
+    ]
