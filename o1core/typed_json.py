@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -102,7 +103,7 @@ def read_optional(kinds: tuple[Any, ...], value: Any, where: str, fix: str) -> A
 
 def read_record(kind: Any, value: Any, where: str, fix: str) -> Any:
     fields = expect(isinstance(value, dict), value, "an object", where, fix)
-    hints = get_type_hints(kind, include_extras=True)
+    hints = hints_of(kind)
     found = {}
     for spec in dataclasses.fields(kind):
         if spec.metadata.get("inline"):
@@ -112,6 +113,12 @@ def read_record(kind: Any, value: Any, where: str, fix: str) -> Any:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: lacks {spec.name}; {fix}")
     return kind(**found)
+
+
+@cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def expect(right: bool, value: Any, wanted: str, where: str, fix: str) -> Any:
