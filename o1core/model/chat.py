@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..text import one_line
 from .folder import checkpoint_file, read_text, shown
 from .sandbox import Refused, Sandbox
 
@@ -52,7 +51,7 @@ class ChatTemplate:
         try:
             return shared_sandbox(os.getpid()).ask(request, self.compiled)
         except Refused as refused:
-            raise UserError(f"{self.folder}: chat template cannot be {done}: {one_line(str(refused))}") from None
+            raise UserError(f"{self.folder}: chat template cannot be {done}: {refused}") from None
 
 
 @functools.lru_cache(maxsize=1)

@@ -148,7 +148,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
         if twice := stored.keys() & found.keys():
             raise UserError(
-                f"{path}: tensor {one_line(min(twice))} is in {stored[min(twice)].path.name} too; keep one of the two"
+                f"{path}: tensor {min(twice)} is in {stored[min(twice)].path.name} too; keep one of the two"
             )
         stored |= found
     return stored
@@ -195,9 +195,7 @@ def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) 
             raise UserError(f"{path}: lm_head.weight differs from the embedding; set tie_word_embeddings to false")
     for name, tensor in spare.items():
         if not name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
-            raise UserError(
-                f"{tensor.path}: tensor {one_line(name)} is left over; config.json describes no such tensor"
-            )
+            raise UserError(f"{tensor.path}: tensor {name} is left over; config.json describes no such tensor")
 
 
 def model_fingerprint(folder: Path) -> str:

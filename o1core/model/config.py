@@ -1,25 +1,37 @@
 """What a checkpoint's config.json says, read strictly: nothing is defaulted that a family could differ in.
 
-Families: Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSNorm on the heads of q and k) and Llama (neither). Left out on
-purpose, each refused by name: sliding windows, scaled or partial rotary embeddings, biases elsewhere, mixtures of
-experts, quantised weights.
+Families: Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSNorm on the heads of q and k), Llama (neither) and SmolLM3
+(Llama, with layers that have no rotary embedding). Left out on purpose, each refused by name: sliding windows, partial
+rotary embeddings and those that change with the length of the text, biases elsewhere, mixtures of experts, quantised
+weights.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from ..errors import UserError
 from ..files import read_object
-from ..text import one_line
 from .folder import need_file, shown
+from .rope import Linear, Llama3, Scaling, Yarn, yarn_attention_factor
 
-FAMILIES = {  # architecture: (bias on q, k, v; RMSNorm on the heads of q and k)
-    "Qwen2ForCausalLM": (True, False),
-    "Qwen3ForCausalLM": (False, True),
-    "LlamaForCausalLM": (False, False),
+
+class Family(NamedTuple):
+    """What an architecture has that no field of its config.json says."""
+
+    qkv_bias: bool = False  # on the projections to q, k and v
+    qk_norm: bool = False  # RMSNorm on the heads of q and k
+    tied: bool = False  # where tie_word_embeddings is not stated
+    nope: bool = False  # some layers have no positional embedding
+
+
+FAMILIES = {
+    "Qwen2ForCausalLM": Family(qkv_bias=True),
+    "Qwen3ForCausalLM": Family(qk_norm=True),
+    "LlamaForCausalLM": Family(),
+    "SmolLM3ForCausalLM": Family(tied=True, nope=True),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPPORTED: dict[str, tuple[Any, ...]] = {  # field: the values that mean what the transformer does
@@ -40,14 +52,25 @@ RANGES: dict[str, tuple[float, float]] = {  # far beyond every published model, 
     "head_dim": (2, 1 << 14),
     "max_position_embeddings": (1, 1 << 30),
     "rms_norm_eps": (1e-15, 1.0),
-    "rope_theta": (1.0, 1e15),
+    "rope_theta": (2.0, 1e15),
+    "no_rope_layer_interval": (1, 1 << 16),
+    "factor": (1.0, 1e6),
+    "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
+    "original_max_position_embeddings": (1, 1 << 30),
+    "attention_factor": (1e-3, 1e3),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+    "mscale": (0.0, 1e3),
+    "mscale_all_dim": (0.0, 1e3),
 }
 T = TypeVar("T", int, float, bool)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder. Sizes are counts; rope_theta and norm_eps are the published floats."""
+    """The shape of a decoder. Sizes are counts; rope_theta and norm_eps are the published floats; nope_layers are those
+    without a rotary embedding; max_positions is the longest context, stretched where config.json leaves that to us."""
 
     architecture: str
     vocab_size: int
@@ -62,14 +85,16 @@ class ModelConfig:
     max_positions: int
     tied: bool
     dtype: torch.dtype
+    scaling: Scaling | None = None
+    nope_layers: tuple[int, ...] = ()
 
     @property
     def qkv_bias(self) -> bool:
-        return FAMILIES[self.architecture][0]
+        return FAMILIES[self.architecture].qkv_bias
 
     @property
     def qk_norm(self) -> bool:
-        return FAMILIES[self.architecture][1]
+        return FAMILIES[self.architecture].qk_norm
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -79,54 +104,122 @@ def read_config(folder: Path) -> ModelConfig:
     architecture = raw.get("architectures")
     architecture = architecture[0] if isinstance(architecture, list) and len(architecture) == 1 else architecture
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        found = one_line(architecture)[:100] if isinstance(architecture, str) else shown(architecture)
+        found = architecture[:100] if isinstance(architecture, str) else shown(architecture)
         raise UserError(f"{path}: architectures: {found} is not supported; these are: {', '.join(FAMILIES)}")
-    raw |= _rope(path, raw)
+    family = FAMILIES[architecture]
+    rope = _rope_fields(path, raw)
+    raw |= {field: rope[field] for field in ("rope_theta", "partial_rotary_factor") if field in rope}
     _refuse_unsupported(path, raw)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{path}: dtype or torch_dtype = {shown(dtype)} is not supported, only {', '.join(DTYPES)}")
     heads, hidden = _need(path, raw, "num_attention_heads", int), _need(path, raw, "hidden_size", int)
     # Qwen3 does not derive its head size from the others, so there it has to be stated.
-    derived = raw.get("head_dim") is None and not FAMILIES[architecture][1]
+    derived = raw.get("head_dim") is None and not family.qk_norm
+    layers = _need(path, raw, "num_hidden_layers", int)
+    max_positions = _need(path, raw, "max_position_embeddings", int)
+    scaling = _scaling(path, rope, max_positions)
+    if isinstance(scaling, Yarn):  # Qwen's instructions add rope_scaling, and leave max_position_embeddings as it was
+        max_positions = max(max_positions, int(scaling.factor * scaling.original_positions))
     config = ModelConfig(
         architecture=architecture,
         vocab_size=_need(path, raw, "vocab_size", int),
         hidden_size=hidden,
         ffn_size=_need(path, raw, "intermediate_size", int),
-        num_layers=_need(path, raw, "num_hidden_layers", int),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=_need(path, raw, "num_key_value_heads", int),
         head_dim=hidden // heads if derived else _need(path, raw, "head_dim", int),
         norm_eps=_need(path, raw, "rms_norm_eps", float),
         rope_theta=_need(path, raw, "rope_theta", float),
-        max_positions=_need(path, raw, "max_position_embeddings", int),
-        tied=_need(path, {"tie_word_embeddings": False} | raw, "tie_word_embeddings", bool),  # absent: untied
+        max_positions=max_positions,
+        tied=_need(path, {"tie_word_embeddings": family.tied} | raw, "tie_word_embeddings", bool),
         dtype=DTYPES[dtype],
+        scaling=scaling,
+        nope_layers=_nope_layers(path, raw, layers) if family.nope else (),
     )
-    if config.num_heads % config.num_kv_heads:
-        raise UserError(
-            f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.num_kv_heads}"
-        )
-    if derived and hidden % heads:
-        raise UserError(
-            f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; state head_dim"
-        )
-    if config.head_dim % 2:
-        raise UserError(f"{path}: head_dim {config.head_dim} is odd; the rotary embedding rotates pairs")
+    _check_heads(path, config, derived)
     return config
 
 
-def _rope(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The rotary embedding's fields: transformers 5 moved rope_theta into rope_parameters; older files have rope_theta
-    and rope_scaling."""
+def _check_heads(path: Path, config: ModelConfig, derived: bool) -> None:
+    """Refuse head counts and sizes that do not divide what they must. derived: head_dim follows from the others."""
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(
+            f"{path}: num_attention_heads {config.num_heads} is not a multiple of num_key_value_heads {config.num_kv_heads}"
+        )
+    if derived and config.hidden_size % config.num_heads:
+        raise UserError(
+            f"{path}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_heads}; "
+            "state head_dim"
+        )
+    if config.head_dim % 2:
+        raise UserError(f"{path}: head_dim {config.head_dim} is odd; the rotary embedding rotates pairs")
+
+
+def _rope_fields(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the rotary embedding: transformers 5 has it all in rope_parameters, older files have
+    rope_theta beside rope_scaling, and a few have original_max_position_embeddings there too."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{path}: rope_parameters or rope_scaling: expected an object, found {shown(rope)}")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise UserError(f"{path}: rope type {shown(rope_type)} is not supported, only the unscaled one ('default')")
-    return {field: rope[field] for field in ("rope_theta", "partial_rotary_factor") if field in rope}
+    if nested := [field for field in ("full_attention", "sliding_attention") if field in rope]:
+        raise UserError(
+            f"{path}: rope_parameters: {nested[0]} is not supported, only one rotary embedding for all layers"
+        )
+    outside = ("rope_theta", "original_max_position_embeddings")
+    return {field: raw[field] for field in outside if raw.get(field) is not None} | rope
+
+
+def _scaling(path: Path, rope: dict[str, Any], max_positions: int) -> Scaling | None:
+    """How the rotary embedding is stretched. As in transformers, what a kind leaves out is what its paper uses."""
+
+    def number(field: str, default: float | None = None) -> float:
+        stated = rope if default is None or rope.get(field) is not None else {field: default}
+        return _need(path, stated, field, float)
+
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    original = {"original_max_position_embeddings": max_positions} | rope
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return Linear(number("factor"))
+    if kind == "llama3":
+        low, high = number("low_freq_factor"), number("high_freq_factor")
+        if low >= high:
+            raise UserError(f"{path}: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
+        return Llama3(number("factor"), low, high, _need(path, original, "original_max_position_embeddings", int))
+    if kind == "yarn":
+        factor = number("factor")
+        inferred = yarn_attention_factor(factor, number("mscale", 0.0), number("mscale_all_dim", 0.0))
+        fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
+        if slow >= fast:
+            raise UserError(f"{path}: beta_fast {fast:g} must be above beta_slow {slow:g}")
+        return Yarn(
+            factor,
+            number("attention_factor", inferred),
+            fast,
+            slow,
+            _need(path, original, "original_max_position_embeddings", int),
+            _need(path, {"truncate": True} | rope, "truncate", bool),
+        )
+    raise UserError(f"{path}: rope type {shown(kind)} is not supported, only default, linear, llama3 and yarn")
+
+
+def _nope_layers(path: Path, raw: dict[str, Any], layers: int) -> tuple[int, ...]:
+    """The layers whose entry in no_rope_layers is 0 (1 means that there is a rotary embedding, whatever the name says);
+    where it is not stated, every no_rope_layer_interval-th."""
+    stated = raw.get("no_rope_layers")
+    if stated is None:
+        interval = _need(path, {"no_rope_layer_interval": 4} | raw, "no_rope_layer_interval", int)
+        return tuple(range(interval - 1, layers, interval))
+    if (
+        not isinstance(stated, list)
+        or len(stated) != layers
+        or any(type(x) is not int or x not in (0, 1) for x in stated)
+    ):
+        raise UserError(f"{path}: no_rope_layers: expected {layers} times 0 or 1, found {shown(stated)}")
+    return tuple(i for i, rotated in enumerate(stated) if not rotated)
 
 
 def _refuse_unsupported(path: Path, raw: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import stat
 from pathlib import Path
 
 from ..errors import UserError
-from ..text import clean
 
 LARGEST_TEXT = 1 << 20  # bytes of a chat template; the longest published ones have 20 KB
 
@@ -62,7 +61,7 @@ def read_text(path: Path) -> str:
 
 def reason(error: Exception) -> str:
     """What an error says, in the system's words where it is the system's."""
-    return clean(str(getattr(error, "strerror", None) or error))
+    return str(getattr(error, "strerror", None) or error)
 
 
 class _Shown(reprlib.Repr):
@@ -75,4 +74,4 @@ class _Shown(reprlib.Repr):
 
 def shown(value: object) -> str:
     """How an error shows a value from a file."""
-    return clean(_Shown().repr(value))
+    return _Shown().repr(value)

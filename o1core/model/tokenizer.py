@@ -16,7 +16,6 @@ from tokenizers import Tokenizer as Backend
 
 from ..errors import UserError
 from ..files import read_object
-from ..text import one_line
 from .chat import ChatTemplate, special_token
 from .folder import checkpoint_file, need_file, reason, shown
 from .sandbox import Refused, Sandbox
@@ -86,7 +85,7 @@ def open_backend(path: Path) -> Backend:
             try:
                 sandbox.ask({"tokenizer": str(path), "texts": PROBES})
             except Refused as refused:
-                raise UserError(f"{path}: not a tokenizer: {one_line(str(refused))}") from None
+                raise UserError(f"{path}: not a tokenizer: {refused}") from None
         _tried.add(digest)
     backend = guarded(lambda: Backend.from_buffer(content), f"{path}: not a tokenizer")
     backend.no_truncation()
@@ -101,7 +100,7 @@ def guarded(call: Callable[[], T], failure: str) -> T:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise UserError(f"{failure}: {one_line(str(error))}") from None
+        raise UserError(f"{failure}: {error}") from None
 
 
 def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

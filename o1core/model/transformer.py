@@ -1,4 +1,4 @@
-"""The decoder of the Qwen2, Qwen3 and Llama families in plain torch: token ids in, hidden states out.
+"""The decoder of the Qwen2, Qwen3, Llama and SmolLM3 families in plain torch: token ids in, hidden states out.
 
 One forward for training, prefill and decode. It takes rows of any leading shape and a function `attend` that turns
 (layer, q, k, v) into the attention's output: causal attention over a padded batch here, attention over a KV cache in
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
+from .rope import rotary, rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 THREAD_GRAIN = 1 << 15  # up to so many numbers are computed by one thread (torch's at::internal::GRAIN_SIZE)
@@ -22,9 +23,10 @@ THREAD_GRAIN = 1 << 15  # up to so many numbers are computed by one thread (torc
 class Block(nn.Module):
     """One decoder layer: attention, then a gated MLP, each behind an RMSNorm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         c = self.config = config
+        self.rotates = layer not in config.nope_layers
         self.attention_norm = nn.Parameter(torch.empty(c.hidden_size))
         self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=c.qkv_bias)
         if c.qk_norm:
@@ -42,7 +44,9 @@ class Block(nn.Module):
         if c.qk_norm:
             q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
             qk = torch.cat((rms_norm(q, self.q_norm, c), rms_norm(k, self.k_norm, c)), dim=-2)
-        q, k = rotate(qk, cos, sin).split([c.num_heads, c.num_kv_heads], dim=-2)
+        if self.rotates:
+            qk = rotate(qk, cos, sin)
+        q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
         x = x + self.o(attend(layer, q, k, v).flatten(-2))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, c)).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up)
@@ -55,7 +59,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = nn.Parameter(torch.empty(config.hidden_size))
         if not config.tied:
             self.head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
@@ -73,7 +77,8 @@ class Transformer(nn.Module):
         Returns [..., H] in the weights' dtype.
         """
         x = F.embedding(ids, self.embed)
-        cos, sin = (t.to(x.dtype) for t in rotary(positions, self.config))
+        c = self.config
+        cos, sin = (t.to(x.dtype) for t in rotary(positions, c.head_dim, c.rope_theta, c.scaling))
         for layer, block in enumerate(self.blocks):
             if recompute:
                 x = checkpoint(block, x, cos, sin, attend, layer, use_reentrant=False)
@@ -104,19 +109,6 @@ def silu(x: Tensor) -> Tensor:
     if x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
         return F.silu(x)
     return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
-
-
-def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [..., 1, D/2], of the rotary embedding at int64 positions [...] (Su et al., 2104.09864)."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
-    angle = positions[..., None, None].float() * (1.0 / config.rope_theta**exponent)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + D/2}) of x [..., heads, D] by their position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -31,6 +31,20 @@ def environment() -> Any:
     """Jinja as chat templates expect it (the switches and names that transformers gives them), and nothing more."""
     import jinja2.ext
     import jinja2.sandbox
+    from jinja2.nodes import CallBlock
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} marks what a trainer of transformers learns; here it is the text alone."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2's way to declare them
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return CallBlock(self.call_method("marked"), [], [], body).set_lineno(line)
+
+        def marked(self, caller: Any) -> Any:
+            return caller()
 
     class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Jinja's sandbox lets an unsafe attribute be printed as nothing: here reaching for one is an error."""
@@ -38,7 +52,7 @@ def environment() -> Any:
         def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
             raise jinja2.exceptions.SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
 
-    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     sandbox.filters["tojson"] = to_json
     sandbox.globals["raise_exception"] = refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)

@@ -1,12 +1,14 @@
 """config.json is read strictly: each field that a family could differ in is told, and what we do not do is refused."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from o1core.errors import UserError
 from o1core.model import read_config
+from o1core.model.rope import Llama3, Yarn
 
 # The published files of two checkpoints, in the spelling of transformers 4, cut to what is read.
 MARCO_O1 = {
@@ -74,6 +76,38 @@ def test_spelling_of_transformers_5(tmp_path):
 
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SMOLLM3 = MARCO_O1 | {"architectures": ["SmolLM3ForCausalLM"], "tie_word_embeddings": True}
+
+
+def test_yarn_stretches_the_context_where_config_json_leaves_that_to_us(tmp_path):
+    write(tmp_path, MARCO_O1 | {"rope_scaling": YARN})
+    config = read_config(tmp_path)
+    assert config.max_positions == 4 * 32768
+    assert config.scaling == Yarn(4.0, 0.1 * math.log(4) + 1, 32.0, 1.0, 32768, True)
+    write(tmp_path, MARCO_O1 | {"rope_scaling": YARN, "max_position_embeddings": 200_000})
+    assert read_config(tmp_path).max_positions == 200_000
+
+
+def test_llama3_keeps_the_context_that_is_stated(tmp_path):
+    write(tmp_path, MARCO_O1 | {"rope_scaling": LLAMA3, "max_position_embeddings": 131072})
+    config = read_config(tmp_path)
+    assert (config.max_positions, config.scaling) == (131072, Llama3(8.0, 1.0, 4.0, 8192))
+
+
+def test_smollm3_has_layers_without_rotary_embedding(tmp_path):
+    stated = [1, 1, 0] + [1] * 25
+    write(tmp_path, SMOLLM3 | {"no_rope_layers": stated})
+    assert read_config(tmp_path).nope_layers == (2,)
+    write(tmp_path, {k: v for k, v in SMOLLM3.items() if k != "tie_word_embeddings"})
+    config = read_config(tmp_path)
+    assert config.nope_layers == (3, 7, 11, 15, 19, 23, 27) and config.tied  # as transformers has it
 
 
 @pytest.mark.parametrize(
@@ -85,8 +119,28 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
         ),
         ({"architectures": None}, "architectures: None is not supported"),
         ({"architectures": "Qwen2ForCausalLM "}, "architectures: Qwen2ForCausalLM  is not supported"),
-        ({"rope_scaling": YARN}, "rope type 'yarn' is not supported"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "rope type 'llama3' is not supported"),
+        ({"rope_scaling": YARN | {"type": "dynamic"}}, "rope type 'dynamic' is not supported, only default, linear, "),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "rope type 'longrope' is not supported, only default, linear, ",
+        ),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope type ['yarn'] is not supported"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_parameters: full_attention is not"),
+        ({"rope_scaling": {"type": "yarn"}}, "factor: expected float, found None"),
+        ({"rope_scaling": YARN | {"factor": 0.5}}, "factor: must be from 1.0 to 1,000,000.0, found 0.5"),
+        ({"rope_scaling": YARN | {"factor": float("inf")}}, "factor: must be from 1.0 to 1,000,000.0, found inf"),
+        ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor: must be from 0.001 to 1,000.0, found 0"),
+        ({"rope_scaling": YARN | {"beta_fast": 1, "beta_slow": 1.0}}, "beta_fast 1 must be above beta_slow 1"),
+        ({"rope_scaling": YARN | {"truncate": 1}}, "truncate: expected bool, found 1"),
+        (
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 4.0}},
+            "original_max_position_embeddings: expected int",
+        ),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "high_freq_factor 1 must be above low_freq_factor 1"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": None}}, "low_freq_factor: expected float, found None"),
+        (SMOLLM3 | {"no_rope_layers": [1] * 27}, "no_rope_layers: expected 28 times 0 or 1, found [1, 1"),
+        (SMOLLM3 | {"no_rope_layers": [True] * 28}, "no_rope_layers: expected 28 times 0 or 1, found [True"),
+        (SMOLLM3 | {"no_rope_layer_interval": 0}, "no_rope_layer_interval: must be from 1 to 65,536, found 0"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not"),
         ({"use_sliding_window": True}, "use_sliding_window = True is not supported, only False"),

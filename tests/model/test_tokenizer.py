@@ -70,7 +70,12 @@ SPECIAL_NAMES = """{% if bos_token is defined %}{{ bos_token }}{% endif %}
 {% endfor %}
 {{ {"b": "é", "a": [1, none]} | tojson }}{{ {"b": "<é>", "a": 1} | tojson(indent=2) }}
 {{ strftime_now('%Y') }}"""
+MARKED = (  # as SmolLM3's
+    "{%- set name = 'a' -%}{%- for message in messages -%}{% generation %}{%- set name = message.role -%}{{ name }}"
+    "{{ message.content }}{% endgeneration %}{{ name }}{% endfor %}"
+)
 TEMPLATES = {
+    "a marked generation": MARKED,
     "default system turn in the loop": DEFAULT_SYSTEM_IN_LOOP,
     "default system turn and tools": DEFAULT_SYSTEM_AND_TOOLS,
     "reversed with a namespace": REVERSED_WITH_NAMESPACE,

@@ -17,7 +17,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 import o1core
 from o1core.cli import main
 from o1core.model import Tokenizer, Transformer, layout, published_tensors, read_config
-from o1core.model.transformer import rotary
+from o1core.model.rope import rotary
 from o1core.recipe import SHIPPED, Recipe, read_recipe
 
 DATA = Path(__file__).parents[1] / "data"
@@ -247,7 +247,7 @@ def test_rotary_frequencies(true_shape):
     """Equal to transformers' at every position of the context, and to float64 where float32 can tell."""
     name, ours, _, _ = true_shape
     positions = torch.arange(ours.config.max_positions)
-    cos, sin = (t.squeeze(1) for t in rotary(positions, ours.config))  # [T, D/2]
+    cos, sin = (t.squeeze(1) for t in rotary(positions, 128, ours.config.rope_theta, None))  # [T, D/2]
     embedding = Qwen2RotaryEmbedding(AutoConfig.from_pretrained(DATA / name))
     their_cos, their_sin = (t[0] for t in embedding(torch.zeros(1), positions[None]))  # [T, D]: the half, twice
     assert torch.equal(torch.cat((cos, cos), -1), their_cos) and torch.equal(torch.cat((sin, sin), -1), their_sin)
