@@ -115,7 +115,7 @@ def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
             raise UserError(f"{where}: eos_token_id: {shown(i)} is not among the tokenizer's {tokenizer.size} ids")
         found.add(i)
     own = special_token(folder, tokenizer.config, "eos_token")
-    own_id = guarded(lambda: tokenizer.token_id(own), f"{folder / 'tokenizer_config.json'}: eos_token") if own else None
+    own_id = tokenizer.token_id(own) if own else None
     if own_id is not None:
         found.add(own_id)
     if not found:

@@ -119,7 +119,7 @@ def test_a_question_longer_than_any_context_is_refused(tmp_path, template):
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udcff"])
 def test_half_a_surrogate_pair_is_refused(tmp_path, text):
-    for template in ("{{ messages[0].content }}", json.loads(f'"{text}"'), None):
+    for template in ("{{ messages[0].content }}", None):
         tokenizer = open_with(tmp_path, template)
         with pytest.raises(UserError, match=r"tokenizer\.json: cannot encode ") as error:
             tokenizer.prompt(text)

@@ -272,7 +272,7 @@ def test_a_special_token_that_is_no_text(checkpoint, edit_json, name, token):
 
 def test_a_special_token_of_half_a_surrogate_pair(checkpoint, edit_json):
     edit_json(checkpoint / "tokenizer_config.json", eos_token="\ud800")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: "):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: .*half a surrogate pair"):
         Tokenizer(checkpoint, 272)
 
 
