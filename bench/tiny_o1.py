@@ -1,9 +1,9 @@
-"""The embedded model pruned under several recipes and seeds: the result table of the README.
+"""The embedded model pruned under several recipes and seeds: the result table and chart of the README.
 
     python -m bench.tiny_o1 --seeds 3 [--out runs/bench] [--only tiny-o1]
 
 Each seed has training and test problems of its own. A recipe's first-round samples and its evaluation of the base are
-those of the other recipes of that seed (the same numbers decide them), so they are made once. A run that is done is read.
+those of the other recipes of that seed (the same numbers decide them), so they are made once. A finished run is read.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from statistics import mean
 
 import torch
 
+from bench.tiny_o1_chart import draw
 from o1core.errors import UserError
 from o1core.evaluation import RunResult, read_run_result
 from o1core.files import write_json
@@ -68,8 +69,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     results = {row.label: [read_run_result(args.out / run / "result.json") for run in row.runs] for row in rows}
-    write_json(args.out / "results.json", to_json(results))
-    print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (least to most)\n")
+    figures = to_json(results)
+    write_json(args.out / "results.json", figures)
+    draw(figures, args.out / "chart.png")
+    print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (lowest to highest)\n")
     print(
         "| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |"
     )
