@@ -224,12 +224,16 @@ def read_result(folder: Path) -> Result:
 
 
 def checked_study(result: StudyResult, path: Path) -> StudyResult:
-    """The result, in which every row has every test."""
+    """The result, in which every row has every test, and every curve a point for each of the same budgets."""
     if not result.tests:
         raise UserError(f"{path}: tests: is empty; {FIX}")
     for row in result.rows:
         if missing := [test for test in result.tests if test not in row.tests]:
             raise UserError(f"{path}: rows: {row.label} lacks the test {missing[0]}; {FIX}")
+    curves = [(row.label, row.measures) for row in result.rows if row.measures]
+    for label, measures in curves:
+        if measures.budgets != curves[0][1].budgets or len(measures.budgets) != len(measures.accuracy_within):
+            raise UserError(f"{path}: rows: {label}: measures: budgets and accuracies do not match; {FIX}")
     return result
 
 

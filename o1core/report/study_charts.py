@@ -59,15 +59,19 @@ def budget_chart(result: StudyResult) -> Chart:
 
 
 def draw_budgets(lines: Sequence[Line], axes: Axes) -> None:
-    """The lines from the smallest budget on; the base, which comes first, in its own look."""
-    for line in lines:
-        look = {"color": BASE, "marker": "o"} if line.style == 0 else look_of(line.style - 1)
-        axes.plot(line.x, line.y, linewidth=1.2, markersize=4, linestyle=DASHES[line.style % len(DASHES)], **look)
+    """The lines over budgets that double every two points; the base, which comes first, in its own look."""
+    looks: list[dict[str, Any]] = [{"color": BASE, "marker": "o"}, *(look_of(line.style - 1) for line in lines[1:])]
+    for line, look in zip(lines, looks):
+        dash = DASHES[line.style % len(DASHES)]
+        axes.plot(range(len(line.x)), line.y, linewidth=1.2, markersize=4, linestyle=dash, **look)
     axes.set(xlabel="token budget", ylabel="accuracy (%)")
     axes.margins(x=0.02)
     names = [line.name for line in lines]
     width = 0.16 + 0.3 * max(len(short(name)) for name in names) / LONGEST_NAME
-    name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], names, width)
+    name_at_right(axes, [(0, line.y[-1]) for line in lines], names, width, looks)
+    budgets = lines[0].x
+    shown = range((len(budgets) - 1) % 3, len(budgets), 3)
+    axes.set_xticks(shown, [f"{budgets[i]:.0f}" for i in shown])
 
 
 def spread_line(name: str, x: Sequence[float], spread: Spread, factor: float = 1.0) -> Line:

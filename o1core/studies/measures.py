@@ -13,7 +13,7 @@ from ..training import read_log
 from .pruning import spread_of
 from .study_folder import StudyFolder
 
-CURVE_POINTS = 16  # budgets, equally far apart up to the evaluation's limit
+CURVE_POINTS = 16  # budgets up to the evaluation's limit, each half of the second after it
 
 Completions = tuple[np.ndarray, np.ndarray]  # lengths in tokens and verdicts, each [P, K]
 
@@ -36,7 +36,7 @@ def with_measures(folder: StudyFolder, result: StudyResult, longest: int) -> Stu
 
 def measures_of(runs: list[RunFolder], side: str, tests: list[str], longest: int) -> Measures:
     """The measures of one side of a method's runs, one run a seed."""
-    budgets = [max(1, longest * (i + 1) // CURVE_POINTS) for i in range(CURVE_POINTS)]
+    budgets = sorted({max(1, round(longest / 2 ** (i / 2))) for i in range(CURVE_POINTS)})
     seeds = [[completions(run, side, test) for test in tests] for run in runs]
     by_verdict = [[lengths_by_verdict(*test) for test in seed] for seed in seeds]
     right = [[found for found, _ in seed if found is not None] for seed in by_verdict]

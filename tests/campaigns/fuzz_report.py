@@ -31,12 +31,14 @@ import torch
 import o1core
 from o1core.cli import main
 from o1core.evaluation import (
+    Cost,
     DisharmonyResult,
     DisharmonyRow,
     Evaluation,
     Figures,
     InferenceTime,
     Interval,
+    Measures,
     RunResult,
     Spread,
     StudyResult,
@@ -265,8 +267,10 @@ def make_study(path: Path) -> None:
     spread = Spread(0.5, 0.4, 0.6)
     figures = Figures(spread, Spread(30.0, 29.0, 31.0), spread, spread, spread)
     time = InferenceTime(1.0, 0.5)
-    rows = [StudyRow("base", None, [], figures, {"arithmetic": figures}, time)]
-    rows.append(StudyRow("sft", 2.0, ["seed-0/sft"], figures, {"arithmetic": figures}, time))
+    measures = Measures(spread, spread, None, spread, [8, 16], [0.25, 0.5])
+    rows = [StudyRow("base", None, [], figures, {"arithmetic": figures}, time, measures)]
+    cost = Cost(spread, spread, spread)
+    rows.append(StudyRow("sft", 2.0, ["seed-0/sft"], figures, {"arithmetic": figures}, time, measures, cost))
     make_run(path / "seed-0" / "sft")
     write_json(path / "study.json", {"study": "lambda"})
     write_json(path / "result.json", to_json(StudyResult("lambda", ["arithmetic"], 1, rows, {})))
