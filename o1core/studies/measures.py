@@ -13,7 +13,7 @@ from ..training import read_log
 from .pruning import spread_of
 from .study_folder import StudyFolder
 
-CURVE_POINTS = 16  # budgets up to the evaluation's limit, each half of the second after it
+CURVE_POINTS = 12  # budgets up to the evaluation's limit, each half of the second after it
 
 Completions = tuple[np.ndarray, np.ndarray]  # lengths in tokens and verdicts, each [P, K]
 
