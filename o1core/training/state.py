@@ -105,7 +105,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
     if not run.states():
         return None
     folder = run.states()[-1]
-    raw = read_progress(folder)
+    raw = read_progress(run, folder)
     held = {name: raw["recipe"].get(name, settings[name]) for name in settings}
     if held != settings:
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
@@ -132,14 +132,17 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
     return progress
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
+def read_progress(run: RunFolder, folder: Path) -> dict[str, Any]:
     """progress.json, of the shape that save_state writes."""
-    raw = read_record(folder / PROGRESS)
+    try:
+        raw = read_record(folder / PROGRESS)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}; {how_to_go_back(run)}") from None
     counts = [raw.get(name) for name in ("round", "step", "steps")]
     whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
     files = raw.get("files", {})
     if not whole or not isinstance(raw.get("recipe"), dict) or not isinstance(files, dict):
-        raise UserError(f"{folder / PROGRESS}: not what a run writes; delete {folder} to resume from an older state")
+        raise UserError(f"{folder / PROGRESS}: not what a run writes; {how_to_go_back(run)}")
     if any(not isinstance(digest, str) or Path(name).name != name for name, digest in files.items()):
         raise UserError(
             f"{folder / PROGRESS}: files: not what a run writes; delete {folder} to resume from an older state"
