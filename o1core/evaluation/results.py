@@ -214,7 +214,7 @@ def read_result(folder: Path) -> Result:
     study = found.get("study") if isinstance(found, dict) else None
     if study is None and isinstance(found, dict) and "base" not in found:
         raise UserError(
-            f"{folder}: is no run or study; `o1core prune --out RUN` or `o1core study ... --out RUN` makes one"
+            f"{folder}: is not a run or a study; `o1core prune --out RUN` or `o1core study ... --out RUN` makes one"
         )
     if study is None:
         return read_run_result(path)

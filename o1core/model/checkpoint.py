@@ -182,7 +182,7 @@ def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) 
             raise UserError(f"{folder}: tensor {name} is missing; the model in config.json needs it")
         path, found, dtype = spare.pop(name)
         if found != shape:
-            raise UserError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
+            raise UserError(f"{path}: tensor {name} has shape {list(found)}, config.json needs {list(shape)}")
         if dtype not in ("F32", "BF16", "F16"):
             raise UserError(f"{path}: tensor {name} is stored as {dtype}; only F32, BF16 and F16 are supported")
     if config.tied and "lm_head.weight" in spare:

@@ -268,8 +268,8 @@ def load_adapter(model: Transformer, fingerprint: str, folder: Path) -> None:
                 found = tensors.pop(name)
                 if found.shape != own.shape:
                     raise UserError(
-                        f"{folder / WEIGHTS}: {name} has shape {list(found.shape)}, the base asks for {list(own.shape)}"
+                        f"{folder / WEIGHTS}: {name} has shape {list(found.shape)}, the base has {list(own.shape)}"
                     )
                 own.copy_(found)
     if tensors:
-        raise UserError(f"{folder / WEIGHTS}: {min(tensors)} is no projection of the base")
+        raise UserError(f"{folder / WEIGHTS}: {min(tensors)} is not a projection of the base")

@@ -44,7 +44,9 @@ class Tokenizer:
         self.backend = open_backend(path)
         self.size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not 0 < self.size <= vocab_size:
-            raise UserError(f"{path}: has {self.size} ids, but vocab_size in config.json is {vocab_size}; not a pair")
+            raise UserError(
+                f"{path}: has {self.size} ids, but vocab_size in config.json is {vocab_size}; they do not belong together"
+            )
         self.config = read_object(need_file(folder, "tokenizer_config.json"))
         self.eos_ids = read_eos(folder, self)
         self.template = ChatTemplate(folder, self.config)
@@ -119,5 +121,7 @@ def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     if own_id is not None:
         found.add(own_id)
     if not found:
-        raise UserError(f"{folder}: generation_config.json or config.json must state eos_token_id: nothing ends a text")
+        raise UserError(
+            f"{folder}: generation_config.json or config.json must state eos_token_id: without it no completion ends"
+        )
     return tuple(sorted(found))

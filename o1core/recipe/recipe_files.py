@@ -43,7 +43,7 @@ def check_settings(settings: dict[str, Any], path: Path) -> None:
     """Raise UserError where a key is no setting, or its value has the wrong type or is out of its range."""
     for key, value in settings.items():
         if key not in SPECS:
-            raise UserError(f"{path}: {key} is no setting; these are: {', '.join(SPECS)}")
+            raise UserError(f"{path}: {key} is not a setting; the settings are: {', '.join(SPECS)}")
         spec = SPECS[key]
         choices = spec.field.metadata["choices"]
         integral = spec.kind is float and type(value) is int and abs(value) < 2**1000

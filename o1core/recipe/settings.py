@@ -281,7 +281,7 @@ class OptimiserSettings(Settings):
         None, "train adapters of this rank, the weights stay frozen (none: train the weights)", low=1, high=10**5
     )
     lora_alpha: float | None = setting(
-        None, "adapters count alpha / rank times (none: alpha is twice the rank)", above=0, high=1e6
+        None, "adapters are scaled by alpha / rank (none: alpha is twice the rank)", above=0, high=1e6
     )
     lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
 

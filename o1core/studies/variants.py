@@ -31,7 +31,7 @@ def lambda_variants(recipe: Recipe, values: str) -> list[Variant]:
     if objective != "surrogate" or reward not in WITH_LAMBDA:
         raise UserError(f"study lambda: {objective} with the reward {reward} has no lambda; choose another --method")
     if len({f"{value:g}" for value in numbers}) < len(numbers):
-        raise UserError(f"--values: {values} says a value twice")
+        raise UserError(f"--values: {values} repeats a value")
     return [Variant(f"lambda {value:g}", value, recipe.but(lam=value)) for value in numbers]
 
 
@@ -60,5 +60,5 @@ def comma_list(flag: str, text: str) -> list[str]:
     """The parts of a comma-separated list. Raises UserError where it is empty or repeats a part."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or len(set(parts)) < len(parts):
-        raise UserError(f"{flag}: {text!r} must be a list with commas between, each thing once")
+        raise UserError(f"{flag}: {text!r} must be a comma-separated list without repeats")
     return parts

@@ -150,8 +150,8 @@ def put(name, make):
     ("change", "message"),
     [
         (remove(DOWN), f"tensor {DOWN} is missing"),
-        (put(DOWN, lambda t: t[DOWN][:-1].clone()), f"tensor {DOWN} has shape [63, 96], config.json asks for [64, 96]"),
-        (put(EMBED, lambda t: t[EMBED][:-1].clone()), f"tensor {EMBED} has shape [271, 64], config.json asks for"),
+        (put(DOWN, lambda t: t[DOWN][:-1].clone()), f"tensor {DOWN} has shape [63, 96], config.json needs [64, 96]"),
+        (put(EMBED, lambda t: t[EMBED][:-1].clone()), f"tensor {EMBED} has shape [271, 64], config.json needs"),
         (put("model.layers.2.mlp.up_proj.weight", lambda t: torch.ones(2)), "layers.2.mlp.up_proj.weight is left"),
         (put("model.layers.0.self_attn.o_proj.bias", lambda t: torch.ones(64)), "self_attn.o_proj.bias is left over"),
         (put(DOWN, lambda t: t[DOWN].to(torch.int8)), f"tensor {DOWN} is stored as I8; only F32, BF16 and F16"),

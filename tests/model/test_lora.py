@@ -164,7 +164,7 @@ def test_an_adapter_of_another_base_is_refused(checkpoint, tmp_path, build_check
         ({"use_dora": True}, "adapter_config.json: use_dora: True is not supported"),
         ({"peft_type": "IA3"}, "peft_type must be LORA"),
         ({"r": 0}, "r and lora_alpha"),
-        ({"r": 5}, r"lora_A.weight has shape \[4, 64\], the base asks for \[5, 64\]"),
+        ({"r": 5}, r"lora_A.weight has shape \[4, 64\], the base has \[5, 64\]"),
         ({"r": 65}, "65 is above the model's hidden size 64"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_tensor_too_many_or_a_cut_file_is_refused(checkpoint, tmp_path):
     save_adapter(adapted_model(checkpoint), checkpoint, fingerprint, folder)
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights) | {"lm_head.lora_A.weight": torch.zeros(1)}, weights)
-    with pytest.raises(UserError, match=r"lm_head.lora_A.weight is no projection of the base"):
+    with pytest.raises(UserError, match=r"lm_head.lora_A.weight is not a projection of the base"):
         load_adapter(o1core.load(checkpoint, torch.float32)[0], fingerprint, folder)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):

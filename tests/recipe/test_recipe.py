@@ -52,7 +52,7 @@ def test_a_recipe_file_is_read_and_its_gaps_are_the_defaults(capsys, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"learning_rate": 1}', "learning_rate is no setting"),
+        ('{"learning_rate": 1}', "learning_rate is not a setting"),
         ('{"lr": "fast"}', 'lr: "fast" is not float'),
         ('{"rounds": true}', "rounds: true is not int"),
         ('{"ratio": "words"}', 'ratio: "words" is not sequence or sequence_mean or token'),

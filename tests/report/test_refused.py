@@ -17,7 +17,7 @@ def test_folders_that_are_no_run_say_what_makes_one(tmp_path, run):
         UserError, match=r"nowhere: holds no result.json; `o1core prune --out .*nowhere` or `o1core study"
     ):
         write_page([tmp_path / "nowhere"], tmp_path / "report.html")
-    with pytest.raises(UserError, match=r"arithmetic: is no run or study; `o1core prune --out RUN`"):
+    with pytest.raises(UserError, match=r"arithmetic: is not a run or a study; `o1core prune --out RUN`"):
         side = run / "base" / "arithmetic"
         write_json(side / "result.json", {"accuracy": 1.0})
         write_page([side], tmp_path / "report.html")
@@ -46,7 +46,7 @@ def test_the_name_of_a_test_stays_in_its_run(run, name):
     result = json.loads((run / "result.json").read_text())
     result["tests"] = {name: result["tests"]["arithmetic"]}
     write_json(run / "result.json", result)
-    with pytest.raises(UserError, match=r"leads out of|is no name of a test"):
+    with pytest.raises(UserError, match=r"leads out of|is not the name of a test"):
         write_page([run], run / "report.html")
 
 

@@ -272,7 +272,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("compare", ["--methods", "sft,grpo"], "--method: grpo is none of o1-pruner"),
         ("compare", ["--methods", "dpo", "--eval-data", "a/x.json", "b/x.json"], "two files have the same name"),
         ("compare", [], "--budget-high: 4000 tokens do not fit within --max-new-tokens 16"),
-        ("lambda", ["--values", "1,1.0"], "says a value twice"),
+        ("lambda", ["--values", "1,1.0"], "repeats a value"),
         ("lambda", ["--values", "nan"], "--lam: nan is not a finite number"),
         ("lambda", ["--method", "sft"], "has no lambda"),
         ("difficulty", ["--method", "fast-prompt"], "trains on no problems"),

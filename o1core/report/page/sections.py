@@ -98,13 +98,13 @@ def read_test(run: RunFolder, name: str, label: str) -> Test:
     for folder in (before, after):
         check_inside(run.path, folder.path)
     if before.path.parent != run.path / SIDES[0] or before.path.name != name:
-        raise UserError(f"{run.result}: {name!r} is no name of a test")
+        raise UserError(f"{run.result}: {name!r} is not the name of a test")
     groups = [read_groups(folder.rollouts) for folder in (before, after)]
     if not all(groups):
         return Test(name, [], None)
     pairs = pair_up(read_problems(before), *groups)
     if not pairs:
-        raise UserError(f"{before.problems}: names no problem of {before.rollouts}; they are not of one run")
+        raise UserError(f"{before.problems}: does not match {before.rollouts}; they belong to different runs")
     sides = [p.before for p in pairs], [p.after for p in pairs]
     for folder, side in zip((before, after), sides):
         if len({len(group.samples) for group in side}) > 1:
