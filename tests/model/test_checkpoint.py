@@ -192,7 +192,7 @@ def test_a_tensor_in_two_shards(sharded):
     double = load_file(first)
     name = min(double)
     save_file(load_file(second) | {name: double[name]}, second, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{second.name}: tensor {name} stands in {first.name} too"):
+    with pytest.raises(UserError, match=f"{second.name}: tensor {name} is in {first.name} too"):
         load_weights(sharded, torch.float32, CPU)
 
 

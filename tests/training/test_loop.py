@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_keeps_the_newest_state(flags, checkpoint, tmp
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--lr", "2e-3"], "holds a run with other settings (lr: 0.001 there, 0.002 asked for)"),
+        (["--lr", "2e-3"], "holds a run with other settings (lr: 0.001 there, 0.002 requested)"),
         (["--samples", "1"], "--samples: 1 is below 2"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "nowhere"], "nowhere"),
