@@ -264,7 +264,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("disharmony", ["--intervals", "1"], "--intervals: 1 of"),
         ("disharmony", ["--problems", "99"], "--problems: train holds 12 problems, not 99"),
         ("lambda", ["--values", "1,two"], "--values: 1,two is not a list of numbers"),
-        ("lambda", ["--values", ""], "--values: '' must be a list"),
+        ("lambda", ["--values", ""], "--values: '' must be a comma-separated list"),
         ("lambda", ["--values", "-1"], "--lam: -1.0 is below 0"),
         ("lambda", ["--seeds", "0"], "--seeds: 0"),
         ("difficulty", ["--percentiles", "0-40,40"], "--percentiles: 40 is not LOW-HIGH"),
