@@ -34,7 +34,7 @@ def fuzz_model(rng: random.Random, folder: Path) -> str:
     for damage in damages:
         try:
             told.append(f"{damage.__name__}: {damage(rng, model)}")
-        except (OSError, ValueError, LookupError, TypeError, struct.error):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
             continue  # another damage has taken what this one needs
     outcome = opened(model)
     return outcome if outcome in ("ok", "refused") else f"{outcome} [{'; '.join(told)}]"
