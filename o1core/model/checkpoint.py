@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import read_json, read_object, write_json
+from ..files import publish_folder, read_json, read_object, write_json
 from ..text import one_line
 from .config import ModelConfig, read_config
 from .folder import checkpoint_file, need_file, shown
@@ -242,7 +242,7 @@ def write_checkpoint(
         for name in COPIED:
             if (side := checkpoint_file(source, name)) is not None:
                 shutil.copyfile(side, partial / name)
-        os.replace(partial, folder)
+        publish_folder(partial, folder)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: cannot be written: {error}; make room or choose another place") from None
     finally:

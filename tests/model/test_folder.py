@@ -123,3 +123,18 @@ def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path,
     assert all(
         index[name].path == files[written] for name, written in asked
     )  # a file is written before the next is asked
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoint, tmp_path, monkeypatch):
+    model, _ = o1core.load(checkpoint)
+    synced, renamed = [], []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: renamed.append((str(b), len(synced))) or replace(a, b))
+    save_checkpoint(model, checkpoint, tmp_path / "pruned")
+    name, before = renamed[-1]
+    assert name == str(tmp_path / "pruned")
+    assert {os.path.basename(path) for path in synced[:before]} >= {
+        path.name for path in (tmp_path / "pruned").iterdir()
+    }
+    assert synced[-1] == str(tmp_path)
