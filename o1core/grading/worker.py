@@ -89,8 +89,9 @@ _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 def _is_stray(text: str, parsed: list[Any]) -> bool:
     """Whether a number was picked out of text that makes no expression as a whole and holds other numbers."""
     from math_verify import LatexExtractionConfig, parse
+    from sympy import Expr
 
-    if not parsed or isinstance(parsed[0], str) or not parsed[0].is_number:
+    if not parsed or not isinstance(parsed[0], Expr) or not parsed[0].is_number:
         return False
     last = text.rpartition("=")[2]  # whether the other sides are equal to it is known by now
     if len(_NUMBERS.findall(_POWER.sub("", _SUBSCRIPT.sub("", last)))) < 2:
