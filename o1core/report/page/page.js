@@ -13,13 +13,13 @@
     return element;
   }
 
-  const share = (side) => side.right / side.count;
+  const fractionRight = (side) => side.right / side.count;
   const wanted = (c) => verdict.value === "all" || c.right === (verdict.value === "right");
   const shown = (p) => p.before.some(wanted) || p.after.some(wanted);
   const kinds = {
     all: () => true,
-    better: (p) => share(p.after_all) > share(p.before_all),
-    worse: (p) => share(p.after_all) < share(p.before_all),
+    better: (p) => fractionRight(p.after_all) > fractionRight(p.before_all),
+    worse: (p) => fractionRight(p.after_all) < fractionRight(p.before_all),
   };
   const orders = {
     cut: (a, b) => b.cut - a.cut,
