@@ -24,6 +24,7 @@ T = TypeVar("T")
 INLINE = {"inline": True}
 OMIT_NONE = {"omit_none": True}
 NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+REMAKE = "delete the file and rerun the command that made it"  # how to fix what a command of ours wrote
 SHOWN = 40  # characters of a wrong value that an error quotes
 
 
@@ -59,7 +60,7 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(kind: type[T], value: Any, where: str, fix: str) -> T:
+def from_json(kind: type[T], value: Any, where: str, fix: str = REMAKE) -> T:
     """The value of type `kind` that JSON describes. where: the file, and fix: how to fix it, for the error.
 
     Raises UserError that names the field. Lists and dictionaries must not be empty, unless they hold text.

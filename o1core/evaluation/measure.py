@@ -11,7 +11,7 @@ from ..problems import Problem
 from ..rollout import Engine, SamplingParams, lengths_and_verdicts, read_groups, sample_problems
 from ..run_folder import EvaluationFolder
 from ..typed_json import from_json, to_json
-from .results import FIX, Evaluation, read_evaluation
+from .results import Evaluation, read_evaluation
 
 SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
 
@@ -63,4 +63,4 @@ def write_problems(folder: EvaluationFolder, problems: list[Problem]) -> None:
 
 def read_problems(folder: EvaluationFolder) -> list[Problem]:
     """The problems of problems.json."""
-    return from_json(list[Problem], read_json(folder.problems), str(folder.problems), FIX)
+    return from_json(list[Problem], read_json(folder.problems), str(folder.problems))

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_record
-from ..typed_json import INLINE, OMIT_NONE, Amount, Count, Figure, Fraction, from_json
-
-FIX = "delete the file and rerun the command that made it"
+from ..typed_json import INLINE, OMIT_NONE, REMAKE, Amount, Count, Figure, Fraction, from_json
 
 
 @dataclass(frozen=True)
@@ -195,12 +193,12 @@ Result = RunResult | StudyResult | DisharmonyResult
 
 def read_evaluation(path: Path) -> Evaluation:
     """The result.json of one evaluation."""
-    return from_json(Evaluation, read_record(path), str(path), FIX)
+    return from_json(Evaluation, read_record(path), str(path))
 
 
 def read_run_result(path: Path) -> RunResult:
     """The result.json of a run."""
-    return from_json(RunResult, read_record(path), str(path), FIX)
+    return from_json(RunResult, read_record(path), str(path))
 
 
 def read_result(folder: Path) -> Result:
@@ -219,21 +217,21 @@ def read_result(folder: Path) -> Result:
     if study is None:
         return read_run_result(path)
     if study == "disharmony":
-        return checked_disharmony(from_json(DisharmonyResult, found, str(path), FIX), path)
-    return checked_study(from_json(StudyResult, found, str(path), FIX), path)
+        return checked_disharmony(from_json(DisharmonyResult, found, str(path)), path)
+    return checked_study(from_json(StudyResult, found, str(path)), path)
 
 
 def checked_study(result: StudyResult, path: Path) -> StudyResult:
     """The result, in which every row has every test, and every curve a point for each of the same budgets."""
     if not result.tests:
-        raise UserError(f"{path}: tests: is empty; {FIX}")
+        raise UserError(f"{path}: tests: is empty; {REMAKE}")
     for row in result.rows:
         if missing := [test for test in result.tests if test not in row.tests]:
-            raise UserError(f"{path}: rows: {row.label} lacks the test {missing[0]}; {FIX}")
+            raise UserError(f"{path}: rows: {row.label} lacks the test {missing[0]}; {REMAKE}")
     curves = [(row.label, row.measures) for row in result.rows if row.measures]
     for label, measures in curves:
         if measures.budgets != curves[0][1].budgets or len(measures.budgets) != len(measures.accuracy_within):
-            raise UserError(f"{path}: rows: {label}: measures: budgets and accuracies do not match; {FIX}")
+            raise UserError(f"{path}: rows: {label}: measures: budgets and accuracies do not match; {REMAKE}")
     return result
 
 
@@ -242,6 +240,6 @@ def checked_disharmony(result: DisharmonyResult, path: Path) -> DisharmonyResult
     for row in result.rows:
         if len(row.intervals) != result.intervals:
             raise UserError(
-                f"{path}: rows: {row.label} has {len(row.intervals)} intervals, not {result.intervals}; {FIX}"
+                f"{path}: rows: {row.label} has {len(row.intervals)} intervals, not {result.intervals}; {REMAKE}"
             )
     return result

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from ..evaluation import THIRDS, difficulties
 from ..problems import Problem
-from ..rollout import Group
+from ..rollout import Group, lengths_and_verdicts
 from ..typed_json import is_number
 from .charts import BASE, DASHES, PRUNED, Chart, Line, look_of, name_at_right, short
 from .numbers import change, minus, percent, plain
@@ -41,10 +41,8 @@ class Side:
 
 def side_of(groups: Sequence[Group]) -> Side:
     """The completions of P problems, K of each."""
-    return Side(
-        np.array([[s.length for s in g.samples] for g in groups]),
-        np.array([[s.correct for s in g.samples] for g in groups], dtype=bool),
-    )
+    lengths, correct = lengths_and_verdicts(list(groups))
+    return Side(lengths.numpy(), correct.numpy())
 
 
 def lengths(before: Side, after: Side) -> Chart:

@@ -22,7 +22,6 @@ from .study_folder import StudyFolder
 from .variants import Variant
 
 TIMED_PROMPTS, TURNS = 64, 3  # prompts of each test; times that all checkpoints answer them
-FIX = "delete the file and rerun the command that made it"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def inference_times(
     labels = ["base", *(v.label for v in variants)]
     held = None
     if folder.inference.exists():
-        held = from_json(InferenceTimes, read_record(folder.inference), str(folder.inference), FIX)
+        held = from_json(InferenceTimes, read_record(folder.inference), str(folder.inference))
     if held is None or list(held.times) != labels or held.place != str(resources):
         held = InferenceTimes(str(resources), measure(checkpoints(open_job, variants, folder), resources))
         write_record(folder.inference, to_json(held))
