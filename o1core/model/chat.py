@@ -2,7 +2,7 @@
 
 The template is Jinja text written by strangers. It is compiled and rendered in jinja2's immutable sandbox, in a process
 of its own with limits of time and memory (worker.py), which is started once and serves every prompt of every
-checkpoint: a prompt costs a tenth of a millisecond more than it would here.
+checkpoint: a prompt costs a line through a pipe and back.
 """
 
 import atexit
