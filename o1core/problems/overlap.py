@@ -43,7 +43,8 @@ _NO_MEANING = {
 }
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph)\s*\{([^{}]*)\}")
 _SHORT_GROUP = re.compile(r"(?<!\\)\{\s*(\w)\s*\}")  # \frac{1}{2} is \frac12, and \frac{12}{3} is another
-_GROUPED = re.compile(r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:(?:,|\{,\}|,\\!)\d{3})+(?![\d,])")  # 1,234; but (1,234) is a pair
+# 1,234; but (1,234) is a pair. At most 1 + 9 groups: without a bound, quadratic in hostile text.
+_GROUPED = re.compile(r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:(?:,|\{,\}|,\\!)\d{3}){1,9}(?![\d,])")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\.\.\.|\d*\.\d+|\d+|[^\W\d_]+|\S", re.DOTALL)
 
 

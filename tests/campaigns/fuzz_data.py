@@ -64,7 +64,7 @@ CONTROLS = [
 TEXTS = ["", " ", "#### ", *PLAIN, *CONTROLS]
 NUMBERS = [0, -1, 1.5, 10**18, 10**400, 10**5000, float("nan"), float("inf")]
 VALUES = [None, True, False, [], {}, [[]], [None], {"": ""}, *NUMBERS]
-REPEATED = items(r"""\boxed{ } { ( 1,111 1{,}111 1,\!111 #### answer answer( <<
+REPEATED = items(r"""\boxed{ } { ( 1,111 1{,}111 ,\!111 #### answer answer( <<
     \text{ - 1/ 9^{ \frac{ = x= , a_ ^ A) \ | _{ f(""")
 REPEATED += [" ", "\n", "x ", "{ ", r"\text ", "answer is ", "answer is (", "####\n", "and "]
 

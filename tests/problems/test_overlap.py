@@ -72,6 +72,15 @@ def test_overlap_keeps_different_problems_apart(one, other):
     assert find_overlap([other], [one]) == []
 
 
+@pytest.mark.parametrize(
+    "text", [r",\!111" * 160_000 + "1", r"\text{" * 160_000, "{ " * 400_000, "\\text" + " " * 900_000]
+)
+def test_a_long_question_takes_linear_time(text):
+    # Anything quadratic in a million characters would take hours and meet the test's time limit.
+    problem = Problem("a", f"1{text}", "1")
+    assert find_overlap([problem], [problem]) == [problem]
+
+
 def test_generated_tasks_are_the_same_to_the_letter_or_others():
     boards = [Problem(str(at), text, "", task="{}") for at, text in enumerate(["A..B", ".A.B", "a..b", "A..B"])]
     assert find_overlap(boards[:1], boards[1:]) == boards[3:]
