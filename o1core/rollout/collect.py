@@ -30,7 +30,8 @@ def sample_problems(
     """Sample params.n completions of each problem into `folder` and return them in the order of `problems`.
 
     Problems that the folder holds already are not sampled again. Completions are graded a shard at a time; answers that
-    hung or killed their grader count as wrong and are logged. Raises UserError where a prompt does not fit the context.
+    hung or killed their grader count as wrong and are logged. The engine's cache is given back at the end. Raises
+    UserError where a prompt does not fit the context.
     """
     done = {group.problem: group for group in read_groups(folder)}
     todo = [p for p in problems if p.id not in done]
@@ -54,6 +55,7 @@ def sample_problems(
                 written = time.monotonic()
         if pending:
             flush()
+        engine.release()
         faults = {name: n for name, n in grader.counts.items() if name in ("timeout", "memory", "death", "too long")}
     if faults:
         log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)

@@ -61,6 +61,10 @@ class Engine:
         with packed_model(self.model, self.vocab) as head:
             yield from self._serve(prompts, params, cache, head, blocks)
 
+    def release(self) -> None:
+        """Give the cache's memory back, for an update to use. The next call takes it again."""
+        self._cache = None
+
     def _serve(
         self, prompts: list[list[int]], params: SamplingParams, cache: KVCache, head: Product, blocks: Blocks
     ) -> Iterator[tuple[int, list[Completion]]]:

@@ -1,6 +1,7 @@
 """The rollout engine: a completion is a function of (seed, prompt, sample index), whatever is decoded beside it."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -255,3 +256,13 @@ def test_one_engine_for_prompts_of_growing_length_and_for_changing_weights(folde
         for p in model.parameters():
             p.mul_(1.1)
     assert engine.generate(prompts, params) == Engine(model, tokenizer, slots=6).generate(prompts, params)
+
+
+def test_the_cache_is_given_back(loaded):
+    prompts, params = prompts_of([10, 70]), SamplingParams(n=2, max_new_tokens=20, seed=8)
+    engine = Engine(*loaded, slots=8)
+    expected = engine.generate(prompts, params)
+    cache = weakref.ref(engine._cache)
+    engine.release()
+    assert cache() is None
+    assert engine.generate(prompts, params) == expected
