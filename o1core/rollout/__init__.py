@@ -5,13 +5,14 @@ from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample, lengths_and_verdicts
 from .lanes import cache_bytes
-from .memory import free_memory, keep_freed_memory
+from .memory import FreedMemory, free_memory, keep_freed_memory
 from .sampling import SamplingParams
 from .store import read_groups, write_shard
 
 __all__ = [
     "Completion",
     "Engine",
+    "FreedMemory",
     "Group",
     "Sample",
     "SamplingParams",

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+MOST_GROWTH = 1.02
 CGROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of the kernel's interface
 
 
@@ -20,6 +21,36 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class FreedMemory:
+    """Gives freed memory back to the system where keep_freed_memory lets a process creep.
+
+    Holes that differ in size from what is asked for next stay resident, so a process that never trims grows with every
+    step. A trim makes the next step fault its pages in again (6 % of a step of the embedded model), so it is done only
+    where the process holds more than MOST_GROWTH times what a step after a trim came to hold.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0  # bytes, the most that was resident after the first step that followed a trim
+        self.trimmed = True
+
+    def after_step(self) -> None:
+        """To be called after every step of work of the same kind."""
+        resident = resident_memory()
+        if self.trimmed:
+            self.level, self.trimmed = max(self.level, resident), False
+        elif resident > MOST_GROWTH * self.level:
+            self.trimmed = True
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def free_memory(device: torch.device) -> int:
