@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
+from ..rollout import FreedMemory
 from .adam_mini import BETAS, EPS, AdamMini
 from .examples import Example
 from .objectives import LossInputs, objective_of
@@ -139,6 +140,7 @@ class Updater:
             elif p.requires_grad:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
+        self.freed = FreedMemory()
         self.optimiser = make_optimiser(optimiser, {name: master for name, (_, master) in self.pairs.items()}, model)
 
     def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
@@ -159,6 +161,7 @@ class Updater:
             for weight, master in self.pairs.values():
                 if weight is not master:
                     weight.copy_(master)
+        self.freed.after_step()
         return result | {"grad_norm": norm}
 
     def accumulate(self, examples: list[Example], reference: list[Tensor]) -> dict[str, float]:
