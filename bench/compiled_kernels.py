@@ -37,14 +37,14 @@ def compile_all(variants: list[Variant], jobs: int) -> list[dict]:
 
 def print_records(records: list[dict]) -> None:
     print(
-        f"{'target':<7}{'kernel':<48}{'regs':>5}{'spill':>6}{'shared':>8}{'occup.':>7}{'instr':>7}{'mma':>5}{'async':>6}"
+        f"{'target':<7}{'kernel':<48}{'regs':>5}{'spill':>6}{'shared':>8}{'occup.':>7}{'instr':>7}{'mma':>5}{'async':>6}{'tma':>4}"
         f"{'ld16/8/4':>11}{'st16/8/4':>11}{'ex2':>5}{'bar':>5}"
     )
     for r in records:
         loads, stores = ("/".join(str(r[kind][width]) for width in ("16", "8", "4")) for kind in ("loads", "stores"))
         print(
             f"{r['target']:<7}{r['name']:<48}{r['registers']:>5}{r['spill_bytes']:>6}{r['shared_bytes']:>8}"
-            f"{r['occupancy']:>7.1%}{r['instructions']:>7}{r['tensor_core']:>5}{r['async_copies']:>6}"
+            f"{r['occupancy']:>7.1%}{r['instructions']:>7}{r['tensor_core']:>5}{r['async_copies']:>6}{r['tma_loads']:>4}"
             f"{loads:>11}{stores:>11}{r['exponentials']:>5}{r['barriers']:>5}"
         )
 

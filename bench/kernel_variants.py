@@ -15,11 +15,13 @@ from o1core.kernels.triton_logit_gradient import logit_gradient_kernel
 from o1core.kernels.triton_merge import merge_kernel
 from o1core.kernels.triton_paged_attention import paged_attention_kernel
 from o1core.kernels.triton_partial_sums import partial_sums_kernel
+from o1core.kernels.triton_partial_sums_tma import partial_sums_tma_kernel
 from o1core.kernels.triton_surrogate import LEVELS, surrogate_kernel
 from o1core.kernels.triton_write_pages import write_pages_kernel
 
 KERNELS = {
     "linear.partial_sums": partial_sums_kernel,
+    "linear.partial_sums_tma": partial_sums_tma_kernel,
     "linear.merge": merge_kernel,
     "linear.logit_gradient": logit_gradient_kernel,
     "kept.gradient": kept_gradient_kernel,
@@ -31,11 +33,11 @@ KERNELS = {
     "pages.merge": attention_merge_kernel,
     "pages.write": write_pages_kernel,
 }
-PRODUCTS = ("linear.partial_sums", "linear.logit_gradient", "pages.attention")
+PRODUCTS = ("linear.partial_sums", "linear.partial_sums_tma", "linear.logit_gradient", "pages.attention")
 PAGES = ("pages.attention", "pages.merge", "pages.write")
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
 STREAMS = (*PRODUCTS, "kept.gradient", "gather.forward", "gather.backward")
-COMPUTE_CAPABILITY = {"sm_80": 80, "sm_90": 90, "other": 86}
+COMPUTE_CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "other": 86}
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 TABLES = {
     "linear.merge": configs.MERGE,
@@ -76,6 +78,7 @@ INT_SCALARS = (
     *("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples", "kept_rows"),
     *("splits", "query_heads", "table_stride"),
 )
+DESCRIPTOR_ROWS = {"hidden": "BLOCK_N", "weight": "BLOCK_V"}
 FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam", "scale")
 
 
@@ -98,6 +101,8 @@ class Variant:
         size = DTYPES[self.dtype]
         if self.kernel == "pages.attention":
             return configs.ATTENTION[size]
+        if self.kernel == "linear.partial_sums_tma":
+            return configs.LINEAR_TMA[self.target]
         if self.kernel in PRODUCTS:
             return configs.LINEAR[self.target][size]
         launch = TABLES[self.kernel]["gpu"]
@@ -123,6 +128,9 @@ class Variant:
         }
 
     def _type_of(self, name: str) -> str:
+        if self.kernel == "linear.partial_sums_tma" and name in ("hidden", "weight"):
+            blocks = self.launch().constants
+            return f"tensordesc<{self.dtype}[{blocks[DESCRIPTOR_ROWS[name]]},{blocks['BLOCK_H']}]>"
         if name in POINTERS_OF_INPUT:
             return f"*{self.dtype}"
         if self.kernel in PAGES and name in INT32_POINTERS_OF_PAGES:
@@ -145,23 +153,24 @@ class Variant:
 
 
 def _entropy(kernel: str, entropy: bool) -> tuple[tuple[str, int], ...]:
-    keep = (("KEEP", False),) if kernel == "linear.partial_sums" else ()
+    keep = (("KEEP", False),) if kernel.startswith("linear.partial_sums") else ()
     return (("ENTROPY", entropy), *keep)
 
 
 def _linear_and_gather(target: str) -> list[Variant]:
-    """fp16 (bf16 with another name of an instruction) only where there is a product; fp16, fp64 and other chips with the
-    entropy only; and on other chips not the kernels whose configuration does not depend on the chip."""
-    found = []
-    for dtype in DTYPES:
-        with_and_without = dtype in ("bf16", "fp32") and target != "other"
-        for entropy in (False, True) if with_and_without else (True,):
-            kernels = ["linear.partial_sums", "linear.logit_gradient"]
-            if target != "other" and dtype != "fp16":
+    """fp16 (bf16 with another name of an instruction) only where there is a product; fp16, fp64, sm_100 and other chips
+    with the entropy only; and on those not the kernels whose configuration does not depend on the chip."""
+    every, found = target in ("sm_80", "sm_90"), []
+    for dtype in DTYPES if target != "sm_100" else ("bf16", "fp32", "fp64"):
+        tma = ["linear.partial_sums_tma"] if target in configs.LINEAR_TMA and DTYPES[dtype] == 2 else []
+        for entropy in (False, True) if dtype in ("bf16", "fp32") and every else (True,):
+            kernels = ["linear.partial_sums", *tma, "linear.logit_gradient"]
+            if every and dtype != "fp16":
                 kernels += ["gather.forward", "gather.backward"]
             found += [Variant(kernel, target, dtype, _entropy(kernel, entropy)) for kernel in kernels]
-        found.append(Variant("linear.partial_sums", target, dtype, (("ENTROPY", False), ("KEEP", True))))
-        if dtype != "fp16":
+        keepers = ["linear.partial_sums", *tma]
+        found += [Variant(kernel, target, dtype, (("ENTROPY", False), ("KEEP", True))) for kernel in keepers]
+        if every and dtype != "fp16":
             found.append(Variant("kept.gradient", target, dtype, (("PICK", True),)))
     return found
 
@@ -182,7 +191,7 @@ def _loss(target: str) -> list[Variant]:
 def _pages(target: str) -> list[Variant]:
     """Heads of 128 numbers, 7 queries to a key as in Qwen2-7B."""
     found = []
-    for dtype in ("bf16", "fp32", "fp64") if target != "other" else ("bf16",):
+    for dtype in ("bf16", "fp32", "fp64") if target in ("sm_80", "sm_90") else ("bf16",):
         found.append(Variant("pages.attention", target, dtype, (("GROUP", 7), ("BLOCK_D", 128))))
         found.append(Variant("pages.merge", target, dtype, (("BLOCK_D", 128),)))
         found.append(Variant("pages.write", target, dtype, (("HALF", 64),)))
@@ -195,7 +204,7 @@ def shipped(targets: list[str]) -> list[Variant]:
     for target in targets:
         found += _linear_and_gather(target)
         found += _pages(target)
-        if target != "other":
+        if target in ("sm_80", "sm_90"):
             found += _loss(target)
-    one_a_kernel = {variant.kernel: variant for variant in found if variant.dtype == "fp32"}
+    one_a_kernel = {variant.kernel: variant for variant in found if variant.dtype in ("bf16", "fp32")}
     return found + [replace(variant, ones=True) for variant in one_a_kernel.values()]

@@ -14,8 +14,13 @@ from triton.compiler import ASTSource
 
 from .kernel_variants import COMPUTE_CAPABILITY, KERNELS, PRODUCTS, STREAMS, Variant
 
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "other": 99 * 1024}  # bytes a block may ask for
-WARPS_AN_SM = {"sm_80": 64, "sm_90": 64, "other": 48}
+SHARED_LIMIT = {
+    "sm_80": 163 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "other": 99 * 1024,
+}  # bytes a block may ask for
+WARPS_AN_SM = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "other": 48}
 
 
 def compile_variant(variant: Variant) -> dict[str, Any]:
@@ -50,7 +55,8 @@ def _read_machine_code(compiled: Any, variant: Variant, num_warps: int) -> dict[
         "shared_bytes": shared,
         "occupancy": warps / WARPS_AN_SM[variant.target],
         "instructions": sum(instructions.values()),
-        "tensor_core": count(r"(HMMA|HGMMA|DMMA)\b"),
+        "tensor_core": count(r"(HMMA|HGMMA|UTC\w*MMA|DMMA)\b"),
+        "tma_loads": count(r"UTMALDG\b"),
         "async_copies": count(r"(LDGSTS|UTMALDG|UBLKCP)\b"),
         "loads": {str(width): count(_access("LDG", width)) for width in (16, 8, 4)},
         "stores": {str(width): count(_access("STG", width)) for width in (16, 8, 4)},

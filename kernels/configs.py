@@ -4,10 +4,12 @@ One table for two readers: the launchers, and the ahead-of-time compilation (ben
 What is compiled there is what ships. There is no autotuning on purpose: it needs a GPU at the first call, times kernels
 on live buffers, and picks something else on another day.
 
-Targets: sm_80 (A100, A800), sm_90 (H100, H200), other (any other GPU, within the 99 KB of shared memory that every chip
-since sm_86 has) and interpreter (CPU tensors under TRITON_INTERPRET=1: small blocks, so that small inputs have many).
+Targets: sm_80 (A100, A800), sm_90 (H100, H200), sm_100 (B200), other (any other GPU, within the 99 KB of
+shared memory that every chip since sm_86 has) and interpreter (CPU tensors under TRITON_INTERPRET=1: small blocks, so
+that small inputs have many).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -61,6 +63,11 @@ LINEAR = {
         4: _product(64, 128, 32, "tf32x3", 8, 3),
         8: _product(32, 64, 16, "ieee", 4, 2),
     },
+    "sm_100": {
+        2: _product(128, 256, 64, "ieee", 8, 4),
+        4: _product(64, 128, 32, "tf32x3", 8, 3),
+        8: _product(32, 64, 16, "ieee", 4, 2),
+    },
     "other": {
         2: _product(128, 128, 32, "ieee", 8, 3),
         4: _product(64, 64, 32, "tf32x3", 4, 2),
@@ -68,6 +75,8 @@ LINEAR = {
     },
     "interpreter": {size: _product(16, 64, 32, "ieee", 1, 1) for size in (2, 4, 8)},
 }
+# The persistent forward with TMA loads, where there is one: for 2 bytes an element, with LINEAR's BLOCK_V.
+LINEAR_TMA = {target: _product(128, 256, 64, "ieee", 8, 4) for target in ("sm_90", "sm_100")}
 GATHER = {"gpu": Launch({"BLOCK_V": 4096}, 8, 1), "interpreter": Launch({"BLOCK_V": 64}, 1, 1)}
 KEPT = {"gpu": Launch({"BLOCK_N": 16}, 4, 1), "interpreter": Launch({"BLOCK_N": 8}, 1, 1)}
 MERGE = {
@@ -102,6 +111,16 @@ def target(device: torch.device) -> str:
 
 def linear(device: torch.device, dtype: torch.dtype) -> Launch:
     return LINEAR[target(device)][dtype.itemsize]
+
+
+def linear_tma(device: torch.device, dtype: torch.dtype) -> Launch | None:
+    return LINEAR_TMA.get(target(device)) if dtype.itemsize == 2 else None
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Programs of a persistent kernel."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Launch:

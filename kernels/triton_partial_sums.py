@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .configs import FLOOR
-from .triton_tiles import tile_logits, tile_of
+from .triton_partial_sums_tma import partial_sums_tma, takes
+from .triton_tiles import fold_tile, tile_logits, tile_of
 
 
 @triton.jit
@@ -34,8 +34,7 @@ def partial_sums_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
-    """One tile of logits -> maxima, totals, moments [ceil(V / BLOCK_V), N] and, once a row, target_logits [N]. With KEEP
-    also exp(logit - maximum) -> kept [N, V], whole tiles of it: its rows have room for the last one."""
+    """One program a tile; what it writes: fold_tile."""
     row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -55,27 +54,24 @@ def partial_sums_kernel(
         BLOCK_V,
         BLOCK_H,
     )
-    inv_temperature = tl.full((), inv_temperature, ACC)
-    here = row < rows
-    target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
-    # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.
-    local = tl.arange(0, BLOCK_V)
-    first_column = column_tile * BLOCK_V
-    z = tl.where(local[None, :] < columns - first_column, z * inv_temperature, FLOOR)
-    target_logit = tl.sum(tl.where(local[None, :] == (target - first_column)[:, None], z, 0.0), 1)
-    top = tl.max(z, 1)
-    z -= top[:, None]
-    e = tl.exp(z)
-    at = column_tile.to(tl.int64) * rows + row
-    tl.store(maxima + at, top, mask=here)
-    tl.store(totals + at, tl.sum(e, 1), mask=here)
-    if ENTROPY:
-        tl.store(moments + at, tl.sum(e * z, 1), mask=here)
-    inside = (target >= first_column) & (target < first_column + BLOCK_V)
-    tl.store(target_logits + row, target_logit, mask=inside)
-    if KEEP:
-        kept_at = kept + row.to(tl.int64)[:, None] * kept_stride + column[None, :]
-        tl.store(kept_at, e.to(kept.dtype.element_ty), mask=here[:, None])
+    fold_tile(
+        z,
+        row,
+        column_tile,
+        targets,
+        kept,
+        maxima,
+        totals,
+        moments,
+        target_logits,
+        rows,
+        columns,
+        kept_stride,
+        tl.full((), inv_temperature, ACC),
+        ENTROPY,
+        KEEP,
+        BLOCK_V,
+    )
 
 
 def partial_sums(
@@ -90,6 +86,9 @@ def partial_sums(
 ) -> None:
     """Fills parts [2 or 3, tiles * N or more] (maxima, totals and, where there is a third, moments), target_logits [N]
     and, where given, kept [N, vocab_size] whose rows are padded. The numbers of a row of hidden are neighbours."""
+    if takes(hidden, weight):
+        partial_sums_tma(hidden, weight, targets, inv_temperature, vocab_size, parts, target_logits, kept)
+        return
     rows, width = hidden.shape
     launch = configs.linear(hidden.device, hidden.dtype)
     programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(vocab_size, launch.constants["BLOCK_V"])

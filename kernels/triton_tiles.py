@@ -4,22 +4,28 @@ import torch
 import triton
 import triton.language as tl
 
+from .configs import FLOOR
+
 # Rows of dZ are padded to a multiple of this, which every BLOCK_V divides: whole tiles fit, and rows begin on 16 bytes.
 ROW_PADDING = 256
+# Row tiles that are walked side by side. The tiles of 128 x 256 that a GPU's 132 multiprocessors work on at a time then are
+# about a square, and the weight is read once a band of 2,048 rows.
+BAND_TILES = 16
+BAND: tl.constexpr = tl.constexpr(BAND_TILES)
 
 
 @triton.jit
 def tile_of(
     program: tl.tensor, rows: tl.tensor, columns: tl.tensor, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Row tile and column tile of a program: down 8 row tiles, then right, so that neighbours share both operands in
+    """Row tile and column tile of a program: down BAND row tiles, then right, so that neighbours share both operands in
     L2. One grid axis, because the others end at 65,535."""
     row_tiles = tl.cdiv(rows, BLOCK_N)
     column_tiles = tl.cdiv(columns, BLOCK_V)
-    band = program // (8 * column_tiles)
-    height = min(row_tiles - 8 * band, 8)
-    inside = program % (8 * column_tiles)
-    return 8 * band + inside % height, inside // height
+    band = program // (column_tiles * BAND)
+    height = tl.minimum(row_tiles - band * BAND, BAND)
+    inside = program % (column_tiles * BAND)
+    return band * BAND + inside % height, inside // height
 
 
 @triton.jit
@@ -52,6 +58,49 @@ def tile_logits(
         x_at += BLOCK_H
         w_at += BLOCK_H
     return z
+
+
+@triton.jit
+def fold_tile(
+    z: tl.tensor,
+    row: tl.tensor,
+    column_tile: tl.tensor,
+    targets: tl.tensor,
+    kept: tl.tensor,
+    maxima: tl.tensor,
+    totals: tl.tensor,
+    moments: tl.tensor,
+    target_logits: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    kept_stride: tl.tensor,
+    inv_temperature: tl.tensor,
+    ENTROPY: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+) -> None:
+    """A tile z of hidden weight^T -> maxima, totals, moments [ceil(V / BLOCK_V), N] and, once a row, target_logits [N].
+    With KEEP also exp(logit - maximum) -> kept [N, V], whole tiles of it: its rows have room for the last one."""
+    here = row < rows
+    target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
+    # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.
+    local = tl.arange(0, BLOCK_V)
+    first_column = column_tile * BLOCK_V
+    z = tl.where(local[None, :] < columns - first_column, z * inv_temperature, FLOOR)
+    target_logit = tl.sum(tl.where(local[None, :] == (target - first_column)[:, None], z, 0.0), 1)
+    top = tl.max(z, 1)
+    z -= top[:, None]
+    e = tl.exp(z)
+    at = column_tile.to(tl.int64) * rows + row
+    tl.store(maxima + at, top, mask=here)
+    tl.store(totals + at, tl.sum(e, 1), mask=here)
+    if ENTROPY:
+        tl.store(moments + at, tl.sum(e * z, 1), mask=here)
+    inside = (target >= first_column) & (target < first_column + BLOCK_V)
+    tl.store(target_logits + row, target_logit, mask=inside)
+    if KEEP:
+        kept_at = kept + row.to(tl.int64)[:, None] * kept_stride + (first_column + local)[None, :]
+        tl.store(kept_at, e.to(kept.dtype.element_ty), mask=here[:, None])
 
 
 def padded(columns: int) -> int:

@@ -1,0 +1,115 @@
+"""partial_sums for sm_90 and later: a persistent kernel whose loads are made by the tensor memory accelerator (TMA).
+
+One program a multiprocessor walks over tiles. The accelerator computes addresses and fills in zeros past the edges, so
+loads take no registers and no instructions of the warps that multiply. Tiles are folded as partial_sums_kernel does
+(triton_tiles.fold_tile), to the same numbers.
+
+Left out on purpose: loads of the next tile while this one is folded (the flattened loop), which spills 8 bytes a thread.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import configs
+from .triton_tiles import fold_tile, tile_of
+
+
+@triton.jit
+def partial_sums_tma_kernel(
+    hidden: tl.tensor,
+    weight: tl.tensor,
+    targets: tl.tensor,
+    kept: tl.tensor,
+    maxima: tl.tensor,
+    totals: tl.tensor,
+    moments: tl.tensor,
+    target_logits: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    width: tl.tensor,
+    kept_stride: tl.tensor,
+    inv_temperature: tl.float64,
+    ENTROPY: tl.constexpr,
+    KEEP: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    """Every num_programs-th tile. hidden [N, H] and weight [V, H] are descriptors with blocks [BLOCK_N, BLOCK_H] and
+    [BLOCK_V, BLOCK_H]."""
+    tiles = tl.cdiv(rows, BLOCK_N) * tl.cdiv(columns, BLOCK_V)
+    # What does not change from tile to tile is computed again for each: kept in registers, it makes others spill.
+    for step in tl.range(0, tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)), disable_licm=True):
+        tile = tl.program_id(0) + step * tl.num_programs(0)
+        row_tile, column_tile = tile_of(tile, rows, columns, BLOCK_N, BLOCK_V)
+        z = tl.zeros((BLOCK_N, BLOCK_V), dtype=ACC)
+        for start in range(0, width, BLOCK_H):
+            x = hidden.load([row_tile * BLOCK_N, start])
+            w = weight.load([column_tile * BLOCK_V, start])
+            z = tl.dot(x, w.T, z, input_precision=PRECISION, out_dtype=ACC)
+        fold_tile(
+            z,
+            row_tile * BLOCK_N + tl.arange(0, BLOCK_N),
+            column_tile,
+            targets,
+            kept,
+            maxima,
+            totals,
+            moments,
+            target_logits,
+            rows,
+            columns,
+            kept_stride,
+            tl.full((), inv_temperature, ACC),
+            ENTROPY,
+            KEEP,
+            BLOCK_V,
+        )
+
+
+def takes(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the kernel is for this chip and dtype, and the accelerator for these addresses (multiples of 16 bytes)."""
+    if configs.linear_tma(hidden.device, hidden.dtype) is None:
+        return False
+    return all(t.data_ptr() % 16 == 0 and t.stride(0) * t.dtype.itemsize % 16 == 0 for t in (hidden, weight))
+
+
+def partial_sums_tma(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    inv_temperature: float,
+    vocab_size: int,
+    parts: torch.Tensor,
+    target_logits: torch.Tensor,
+    kept: torch.Tensor | None,
+) -> None:
+    """As triton_partial_sums.partial_sums, for what takes() accepts."""
+    rows, width = hidden.shape
+    launch = configs.linear_tma(hidden.device, hidden.dtype)
+    assert launch is not None
+    n, v, h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
+    tiles = triton.cdiv(rows, n) * triton.cdiv(vocab_size, v)
+    partial_sums_tma_kernel[(min(tiles, configs.multiprocessors(hidden.device)),)](
+        TensorDescriptor(hidden, [rows, width], [hidden.stride(0), 1], [n, h]),
+        TensorDescriptor(weight, [vocab_size, width], [weight.stride(0), 1], [v, h]),
+        targets,
+        parts if kept is None else kept,
+        parts[0],
+        parts[1],
+        parts[-1],
+        target_logits,
+        rows,
+        vocab_size,
+        width,
+        hidden.stride(0) if kept is None else kept.stride(0),
+        inv_temperature,
+        ENTROPY=len(parts) == 3,
+        KEEP=kept is not None,
+        ACC=configs.accumulator(hidden.dtype),
+        **launch.options(),
+    )

@@ -1,0 +1,90 @@
+"""The persistent forward with TMA loads: the same numbers as the forward beside it, in Triton's interpreter.
+
+The interpreter reads through descriptors as the accelerator does: blocks at any place, zeros past the edges.
+"""
+
+import pytest
+import torch
+
+from o1core import kernels
+from o1core.kernels import configs, triton_partial_sums_tma
+from tests.kernels.triton_cases import (
+    BLOCK_N,
+    BLOCK_V,
+    gradients,
+    head,
+    needs_interpreter,
+    normal,
+    triton_backend,
+    with_blocks_of,
+)
+
+pytestmark = [needs_interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+@pytest.fixture(autouse=True)
+def choose_triton(monkeypatch):
+    with triton_backend(monkeypatch):
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the persistent kernel was launched; `calls.on()` lets it be."""
+    original = triton_partial_sums_tma.partial_sums_tma
+    count = []
+
+    def counting(*arguments):
+        count.append(1)
+        original(*arguments)
+
+    monkeypatch.setattr("o1core.kernels.triton_partial_sums.partial_sums_tma", counting)
+    return count
+
+
+@pytest.mark.parametrize("n, v, h", [(1, 1, 8), (BLOCK_N + 1, 5 * BLOCK_V + 3, 40), (3 * BLOCK_N, BLOCK_V, 32)])
+def test_the_persistent_forward_gives_the_same_bits(monkeypatch, calls, n, v, h):
+    hidden, weight, targets = head(n, v + 8, h, torch.bfloat16)
+    upstream = normal(n, seed=4), normal(n, seed=5)
+    options = {"temperature": 0.7, "vocab_size": v}
+    targets = targets % v
+    expected = gradients(kernels.linear_logprob, hidden, weight, targets, *upstream, **options)
+    assert not calls
+    monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
+    found = gradients(kernels.linear_logprob, hidden, weight, targets, *upstream, **options)
+    assert calls
+    for a, b in zip(found, expected):
+        assert torch.equal(a, b)
+
+
+def test_the_persistent_forward_keeps_the_same_exponentials(monkeypatch, calls):
+    from o1core.kernels.triton_linear import kept_forward
+
+    hidden, weight, targets = head(BLOCK_N + 3, 2 * BLOCK_V + 9, 24, torch.bfloat16)
+    expected = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
+    monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
+    found = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
+    assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_the_blocks_that_ship_give_the_same_numbers(monkeypatch, calls):
+    hidden, weight, targets = head(130, 260, 72, torch.bfloat16)
+    expected = kernels.linear_logprob(hidden, weight, targets)
+    with_blocks_of(monkeypatch, "sm_90")
+    monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR_TMA["sm_90"])
+    torch.testing.assert_close(kernels.linear_logprob(hidden, weight, targets), expected, rtol=1e-5, atol=1e-5)
+    assert calls
+
+
+def test_addresses_that_the_accelerator_cannot_take_go_the_other_way(monkeypatch, calls):
+    monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
+    hidden, weight, targets = head(5, 9, 12, torch.bfloat16)  # rows of 24 bytes
+    kernels.linear_logprob(hidden, weight, targets)
+    wide = torch.zeros(5, 24, dtype=torch.bfloat16)[:, 1:17]  # begins 2 bytes after a multiple of 16
+    kernels.linear_logprob(wide, torch.zeros(9, 16, dtype=torch.bfloat16), targets)
+    assert not calls
+
+
+def test_the_persistent_forward_has_the_tiles_that_the_gradients_expect():
+    for target, launch in configs.LINEAR_TMA.items():
+        assert launch.constants["BLOCK_V"] == configs.LINEAR[target][2].constants["BLOCK_V"]
