@@ -118,6 +118,8 @@ class Variant:
         constants["ACC"] = tl.float64 if self.dtype == "fp64" else tl.float32
         if self.ones:
             constants |= dict.fromkeys((*INT_SCALARS, *DIVISIBLE), 1)
+            if self.kernel == "linear.partial_sums_tma":  # whose rows are a multiple of 16 bytes
+                del constants["width"]
         return {name: constants[name] for name in names if name in constants}
 
     def signature(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Log-probs of a large vocabulary, the clipped length-harmonizing loss and paged decode attention: the public ops.
 
-Triton runs on a GPU, chunked torch elsewhere; O1CORE_KERNELS=torch|triton overrides that (with TRITON_INTERPRET=1 the
+Triton runs on a GPU, torch elsewhere; O1CORE_KERNELS=torch|triton overrides that (with TRITON_INTERPRET=1 the
 Triton kernels run on a CPU). Arguments are checked before any launch: a wrong one is a ValueError that names it.
 What a backend supplies: dispatch.py.
 Letters: N tokens, H hidden, V vocabulary, S sequences.

@@ -20,10 +20,10 @@ class LinearLogprob(torch.autograd.Function):
         want_entropy: bool,
         primitives: Primitives,
     ) -> Any:
-        logp, lse, entropy = primitives.linear_forward(
+        logp, top, log_total, entropy = primitives.linear_forward(
             hidden, weight, targets, inv_temperature, vocab_size, want_entropy
         )
-        ctx.save_for_backward(hidden, weight, targets, lse, entropy)
+        ctx.save_for_backward(hidden, weight, targets, logp, top, log_total, entropy)
         ctx.settings = inv_temperature, vocab_size
         ctx.backward_primitive = primitives.linear_backward
         ctx.set_materialize_grads(False)
@@ -32,13 +32,13 @@ class LinearLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
-        hidden, weight, targets, lse, entropy = ctx.saved_tensors
+        hidden, weight, targets, *row, entropy = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         if logp_grad is None and entropy_grad is None:
             return (None,) * 7
-        logp_grad = torch.zeros_like(lse) if logp_grad is None else logp_grad
+        logp_grad = torch.zeros_like(row[0]) if logp_grad is None else logp_grad
         d_hidden, d_weight = ctx.backward_primitive(
-            hidden, weight, targets, lse, logp_grad, entropy_grad, entropy, *ctx.settings, need_hidden, need_weight
+            hidden, weight, targets, *row, logp_grad, entropy_grad, entropy, *ctx.settings, need_hidden, need_weight
         )
         return d_hidden, d_weight, None, None, None, None, None
 
@@ -55,8 +55,10 @@ class GatherLogprob(torch.autograd.Function):
         inplace_gradient: bool,
         primitives: Primitives,
     ) -> Any:
-        logp, lse, entropy = primitives.gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy)
-        ctx.save_for_backward(logits, targets, lse, entropy)
+        logp, top, log_total, entropy = primitives.gather_forward(
+            logits, targets, inv_temperature, vocab_size, want_entropy
+        )
+        ctx.save_for_backward(logits, targets, logp, top, log_total, entropy)
         ctx.settings = inv_temperature, vocab_size, inplace_gradient
         ctx.backward_primitive = primitives.gather_backward
         ctx.set_materialize_grads(False)
@@ -65,11 +67,11 @@ class GatherLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
-        logits, targets, lse, entropy = ctx.saved_tensors
+        logits, targets, *row, entropy = ctx.saved_tensors
         if logp_grad is None and entropy_grad is None:
             return (None,) * 7
-        logp_grad = torch.zeros_like(lse) if logp_grad is None else logp_grad
-        d_logits = ctx.backward_primitive(logits, targets, lse, logp_grad, entropy_grad, entropy, *ctx.settings)
+        logp_grad = torch.zeros_like(row[0]) if logp_grad is None else logp_grad
+        d_logits = ctx.backward_primitive(logits, targets, *row, logp_grad, entropy_grad, entropy, *ctx.settings)
         return d_logits, None, None, None, None, None, None
 
 

@@ -87,6 +87,10 @@ MERGE = {
 ATTENTION = {2: Launch({}, 4, 2, "ieee"), 4: Launch({}, 4, 1, "tf32x3"), 8: Launch({}, 8, 1, "ieee")}
 ATTENTION_MERGE = {"gpu": Launch({}, 4, 1), "interpreter": Launch({}, 1, 1)}
 WRITE_PAGES = {"gpu": Launch({}, 1, 1), "interpreter": Launch({}, 1, 1)}
+SAMPLE = {
+    "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 8192}, 16, 1),
+    "interpreter": Launch({"BLOCK_R": 512, "BLOCK_V": 32}, 1, 1),
+}
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 ADVANTAGE = {
     "gpu": Launch({"BLOCK_S": 32, "BLOCK_G": 128}, 4, 1),

@@ -5,30 +5,32 @@ only when it is chosen: it costs time at start and does not exist everywhere. Th
 because importing a submodule `linear_logprob` would replace the function of that name in the package.
 
     linear_forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
-        -> logp [N], lse [N], entropy [N] or None
-    linear_backward(hidden, weight, targets, lse, logp_grad [N], entropy_grad [N] or None, entropy [N] or None,
+        -> logp [N], top [N], log_total [N], entropy [N] or None
+    linear_backward(hidden, weight, targets, logp, top, log_total, logp_grad [N], entropy_grad [N] or None, entropy [N] or None,
                     inv_temperature, vocab_size, need_hidden, need_weight)
         -> d_hidden [N, H] or None, d_weight [V, H] or None           (dtypes of hidden and weight)
 
 with z = inv_temperature * hidden weight^T, columns from vocab_size on left out, p = exp(z - lse):
 
-    lse = log sum_j exp z_j      logp = z_target - lse      entropy = lse - sum_j p_j z_j
+    lse = log sum_j exp z_j = top + log_total (top = max_j z_j: apart, because their sum loses digits)
+    logp = z_target - lse      entropy = lse - sum_j p_j z_j
     d z_j = logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy)
 
-logp, lse and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The upstream
-gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
+logp, top, log_total and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The
+upstream gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
 
     kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
-        -> logp [N], lse [N], kept [N, vocab_size], maxima [any, N]      (what the backend needs to form p again)
-    kept_gradient(kept, maxima, targets, logp, lse, logp_grad, inv_temperature, picked [n] int64 or None)
+        -> logp [N], kept [N, vocab_size], state                (tensors that the backend needs to form p again)
+    kept_gradient(kept, state, targets, logp, logp_grad, inv_temperature, picked [n] int64 or None)
         -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows [n, vocab_size], in that
            order; may be written over kept
     one_pass: how many rows of kept numbers it may hold
 
     gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
-        -> logp, lse, entropy or None
-    gather_backward(logits, targets, lse, logp_grad, entropy_grad or None, entropy or None, inv_temperature, vocab_size,
-                    inplace) -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
+        -> logp, top, log_total, entropy or None
+    gather_backward(logits, targets, logp, top, log_total, logp_grad, entropy_grad or None, entropy or None,
+                    inv_temperature, vocab_size, inplace)
+        -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
 
     surrogate(logp [N], ref_logp [N], advantage [S], cu_seqlens [S + 1] int32/int64, mask [N] bool or None,
               ratio, eps_low, eps_high, normalizer)

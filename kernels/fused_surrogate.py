@@ -59,9 +59,9 @@ class TwoPasses(torch.autograd.Function):
         no_sync: bool,
         *surrogate: Any,
     ) -> Any:
-        logp, lse, _ = primitives.linear_forward(hidden, weight, targets, inv_temperature, vocab_size, False)
+        logp, top, log_total, _ = primitives.linear_forward(hidden, weight, targets, inv_temperature, vocab_size, False)
         loss, d_logp, metrics = primitives.surrogate(logp, *surrogate)
-        ctx.save_for_backward(hidden, weight, targets, lse, d_logp)
+        ctx.save_for_backward(hidden, weight, targets, logp, top, log_total, d_logp)
         ctx.mark_non_differentiable(metrics.sums, metrics.ratio_max)
         ctx.settings = inv_temperature, vocab_size
         ctx.backward_primitive = primitives.linear_backward
@@ -72,16 +72,17 @@ class TwoPasses(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
-        hidden, weight, targets, lse, d_logp = ctx.saved_tensors
+        hidden, weight, *numbers, d_logp = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows = None if ctx.no_sync else d_logp.nonzero()[:, 0]
         if rows is not None and len(rows) == len(d_logp):
             rows = None
         kept = hidden
         if rows is not None:
-            kept, targets, lse, d_logp = hidden[rows], targets[rows], lse[rows], d_logp[rows]
+            kept, d_logp = hidden[rows], d_logp[rows]
+            numbers = [n[rows] for n in numbers]
         d_hidden, d_weight = ctx.backward_primitive(
-            kept, weight, targets, lse, d_logp * loss_grad, None, None, *ctx.settings, need_hidden, need_weight
+            kept, weight, *numbers, d_logp * loss_grad, None, None, *ctx.settings, need_hidden, need_weight
         )
         if need_hidden and rows is not None:
             d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, d_hidden)
@@ -118,7 +119,7 @@ class OnePass(torch.autograd.Function):
         for r in range(0, tokens, wave):
             part = slice(r, min(r + wave, tokens))
             x, t = hidden[part], targets[part]
-            logp, lse, kept, maxima = primitives.kept_forward(x, weight, t, inv_temperature, vocab_size)
+            logp, kept, state = primitives.kept_forward(x, weight, t, inv_temperature, vocab_size)
             units = (advantage, cu_seqlens)
             if several:
                 units = advantage[part], torch.arange(len(t) + 1, device=hidden.device)
@@ -128,7 +129,7 @@ class OnePass(torch.autograd.Function):
             loss += part_loss
             metrics = metrics.merge(part_metrics)
             picked = None if no_sync else rows_with_gradient(d_logp, weight, primitives)
-            d_logits = primitives.kept_gradient(kept, maxima, t, logp, lse, d_logp, inv_temperature, picked)
+            d_logits = primitives.kept_gradient(kept, state, t, logp, d_logp, inv_temperature, picked)
             d_logits = d_logits.to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part if picked is None else picked + r] = d_logits @ weight[:vocab_size]

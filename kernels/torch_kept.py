@@ -11,11 +11,10 @@ BUDGET = OnePassBudget(limit=torch_linear.SCRATCH_BYTES, wide=True)
 
 def kept_forward(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
     kept = hidden.new_empty(tokens, vocab_size, dtype=acc)
-    lse = hidden.new_empty(tokens, dtype=acc)
     rows = max(64, torch_linear.FORWARD_BLOCK // acc.itemsize // vocab_size)
     scratch = hidden.new_empty(min(rows, tokens), vocab_size, dtype=acc)
     w = weight[:vocab_size].to(acc)
@@ -27,21 +26,19 @@ def kept_forward(
             if inv_temperature != 1:
                 z *= inv_temperature
             torch.log_softmax(z, 1, out=kept[part])
-            lse[part] = z[:, 0] - kept[part, 0]
-    return kept.gather(1, targets.long()[:, None])[:, 0], lse, kept, kept.new_empty(0, tokens)
+    return kept.gather(1, targets.long()[:, None])[:, 0], kept, ()
 
 
 def kept_gradient(
     kept: torch.Tensor,
-    maxima: torch.Tensor,
+    state: tuple[torch.Tensor, ...],
     targets: torch.Tensor,
     logp: torch.Tensor,
-    lse: torch.Tensor,
     logp_grad: torch.Tensor,
     inv_temperature: float,
     picked: torch.Tensor | None,
 ) -> torch.Tensor:
-    # What is kept here is log p whole, so neither maxima nor lse is needed.
+    # What is kept here is log p whole, so there is no state.
     if picked is not None:
         kept, targets, logp, logp_grad = kept[picked], targets[picked], logp[picked], logp_grad[picked]
     scale = logp_grad.to(kept.dtype)[:, None] * -inv_temperature

@@ -9,7 +9,7 @@ How a bf16 head is multiplied on a CPU:
   exact in fp32, so both sides are widened and multiplied with oneDNN allowed to use its bf16 units on fp32 tensors:
   exact products, fp32 sums, fp32 logits. (The units are AMX; without it oneDNN multiplies in fp32, at half the rate of
   a bf16 product and still twice that of torch's default library on some chips.)
-- Backward: the log-sum-exp is known, so the product subtracts it: hidden gets columns that hold -lse in bf16 parts,
+- Backward: the log-sum-exp is known, so the product subtracts it: hidden gets columns that hold it in bf16 parts,
   weight gets columns of ones, and what is rounded to bf16 is log p, not the logit. Where p matters log p is small, so
   the rounding is relative to log p (at p = 1 it is exact) and p is good to bf16. The row's coefficient is folded into the
   [N, H] operands, so that the only pass over a block is one exp.
@@ -65,16 +65,17 @@ def forward(
     inv_temperature: float,
     vocab_size: int,
     want_entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
     targets = targets.long()
     rows, columns = _block(tokens, vocab_size, hidden.shape[1], FORWARD_BLOCK // acc.itemsize, FORWARD_COLUMNS)
     starts = range(0, vocab_size, columns)
     scratch = hidden.new_empty(2, rows * columns, dtype=acc)
-    # One log-sum-exp and one entropy for each block of the vocabulary, merged at the end.
-    lse_parts = hidden.new_empty(len(starts), tokens, dtype=acc)
-    entropy_parts = torch.empty_like(lse_parts) if want_entropy else None
+    # One maximum, log of the sum above it and entropy for each block of the vocabulary, merged at the end.
+    tops = hidden.new_empty(len(starts), tokens, dtype=acc)
+    log_totals = torch.empty_like(tops)
+    entropy_parts = torch.empty_like(tops) if want_entropy else None
     picked = hidden.new_empty(tokens, dtype=acc)
     with bf16_units(hidden.dtype):
         for c, start in enumerate(starts):
@@ -87,20 +88,32 @@ def forward(
                 if inv_temperature != 1:
                     z *= inv_temperature
                 torch.log_softmax(z, 1, out=log_p)
-                lse_parts[c, part] = z[:, 0] - log_p[:, 0]
+                torch.amax(z, 1, out=tops[c, part])
+                log_totals[c, part] = -log_p.amax(1)
                 column = targets[part] - start
                 inside = (column >= 0) & (column < width)
                 here = z.gather(1, column.clamp_(0, width - 1)[:, None])[:, 0]
                 picked[part] = torch.where(inside, here, picked[part])
                 if entropy_parts is not None:
                     entropy_parts[c, part] = -torch.exp(log_p, out=z).mul_(log_p).sum(1)
-    lse = lse_parts.logsumexp(0)
+    return merge(tops, log_totals, entropy_parts, picked)
+
+
+def merge(
+    tops: torch.Tensor, log_totals: torch.Tensor, entropies: torch.Tensor | None, target_logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Blocks of the vocabulary [blocks, N] -> logp, top, log_total, entropy or None [N]. The sums over blocks are made in
+    float64: they are few, and a log-prob near zero is their difference."""
+    top = tops.amax(0)
+    log_parts = (tops - top).double() + log_totals
+    log_total = log_parts.logsumexp(0)
+    logp = ((target_logits - top) - log_total).to(top.dtype)
     entropy = None
-    if entropy_parts is not None:
+    if entropies is not None:
         # H = sum over blocks of P(block) (H(block) - log P(block))
-        log_share = lse_parts - lse
-        entropy = (log_share.exp() * (entropy_parts - log_share)).sum(0)
-    return picked - lse, lse, entropy
+        log_share = log_parts - log_total
+        entropy = (log_share.exp() * (entropies - log_share)).sum(0).to(top.dtype)
+    return logp, top, log_total.to(top.dtype), entropy
 
 
 def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
@@ -111,26 +124,19 @@ def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
     return torch.bfloat16 if on_chip else torch.float32
 
 
-def _parts(values: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-    """values as a sum of tensors of dtype, exact to fp32: one part, or three of bf16."""
-    parts = []
-    for _ in range(3 if dtype == torch.bfloat16 else 1):
-        parts.append(values.to(dtype))
-        values = values - parts[-1]
+def _offsets(top: torch.Tensor, log_total: torch.Tensor, factor: float, dtype: torch.dtype) -> list[torch.Tensor]:
+    """factor (top + log_total) as a sum of tensors of dtype: both apart, or three of bf16 that are exact to fp32."""
+    if dtype != torch.bfloat16:
+        return [top * factor, log_total * factor]
+    parts, rest = [], (top + log_total) * factor
+    for _ in range(3):
+        parts.append(rest.to(dtype))
+        rest = rest - parts[-1]
     return parts
 
 
-def _target_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, inv_temperature: float, acc: torch.dtype
-) -> torch.Tensor:
-    picked = hidden.new_empty(len(targets), dtype=acc)
-    for part in torch.arange(len(targets), device=hidden.device).split(1024):
-        picked[part] = (hidden[part].to(acc) * weight[targets[part]].to(acc)).sum(1)
-    return picked * inv_temperature
-
-
 def _coefficients(
-    target_logp: torch.Tensor,
+    logp: torch.Tensor,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
     entropy: torch.Tensor | None,
@@ -138,8 +144,8 @@ def _coefficients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """-> at_target [N], the target's entry of a block, and scale [N], which its row is multiplied by afterwards."""
     if entropy_grad is None or entropy is None:
-        return target_logp.expm1(), logp_grad * -inv_temperature
-    at_target = target_logp.exp() * (logp_grad + entropy_grad * (target_logp + entropy)) - logp_grad
+        return logp.expm1(), logp_grad * -inv_temperature
+    at_target = logp_grad * logp.expm1() + entropy_grad * logp.exp() * (logp + entropy)
     return at_target, torch.full_like(logp_grad, -inv_temperature)
 
 
@@ -169,7 +175,9 @@ def backward(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    lse: torch.Tensor,
+    logp: torch.Tensor,
+    top: torch.Tensor,
+    log_total: torch.Tensor,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
     entropy: torch.Tensor | None,
@@ -185,10 +193,9 @@ def backward(
     tokens, size = hidden.shape
     targets, logp_grad = targets.long(), logp_grad.to(acc)
     entropy_grad = None if entropy_grad is None else entropy_grad.to(acc)
-    target_logp = _target_logits(hidden, weight, targets, inv_temperature, acc) - lse
-    at_target, scale = _coefficients(target_logp, logp_grad, entropy_grad, entropy, inv_temperature)
+    at_target, scale = _coefficients(logp, logp_grad, entropy_grad, entropy, inv_temperature)
 
-    x = torch.cat((hidden.to(work), torch.stack(_parts(lse / -inv_temperature, work), 1)), 1)
+    x = torch.cat((hidden.to(work), torch.stack(_offsets(top, log_total, -1 / inv_temperature, work), 1)), 1)
     scaled = (hidden * scale[:, None]).to(work)
     d_hidden = hidden.new_zeros(tokens, size, dtype=acc) if need_hidden else None
     d_weight = torch.empty_like(weight) if need_weight else None

@@ -1,7 +1,4 @@
-"""The gradient of stored logits: one program a row and block of columns, in place of the logits where asked for.
-
-p = exp(z - lse)       d logits_j = inv_temperature (logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy))
-"""
+"""The gradient of stored logits: one program a row and block of columns, in place of the logits where asked for."""
 
 import torch
 import triton
@@ -9,17 +6,17 @@ import triton.language as tl
 
 from . import configs
 from .configs import FLOOR
-from .precision import accumulator
+from .row_coefficients import row_coefficients
 
 
 @triton.jit
 def gather_backward_kernel(
     logits: tl.tensor,
     targets: tl.tensor,
-    lse: tl.tensor,
-    logp_grad: tl.tensor,
-    entropy_grad: tl.tensor,
-    entropy: tl.tensor,
+    top: tl.tensor,
+    at_target: tl.tensor,
+    constant: tl.tensor,
+    linear: tl.tensor,
     d_logits: tl.tensor,
     vocab_size: tl.tensor,
     columns: tl.tensor,
@@ -36,20 +33,21 @@ def gather_backward_kernel(
     column = (tl.program_id(0) % blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
     inv_temperature = tl.full((), inv_temperature, ACC)
     z = tl.load(logits + row * row_stride + column, mask=column < columns, other=0.0).to(ACC) * inv_temperature
-    log_p = tl.where(column < vocab_size, z, float("-inf")) - tl.load(lse + row)
-    slope = tl.load(logp_grad + row)
-    pull = slope
+    z = tl.where(column < vocab_size, z - tl.load(top + row), float("-inf"))
+    factor = tl.load(constant + row)
     if ENTROPY:
-        pull += tl.load(entropy_grad + row) * (tl.maximum(log_p, FLOOR) + tl.load(entropy + row))
-    dz = tl.where(column == tl.load(targets + row), slope, 0.0) - tl.exp(log_p) * pull
-    dz = (dz * inv_temperature).to(d_logits.dtype.element_ty)
+        factor += tl.load(linear + row) * tl.maximum(z, FLOOR)
+    dz = tl.where(column == tl.load(targets + row), tl.load(at_target + row), tl.exp(z) * factor)
+    dz = dz.to(d_logits.dtype.element_ty)
     tl.store(d_logits + row * d_row_stride + column, dz, mask=column < columns)
 
 
 def gather_backward(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    lse: torch.Tensor,
+    logp: torch.Tensor,
+    top: torch.Tensor,
+    log_total: torch.Tensor,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
     entropy: torch.Tensor | None,
@@ -59,19 +57,18 @@ def gather_backward(
 ) -> torch.Tensor:
     """-> d_logits [N, V] in the dtype of logits; with inplace it is logits, written over."""
     rows, columns = logits.shape
-    acc = accumulator(logits.dtype)
+    row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
     launch = configs.elementwise(configs.GATHER, logits.device)
     d_logits = logits if inplace else torch.empty_like(logits, memory_format=torch.contiguous_format)
-    logp_grad = logp_grad.to(acc).contiguous()
     blocks = triton.cdiv(columns, launch.constants["BLOCK_V"])
     if rows:
         gather_backward_kernel[(rows * blocks,)](
             logits,
             targets.contiguous(),
-            lse,
-            logp_grad,
-            logp_grad if entropy_grad is None else entropy_grad.to(acc).contiguous(),
-            lse if entropy_grad is None else entropy,
+            top,
+            row.at_target,
+            row.constant,
+            row.constant if row.linear is None else row.linear,
             d_logits,
             vocab_size,
             columns,
@@ -79,7 +76,7 @@ def gather_backward(
             logits.stride(0),
             d_logits.stride(0),
             inv_temperature,
-            ENTROPY=entropy_grad is not None,
+            ENTROPY=row.linear is not None,
             ACC=configs.accumulator(logits.dtype),
             **launch.options(),
         )

@@ -14,7 +14,8 @@ def gather_forward_kernel(
     logits: tl.tensor,
     targets: tl.tensor,
     logp: tl.tensor,
-    lse: tl.tensor,
+    row_top: tl.tensor,
+    row_log_total: tl.tensor,
     entropy: tl.tensor,
     vocab_size: tl.tensor,
     columns: tl.tensor,
@@ -24,14 +25,15 @@ def gather_forward_kernel(
     ACC: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """One row: logits [V] -> logp, lse, entropy. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31. Loads are
+    """One row: logits [V] -> its four numbers. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31. Loads are
     masked by the row's columns, which allows 16 bytes a load, and ids from vocab_size on are dropped afterwards."""
     row = tl.program_id(0).to(tl.int64)
     at = logits + row * row_stride
     inv_temperature = tl.full((), inv_temperature, ACC)
     top = tl.full((), FLOOR, ACC)
-    total = tl.full((), 0.0, ACC)
-    moment = tl.full((), 0.0, ACC)
+    # A sum a lane, added up at the end: next to a likely token's 1, what is added one block at a time is rounded away.
+    totals = tl.zeros((BLOCK_V,), ACC)
+    moments = tl.zeros((BLOCK_V,), ACC)
     for start in range(0, vocab_size, BLOCK_V):
         column = start + tl.arange(0, BLOCK_V)
         z = tl.load(at + column, mask=column < columns, other=0.0).to(ACC) * inv_temperature
@@ -41,34 +43,37 @@ def gather_forward_kernel(
         z -= new_top
         e = tl.exp(z)
         if ENTROPY:
-            moment = tl.exp(fall) * (moment + fall * total) + tl.sum(e * tl.maximum(z, FLOOR), 0)
-        total = tl.exp(fall) * total + tl.sum(e, 0)
+            moments = tl.exp(fall) * (moments + fall * totals) + e * tl.maximum(z, FLOOR)
+        totals = tl.exp(fall) * totals + e
         top = new_top
+    total = tl.sum(totals, 0)
     target = tl.load(targets + row)
     target_logit = tl.load(at + target).to(ACC) * inv_temperature
     log_total = tl.log(total)
-    tl.store(lse + row, top + log_total)
-    # top first: where it is large, top + log_total has lost the digits that a log-prob near zero is made of.
+    # top and log_total stay apart: their sum has lost the digits that a log-prob near zero is made of.
+    tl.store(row_top + row, top)
+    tl.store(row_log_total + row, log_total)
     tl.store(logp + row, (target_logit - top) - log_total)
     if ENTROPY:
-        tl.store(entropy + row, log_total - moment / total)
+        tl.store(entropy + row, log_total - tl.sum(moments, 0) / total)
 
 
 def gather_forward(
     logits: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int, want_entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """logits [N, V] of any row stride, targets [N] -> logp, lse, entropy or None, all [N] float32 (float64)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """logits [N, V] of any row stride, targets [N] -> logp, top, log_total, entropy or None, all [N] float32 (float64)."""
     rows = len(logits)
     acc = accumulator(logits.dtype)
-    logp, lse = (logits.new_empty(rows, dtype=acc) for _ in range(2))
+    logp, top, log_total = (logits.new_empty(rows, dtype=acc) for _ in range(3))
     entropy = logits.new_empty(rows, dtype=acc) if want_entropy else None
     if rows:
         gather_forward_kernel[(rows,)](
             logits,
             targets.contiguous(),
             logp,
-            lse,
-            lse if entropy is None else entropy,
+            top,
+            log_total,
+            logp if entropy is None else entropy,
             vocab_size,
             logits.shape[1],
             logits.stride(0),
@@ -77,4 +82,4 @@ def gather_forward(
             ACC=configs.accumulator(logits.dtype),
             **configs.elementwise(configs.GATHER, logits.device).options(),
         )
-    return logp, lse, entropy
+    return logp, top, log_total, entropy

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs, precision
+from . import configs
+from .row_coefficients import row_coefficients
 from .triton_tiles import padded
 
 
@@ -15,16 +16,15 @@ def kept_gradient_kernel(
     picked: tl.tensor,
     maxima: tl.tensor,
     targets: tl.tensor,
-    logp: tl.tensor,
-    lse: tl.tensor,
-    logp_grad: tl.tensor,
+    top: tl.tensor,
+    at_target: tl.tensor,
+    constant: tl.tensor,
     rows: tl.tensor,
     kept_rows: tl.tensor,
     columns: tl.tensor,
     room: tl.tensor,
     kept_stride: tl.tensor,
     d_logits_stride: tl.tensor,
-    inv_temperature: tl.float64,
     PICK: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -38,28 +38,26 @@ def kept_gradient_kernel(
     row = (tl.program_id(0) // column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     here = row < rows
-    inv_temperature = tl.full((), inv_temperature, ACC)
     source = row.to(tl.int64)
     if PICK:
         source = tl.load(picked + row, mask=here, other=0)
     target = tl.load(targets + source, mask=here, other=-1).to(tl.int32)
-    slope = tl.load(logp_grad + source, mask=here, other=0.0) * inv_temperature
-    top = tl.load(maxima + column_tile.to(tl.int64) * kept_rows + source, mask=here, other=0.0)
-    scale = slope * tl.exp(top - tl.load(lse + source, mask=here, other=0.0))
-    at_target = slope * (1 - tl.exp(tl.load(logp + source, mask=here, other=0.0)))
+    tile_top = tl.load(maxima + column_tile.to(tl.int64) * kept_rows + source, mask=here, other=0.0)
+    fall = tl.exp(tile_top - tl.load(top + source, mask=here, other=0.0))
+    scale = tl.load(constant + source, mask=here, other=0.0) * fall
+    own = tl.load(at_target + source, mask=here, other=0.0)
     inside = here[:, None] & (column < room)[None, :]
     e = tl.load(kept + source[:, None] * kept_stride + column[None, :], mask=inside, other=0.0).to(ACC)
-    dz = tl.where(column[None, :] == target[:, None], at_target[:, None], -scale[:, None] * e)
+    dz = tl.where(column[None, :] == target[:, None], own[:, None], scale[:, None] * e)
     at = d_logits + row.to(tl.int64)[:, None] * d_logits_stride + column[None, :]
     tl.store(at, dz.to(d_logits.dtype.element_ty), mask=inside)
 
 
 def kept_gradient(
     kept: torch.Tensor,
-    maxima: torch.Tensor,
+    state: tuple[torch.Tensor, ...],
     targets: torch.Tensor,
     logp: torch.Tensor,
-    lse: torch.Tensor,
     logp_grad: torch.Tensor,
     inv_temperature: float,
     picked: torch.Tensor | None = None,
@@ -67,6 +65,8 @@ def kept_gradient(
     """dZ, the gradient of hidden weight^T where d loss / d logp is logp_grad [N]: of all rows, written over kept
     [N, vocab_size]; or of the rows picked [n] int64 alone, in that order, in new memory [n, vocab_size]."""
     columns = kept.shape[1]
+    maxima, top, log_total = state
+    row = row_coefficients(logp, log_total, logp_grad, None, None, inv_temperature)
     block_v = configs.linear(kept.device, kept.dtype).constants["BLOCK_V"]
     launch = configs.elementwise(configs.KEPT, kept.device)
     d_logits = kept if picked is None else kept.new_empty(len(picked), padded(columns))[:, :columns]
@@ -79,16 +79,15 @@ def kept_gradient(
             targets if picked is None else picked,
             maxima,
             targets.contiguous(),
-            logp,
-            lse,
-            logp_grad.to(precision.accumulator(kept.dtype)).contiguous(),
+            top,
+            row.at_target,
+            row.constant,
             rows,
             len(kept),
             columns,
             min(kept.stride(0), d_logits.stride(0)),
             kept.stride(0),
             d_logits.stride(0),
-            inv_temperature,
             PICK=picked is not None,
             ACC=configs.accumulator(kept.dtype),
             BLOCK_V=block_v,

@@ -2,7 +2,6 @@
 
     z = inv_temperature * hidden weight^T          p = exp(z - lse)          lse = log sum_j exp z_j
     logp = z_target - lse                          entropy = lse - sum_j p_j z_j
-    d z_j = logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy)
 
 Forward, 2NVH FLOPs: one program a tile [BLOCK_N, BLOCK_V] of logits, which it holds in registers in fp32 and folds to
 three numbers a row (maximum, sum of exponentials, and for the entropy their first moment). They go to partial sums
@@ -28,6 +27,7 @@ import triton
 from . import configs
 from .one_pass_budget import OnePassBudget
 from .precision import accumulator, add_product
+from .row_coefficients import row_coefficients
 from .triton_logit_gradient import logit_gradient
 from .triton_merge import merge
 from .triton_partial_sums import partial_sums
@@ -48,13 +48,13 @@ def forward(
     inv_temperature: float,
     vocab_size: int,
     want_entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """hidden [N, H], weight [V, H], targets [N] -> logp, lse, entropy or None: [N] float32 (float64 for float64)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """hidden [N, H], weight [V, H], targets [N] -> logp, top, log_total, entropy or None: [N] float32 (float64)."""
     hidden, targets = unit_stride(hidden), targets.contiguous()
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
     blocks = configs.linear(hidden.device, hidden.dtype).constants
-    logp, lse, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(3))
+    logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
     entropy = hidden.new_empty(rows, dtype=acc) if want_entropy else None
     tiles = triton.cdiv(vocab_size, blocks["BLOCK_V"])
     sums = 3 if want_entropy else 2
@@ -65,33 +65,36 @@ def forward(
         partial_sums(
             hidden[part], weight, targets[part], inv_temperature, vocab_size, parts, target_logits[part], kept=None
         )
-        merge(parts, tiles, target_logits[part], logp[part], lse[part], None if entropy is None else entropy[part])
-    return logp, lse, entropy
+        of_entropy = None if entropy is None else entropy[part]
+        merge(parts, tiles, target_logits[part], logp[part], top[part], log_total[part], of_entropy)
+    return logp, top, log_total, entropy
 
 
 def kept_forward(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """hidden [N, H], weight [V, H], targets [N] -> logp, lse [N] float32 (float64); for kept_gradient, kept
-    [N, vocab_size] in the dtype of hidden and maxima [ceil(vocab_size / BLOCK_V), N]."""
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """hidden [N, H], weight [V, H], targets [N] -> logp [N] float32 (float64); for kept_gradient, kept [N, vocab_size] in
+    the dtype of hidden and (maxima [ceil(vocab_size / BLOCK_V), N], top [N], log_total [N])."""
     hidden = unit_stride(hidden)
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
     tiles = triton.cdiv(vocab_size, configs.linear(hidden.device, hidden.dtype).constants["BLOCK_V"])
-    logp, lse, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(3))
+    logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
     parts = hidden.new_empty(2, tiles * rows, dtype=acc)
     kept = hidden.new_empty(rows, padded(vocab_size))[:, :vocab_size]
     if rows:
         partial_sums(hidden, weight, targets.contiguous(), inv_temperature, vocab_size, parts, target_logits, kept=kept)
-        merge(parts, tiles, target_logits, logp, lse, None)
-    return logp, lse, kept, parts[0].view(tiles, rows)
+        merge(parts, tiles, target_logits, logp, top, log_total, None)
+    return logp, kept, (parts[0].view(tiles, rows), top, log_total)
 
 
 def backward(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    lse: torch.Tensor,
+    logp: torch.Tensor,
+    top: torch.Tensor,
+    log_total: torch.Tensor,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
     entropy: torch.Tensor | None,
@@ -104,6 +107,7 @@ def backward(
     hidden = unit_stride(hidden)
     rows, width = hidden.shape
     acc = accumulator(hidden.dtype)
+    row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
     wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize)
     d_hidden = hidden.new_zeros(rows, width, dtype=acc) if need_hidden else None
     d_weight = torch.empty_like(weight) if need_weight else None
@@ -116,18 +120,7 @@ def backward(
         for start in range(0, rows, wave):
             part = slice(start, min(start + wave, rows))
             d_logits = scratch[: part.stop - start, : len(w)]
-            logit_gradient(
-                hidden[part],
-                w,
-                targets[part],
-                lse[part],
-                logp_grad[part],
-                None if entropy_grad is None else entropy_grad[part],
-                None if entropy is None else entropy[part],
-                first,
-                inv_temperature,
-                d_logits,
-            )
+            logit_gradient(hidden[part], w, targets[part], top[part], row.of(part), first, inv_temperature, d_logits)
             if d_hidden is not None:
                 add_product(d_hidden[part], d_logits, w)
             if d_w is not None:

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs, precision
+from . import configs
+from .row_coefficients import RowCoefficients
 from .triton_tiles import tile_logits, tile_of
 
 
@@ -13,10 +14,10 @@ def logit_gradient_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
     targets: tl.tensor,
-    lse: tl.tensor,
-    logp_grad: tl.tensor,
-    entropy_grad: tl.tensor,
-    entropy: tl.tensor,
+    top: tl.tensor,
+    at_target: tl.tensor,
+    constant: tl.tensor,
+    linear: tl.tensor,
     d_logits: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
@@ -58,17 +59,12 @@ def logit_gradient_kernel(
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32) - first_column
     inv_temperature = tl.full((), inv_temperature, ACC)
-    # The temperature enters twice: in z and in dz.
-    slope = tl.load(logp_grad + row, mask=here, other=0.0) * inv_temperature
-    log_p = z * inv_temperature - tl.load(lse + row, mask=here, other=0.0)[:, None]
-    pull = slope[:, None]
+    z = z * inv_temperature - tl.load(top + row, mask=here, other=0.0)[:, None]
+    factor = tl.load(constant + row, mask=here, other=0.0)[:, None]
     if ENTROPY:
-        entropy_slope = tl.load(entropy_grad + row, mask=here, other=0.0) * inv_temperature
-        pull = (slope + entropy_slope * tl.load(entropy + row, mask=here, other=0.0))[:, None]
-        pull += entropy_slope[:, None] * log_p
-    # The target's share is added afterwards, element by element in place: selecting it first spills registers.
-    dz = -tl.exp(log_p) * pull
-    dz = tl.where(column[None, :] == target[:, None], dz + slope[:, None], dz)
+        factor += tl.load(linear + row, mask=here, other=0.0)[:, None] * z
+    dz = tl.exp(z) * factor
+    dz = tl.where(column[None, :] == target[:, None], tl.load(at_target + row, mask=here, other=0.0)[:, None], dz)
     at = d_logits + row.to(tl.int64)[:, None] * d_logits_stride + column[None, :]
     tl.store(at, dz.to(d_logits.dtype.element_ty), mask=here[:, None])
 
@@ -77,10 +73,8 @@ def logit_gradient(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    lse: torch.Tensor,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
+    top: torch.Tensor,
+    coefficients: RowCoefficients,
     first_column: int,
     inv_temperature: float,
     d_logits: torch.Tensor,
@@ -89,18 +83,16 @@ def logit_gradient(
     first_column and whose rows `weight` is. Rows of d_logits have room for padded(chunk) numbers."""
     rows, width = hidden.shape
     columns = len(weight)
-    acc = precision.accumulator(hidden.dtype)
     launch = configs.linear(hidden.device, hidden.dtype)
     block_n, block_v = launch.constants["BLOCK_N"], launch.constants["BLOCK_V"]
-    logp_grad = logp_grad.to(acc).contiguous()
     logit_gradient_kernel[(triton.cdiv(rows, block_n) * triton.cdiv(columns, block_v),)](
         hidden,
         weight,
         targets.contiguous(),
-        lse,
-        logp_grad,
-        logp_grad if entropy_grad is None else entropy_grad.to(acc).contiguous(),
-        lse if entropy_grad is None else entropy,
+        top,
+        coefficients.at_target,
+        coefficients.constant,
+        coefficients.constant if coefficients.linear is None else coefficients.linear,
         d_logits,
         rows,
         columns,
@@ -110,7 +102,7 @@ def logit_gradient(
         weight.stride(0),
         d_logits.stride(0),
         inv_temperature,
-        ENTROPY=entropy_grad is not None,
+        ENTROPY=coefficients.linear is not None,
         ACC=configs.accumulator(hidden.dtype),
         **launch.options(),
     )

@@ -43,8 +43,7 @@ def partial_sums_tma_kernel(
     [BLOCK_V, BLOCK_H]."""
     tiles = tl.cdiv(rows, BLOCK_N) * tl.cdiv(columns, BLOCK_V)
     # What does not change from tile to tile is computed again for each: kept in registers, it makes others spill.
-    for step in tl.range(0, tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)), disable_licm=True):
-        tile = tl.program_id(0) + step * tl.num_programs(0)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         row_tile, column_tile = tile_of(tile, rows, columns, BLOCK_N, BLOCK_V)
         z = tl.zeros((BLOCK_N, BLOCK_V), dtype=ACC)
         for start in range(0, width, BLOCK_H):

@@ -44,7 +44,7 @@ def test_gather_logprob_reads_the_logits_once():
         logp, _ = kernels.gather_logprob(logits, targets, entropy=True)
     counted = interpreter.numbers(seen, logits=logits)
     assert counted["load logits"] == n * v + n  # and the target's logit once more
-    assert counted["store"] == 3 * n
+    assert counted["store"] == 4 * n  # log-prob, maximum, log of the sum above it, entropy
     with interpreter.accesses() as seen:
         logp.sum().backward()
     assert interpreter.numbers(seen, logits=logits)["load logits"] == n * v
@@ -58,8 +58,8 @@ def test_linear_logprob_writes_sums_of_tiles_and_no_logits():
         kernels.linear_logprob(hidden, weight, targets)
     counted = interpreter.numbers(seen, hidden=hidden, weight=weight)
     tiles = triton.cdiv(v, BLOCK_V)
-    # A maximum and a sum a tile, the target's logit, then logp and lse.
-    assert counted["store"] == n * (2 * tiles + 1 + 2)
+    # A maximum and a sum a tile, the target's logit, then the log-prob, the maximum and the log of the sum above it.
+    assert counted["store"] == n * (2 * tiles + 1 + 3)
     assert counted["store"] < n * v / 10
     assert not counted["store hidden"] + counted["store weight"]
 
@@ -124,7 +124,7 @@ def test_the_gradient_of_kept_numbers_addresses_beyond_two_to_the_31(pick):
     kept_block = configs.KEPT["interpreter"].constants["BLOCK_N"]
     options = dict(BLOCK_V=block_v, PICK=pick, ACC=triton.language.float32, **configs.KEPT["interpreter"].options())
     last = triton.cdiv(N, kept_block) * triton.cdiv(V, block_v) - 1
-    sizes = N, N, V, chunk, chunk, chunk, 1.0
+    sizes = N, N, V, chunk, chunk, chunk
     seen = last_program_of(kept_gradient_kernel, last, X, X, T, Z, T, Z, Z, Z, *sizes, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     numbers = [column + k for k in range(block_v)]
@@ -142,7 +142,7 @@ def test_addresses_beyond_two_to_the_31_in_the_gather_kernels():
     options = dict(ACC=triton.language.float32, ENTROPY=False, **configs.GATHER["gpu"].options())
     row = (n - 1) * v
     assert row > 2**31
-    seen = last_program_of(gather_forward_kernel, n - 1, x, t, z, z, z, v, v, v, 1.0, **options)
+    seen = last_program_of(gather_forward_kernel, n - 1, x, t, z, z, z, z, v, v, v, 1.0, **options)
     assert offsets(seen, "load", (block,), x.data_ptr(), 2) == [row + k for k in range(v)]
     seen = last_program_of(
         gather_backward_kernel, n * blocks - 1, x, t, z, z, z, z, x, v, v, blocks, v, v, 1.0, **options

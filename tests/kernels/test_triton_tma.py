@@ -64,7 +64,7 @@ def test_the_persistent_forward_keeps_the_same_exponentials(monkeypatch, calls):
     expected = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
     monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
     found = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
-    assert calls and all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert calls and all(torch.equal(a, b) for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2])))
 
 
 def test_the_blocks_that_ship_give_the_same_numbers(monkeypatch, calls):
