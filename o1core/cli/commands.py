@@ -35,6 +35,9 @@ from ..text import one_line
 from ..typed_json import to_json
 
 
+MOST_SLOTS = 100_000  # that --slots may ask for
+
+
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any) -> Recipe:
     """The recipe of a command: the named one with its method, overridden by `defaults` and by single flags."""
     name = args.recipe or ("tiny-o1" if args.model is None else "paper")

@@ -30,38 +30,10 @@ from o1core.rollout import store
 from o1core.training import reference, state
 from tests.conftest import build
 
-SETTINGS = [
-    "--samples",
-    "4",
-    "--picked",
-    "3",
-    "--problems",
-    "10",
-    "--rounds",
-    "2",
-    "--max-new-tokens",
-    "24",
-    "--temperature",
-    "1",
-    "--top-p",
-    "1",
-    "--ratio",
-    "token",
-    "--lr",
-    "1e-3",
-    "--batch",
-    "4",
-    "--save-every",
-    "2",
-    "--eval-problems",
-    "3",
-    "--eval-temperature",
-    "1",
-    "--slots",
-    "8",
-    "--device",
-    "cpu",
-]
+SETTINGS = (
+    "--samples 4 --picked 3 --problems 10 --rounds 2 --max-new-tokens 24 --temperature 1 --top-p 1 --ratio token --lr 1e-3"
+    " --batch 4 --save-every 2 --eval-problems 3 --eval-temperature 1 --slots 8 --device cpu"
+)
 TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256")
 KINDS = ("operation", "kill", "term", "worker")
 LONGEST = 300  # seconds of one run, on a machine that does other things too
@@ -94,7 +66,7 @@ def make_command(folder: Path) -> list[str]:
     build(folder / "model")
     rows = (json.dumps({"problem": f"{a} + 5 = ?", "answer": str(a + 5)}) + "\n" for a in range(14))
     (folder / "problems.jsonl").write_text("".join(rows))
-    return ["prune", "--model", str(folder / "model"), "--data", str(folder / "problems.jsonl"), *SETTINGS]
+    return ["prune", "--model", str(folder / "model"), "--data", str(folder / "problems.jsonl"), *SETTINGS.split()]
 
 
 def one_cut(kind: str, at: float, rng: random.Random, command: list[str], run: Path, wanted: dict[str, Any]) -> str:
