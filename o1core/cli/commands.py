@@ -34,7 +34,6 @@ from ..studies import lambda_variants, method_variants, percentile_variants, run
 from ..text import one_line
 from ..typed_json import to_json
 
-
 MOST_SLOTS = 100_000  # that --slots may ask for
 
 
@@ -51,6 +50,8 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
 def open_resources(args: argparse.Namespace) -> Resources:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+    if args.slots is not None and not 1 <= args.slots <= MOST_SLOTS:
+        raise UserError(f"--slots: {args.slots} is not between 1 and {MOST_SLOTS}")
     cuda = torch.cuda.is_available() and args.device != "cpu"
     keep_freed_memory()
     return Resources(torch.device("cuda" if cuda else "cpu"), args.slots, getattr(args, "tracker", None))

@@ -34,7 +34,7 @@ NUMBERS = ("0", "-1", "1", "nan", "inf", "-inf", "1e300", "1e-300", "9" * 400, "
 
 
 def fuzz_cli(rng: random.Random, folder: Path) -> str:
-    case = rng.choice((hostile_recipe, hostile_recipe, hostile_flags, hostile_flags, damaged_run))
+    case = rng.choice((hostile_recipe, hostile_recipe, hostile_flags, damaged_run, damaged_run))
     return case(rng, folder)
 
 
@@ -58,9 +58,8 @@ def hostile_flags(rng: random.Random, folder: Path) -> str:
     for name in rng.sample(names, rng.randint(1, 3)):
         value = rng.choice(NUMBERS if SPECS[name].kind is not str else [str(v) for v in VALUES])
         words.append(f"--{name.replace('_', '-')}={value}")
-    other = rng.choice(
-        ([], ["--slots", rng.choice(NUMBERS)], ["--recipe", rng.choice(("a\x00b", "/dev/zero", "/", "x" * 300))])
-    )
+    recipe = rng.choice(("a\x00b", "/dev/zero", "/", "x" * 300))
+    other = rng.choice(([], ["--slots", rng.choice(NUMBERS)], ["--recipe", recipe]))
     command = rng.choice((["prune"], ["sample"], ["eval"], ["study", "lambda", f"--values={rng.choice(NUMBERS)}"]))
     return outcome([*command, *words, *other, "--dry-run", "--out", str(folder / "run")])
 
