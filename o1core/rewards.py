@@ -12,8 +12,11 @@ from torch import Tensor
 
 from .kernels import length_harmonizing_advantage
 
-REWARDS = ("length-harmonizing", "correct-only", "truncation", "arora-zanette", "kimi", "l1-exact", "l1-max")
-WITH_LAMBDA = ("length-harmonizing", "correct-only")
+REWARDS = (
+    *("length-harmonizing", "correct-only", "truncation", "arora-zanette", "kimi", "l1-exact", "l1-max"),
+    *("alp", "shorter-better", "smart-thinker", "prime-rl", "overlong", "grpo-lambda"),
+)
+WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda")
 BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
 ADVANTAGES = ("reward", "z-score", "centred", "rloo", "group", "batch")
 
@@ -35,6 +38,18 @@ def reward(kind: str, lengths: Tensor, correct: Tensor, limits: Tensor, lam: flo
             return l1_exact(lengths, correct, limits, alpha)
         case "l1-max":
             return l1_max(lengths, correct, limits, alpha)
+        case "alp":
+            return alp(lengths, correct, limits, alpha)
+        case "shorter-better":
+            return shorter_better(lengths, correct, lam, alpha)
+        case "smart-thinker":
+            return smart_thinker(lengths, correct)
+        case "prime-rl":
+            return prime_rl(lengths, correct, alpha)
+        case "overlong":
+            return overlong(lengths, correct, limits, alpha)
+        case "grpo-lambda":
+            return grpo_lambda(lengths, correct, lam, alpha)
     raise ValueError(f"{kind} is none of {REWARDS}")
 
 
@@ -97,6 +112,73 @@ def l1_max(lengths: Tensor, correct: Tensor, limits: Tensor, alpha: float) -> Te
     """R = A clip(alpha (budget - L) + 0.5, 0, 1): L1-Max, arXiv 2503.04697, eq. 2."""
     lengths, right = check(lengths, correct)
     return right * (alpha * (limits[:, None] - lengths) + 0.5).clamp(0, 1)
+
+
+def alp(lengths: Tensor, correct: Tensor, limits: Tensor, alpha: float) -> Tensor:
+    """R = A - alpha max(p, 1 / K) L / limit, p being a row's mean accuracy: ALP, arXiv 2506.05256. Tokens cost more where
+    the problem is easy for the model."""
+    lengths, right = check(lengths, correct)
+    solved = right.mean(1, keepdim=True).clamp(min=1 / right.shape[1])
+    return right - alpha * solved * lengths / limits[:, None]
+
+
+def shorter_better(lengths: Tensor, correct: Tensor, lam: float, alpha: float) -> Tensor:
+    """R = lam A - alpha |L - L*|, L* being the length of a row's shortest right answer, or its mean length where none is
+    right: ShorterBetter, arXiv 2504.21370. alpha is per token."""
+    lengths, right = check(lengths, correct)
+    shortest = torch.where(right > 0, lengths, torch.inf).amin(1, keepdim=True)
+    target = torch.where(shortest.isfinite(), shortest, lengths.mean(1, keepdim=True))
+    return lam * right - alpha * (lengths - target).abs()
+
+
+def smart_thinker(lengths: Tensor, correct: Tensor) -> Tensor:
+    """R = A (1 - a max(0, L - L_opt)): SmartThinker, arXiv 2603.08000.
+
+    With m, s^2 the mean and variance of a row's lengths and m_c, s_c^2 those of its right answers,
+    L_opt = (s_c^2 m - s^2 m_c) / (s_c^2 - s^2), cut to the row's shortest and longest (m_c where the variances are equal).
+    a = (1 - p) / (largest penalty of a right answer - mean penalty of the row), so that no right answer earns less than
+    the row's mean; 0 where all are right, as in the released code, or none is too long.
+    """
+    lengths, right = check(lengths, correct)
+    mean, variance = lengths.mean(1, keepdim=True), lengths.var(1, correction=0, keepdim=True)
+    right_mean, right_std = moments_of_right(lengths, right)
+    gap = right_std**2 - variance
+    best = torch.where(
+        gap != 0, (right_std**2 * mean - variance * right_mean) / torch.where(gap != 0, gap, 1), right_mean
+    )
+    best = best.clamp(lengths.amin(1, keepdim=True), lengths.amax(1, keepdim=True))
+    penalty = right * (lengths - best).clamp(min=0)
+    spread = penalty.amax(1, keepdim=True) - penalty.mean(1, keepdim=True)
+    a = torch.where(spread > 0, (1 - right.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+    return right - a * penalty
+
+
+def prime_rl(lengths: Tensor, correct: Tensor, alpha: float) -> Tensor:
+    """R = A - alpha p L / max L, p and max L being a row's mean accuracy and longest length: prime-rl's length penalty."""
+    lengths, right = check(lengths, correct)
+    return right - alpha * right.mean(1, keepdim=True) * lengths / lengths.amax(1, keepdim=True)
+
+
+def overlong(lengths: Tensor, correct: Tensor, limits: Tensor, alpha: float) -> Tensor:
+    """R = A + penalty: soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13. The penalty is 0 up to
+    (1 - alpha) limit, falls to -1 at the limit, and stays there. alpha: the fraction of the limit that is its margin."""
+    lengths, right = check(lengths, correct)
+    margin = (alpha * limits[:, None]).clamp(min=1e-6)
+    return right + ((limits[:, None] - margin - lengths) / margin).clamp(-1, 0)
+
+
+def grpo_lambda(lengths: Tensor, correct: Tensor, lam: float, alpha: float) -> Tensor:
+    """`arora_zanette` in the rows of the batch that are solved most often, A elsewhere: GRPO-lambda, arXiv 2505.18086.
+
+    lam: the share of rows, from 0 to 1, in which length counts; at equal accuracies the earlier rows come first. It
+    ends where accuracy is 0.
+    """
+    _, right = check(lengths, correct)
+    solved = right.mean(1)
+    order = solved.argsort(descending=True, stable=True)
+    counts = torch.zeros(len(solved), dtype=torch.bool, device=solved.device)
+    counts[order[: round(min(lam, 1.0) * len(solved))]] = True
+    return torch.where((counts & (solved > 0))[:, None], arora_zanette(lengths, correct, alpha), right)
 
 
 def check(lengths: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,19 @@ METHODS: dict[str, dict] = {
     "arora-zanette": ON_POLICY | {"reward": "arora-zanette", "advantage": "rloo", "alpha": 0.4},
     # arXiv 2501.12599
     "kimi": ON_POLICY | {"reward": "kimi", "advantage": "centred", "alpha": 1.0},
+    # arXiv 2506.05256
+    "alp": ON_POLICY | {"reward": "alp", "advantage": "group", "alpha": 0.1},
+    # arXiv 2504.21370
+    "shorter-better": ON_POLICY | {"reward": "shorter-better", "advantage": "group", "lam": 2.0, "alpha": 1e-3},
+    # arXiv 2603.08000
+    "smart-thinker": ON_POLICY | {"reward": "smart-thinker", "advantage": "centred"},
+    # prime-rl's linear length penalty
+    "prime-rl": ON_POLICY | {"reward": "prime-rl", "advantage": "group", "alpha": 0.3},
+    # arXiv 2503.14476: clip-higher, groups without variance dropped, soft overlong punishment
+    "dapo": ON_POLICY
+    | {"eps_high": 0.28, "reward": "overlong", "advantage": "group", "dynamic_sampling": True, "alpha": 0.25},
+    # arXiv 2505.18086: length counts in the most often solved half of the problems
+    "grpo-lambda": ON_POLICY | {"reward": "grpo-lambda", "advantage": "group", "lam": 0.5, "alpha": 0.4},
     # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.
     "l1-exact": ON_POLICY | {"reward": "l1-exact", "advantage": "group", "instruction": "exact", "alpha": 3e-4},
     "l1-max": ON_POLICY | {"reward": "l1-max", "advantage": "group", "instruction": "max", "alpha": 3e-4},

@@ -186,7 +186,9 @@ class RewardSettings(Settings):
         name="reward",
         choices=tuple(REWARDS),
     )
-    lam: float = setting(2.0, "lambda: weight of a right answer against the length", low=0, high=1e6)
+    lam: float = setting(
+        2.0, "lambda: weight of a right answer against the length (grpo-lambda: share of problems)", low=0, high=1e6
+    )
     alpha: float = setting(
         1.0, "weight of the length in the rewards arora-zanette, kimi, l1-exact and l1-max", low=0, high=1e6
     )
