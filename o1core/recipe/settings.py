@@ -190,13 +190,13 @@ class RewardSettings(Settings):
         2.0, "lambda: weight of a right answer against the length (grpo-lambda: share of problems)", low=0, high=1e6
     )
     alpha: float = setting(
-        1.0, "weight of the length in the rewards arora-zanette, kimi, l1-exact and l1-max", low=0, high=1e6
+        1.0,
+        "weight of the length in the rewards that have one (overlong: margin below --length-limit)",
+        low=0,
+        high=1e6,
     )
     length_limit: int | None = setting(
-        None,
-        "truncation reward: completions longer than this earn nothing, in tokens (none: the round's mean length)",
-        low=1,
-        high=TOKENS,
+        None, "tokens of the rewards truncation, overlong and alp (none: the round's mean length)", low=1, high=TOKENS
     )
     low: float | None = setting(
         None, "lower bound of the reward (none: unbounded, as in the paper)", name="reward_low", low=-1e6, high=1e6
