@@ -172,32 +172,32 @@ def test_every_named_reward_and_advantage_exists():
         assert advantage(kind, LENGTHS.float()).shape == LENGTHS.shape
 
 
-LENGTHS = torch.tensor([[10, 20, 30, 40], [10, 20, 30, 40]])
-CORRECT = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]])
+FOUR = torch.tensor([[10, 20, 30, 40], [10, 20, 30, 40]])
+HALF_AND_NONE = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]])
 
 
 def test_alp_by_hand():
     """p = 1/2 and, of four wrong answers, 1/4."""
     expected = [[1 - 0.5 * 0.1, -0.5 * 0.2, 1 - 0.5 * 0.3, -0.5 * 0.4], [-0.25 * L / 100 for L in (10, 20, 30, 40)]]
-    torch.testing.assert_close(alp(LENGTHS, CORRECT, torch.tensor([100.0, 100.0]), 1.0), torch.tensor(expected))
+    torch.testing.assert_close(alp(FOUR, HALF_AND_NONE, torch.tensor([100.0, 100.0]), 1.0), torch.tensor(expected))
 
 
 def test_shorter_better_by_hand():
     """The shortest right answer has 10 tokens; where none is right the mean of 25 counts."""
     expected = [[2.0, -0.1, 2 - 0.2, -0.3], [-0.15, -0.05, -0.05, -0.15]]
-    torch.testing.assert_close(shorter_better(LENGTHS, CORRECT, 2.0, 0.01), torch.tensor(expected))
+    torch.testing.assert_close(shorter_better(FOUR, HALF_AND_NONE, 2.0, 0.01), torch.tensor(expected))
 
 
 def test_smart_thinker_by_hand():
     """m = 25, s^2 = 125, m_c = 20, s_c^2 = 100: L_opt = (2500 - 2500) / -25 = 0, cut to 10. Penalties 0 and 20, their mean 5:
     a = .5 / 15."""
-    found = smart_thinker(LENGTHS, CORRECT)
+    found = smart_thinker(FOUR, HALF_AND_NONE)
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.0, 1 - 20 * 0.5 / 15, 0.0], [0.0] * 4]))
     assert found[0, 2] == pytest.approx(found[0].mean()), "no right answer earns less than the mean"
 
 
 def test_smart_thinker_leaves_solved_problems_alone():
-    torch.testing.assert_close(smart_thinker(LENGTHS[:1], torch.ones(1, 4)), torch.ones(1, 4))
+    torch.testing.assert_close(smart_thinker(FOUR[:1], torch.ones(1, 4)), torch.ones(1, 4))
 
 
 def test_smart_thinker_never_punishes_a_right_answer():
@@ -211,18 +211,18 @@ def test_smart_thinker_never_punishes_a_right_answer():
 
 def test_prime_rl_by_hand():
     expected = [[1 - 0.125, -0.25, 1 - 0.375, -0.5], [0.0] * 4]
-    torch.testing.assert_close(prime_rl(LENGTHS, CORRECT, 1.0), torch.tensor(expected))
+    torch.testing.assert_close(prime_rl(FOUR, HALF_AND_NONE, 1.0), torch.tensor(expected))
 
 
 def test_overlong_by_hand():
     """Limit 40, margin 20: 0 up to 20, -1/2 at 30, -1 from 40 on."""
     expected = [[1.0, 0.0, 0.5, -1.0], [0.0, 0.0, -0.5, -1.0]]
-    torch.testing.assert_close(overlong(LENGTHS, CORRECT, torch.tensor([40.0, 40.0]), 0.5), torch.tensor(expected))
+    torch.testing.assert_close(overlong(FOUR, HALF_AND_NONE, torch.tensor([40.0, 40.0]), 0.5), torch.tensor(expected))
     assert overlong(torch.tensor([[400]]), torch.ones(1, 1), torch.tensor([40.0]), 0.5) == 0.0
 
 
 def test_grpo_lambda_counts_length_where_problems_are_solved():
-    lengths = LENGTHS[:1].repeat(3, 1)
+    lengths = FOUR[:1].repeat(3, 1)
     correct = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
     found = grpo_lambda(lengths, correct, 1 / 3, 0.4)
     torch.testing.assert_close(found[0], correct[0].float())
