@@ -24,7 +24,6 @@ from .fuzz_model import fuzz_model
 from .fuzz_report import fuzz_report
 from .fuzz_rollouts import fuzz_rollouts
 from .kill import run_kill
-from .memory import run_memory
 
 FUZZES = (fuzz_data, fuzz_model, fuzz_rollouts, fuzz_report, fuzz_cli)
 
@@ -46,6 +45,8 @@ def main() -> int:
         case "bits":
             return 1 if run_bits() else 0
         case "memory":
+            from .memory import run_memory
+
             return 1 if run_memory(steps=args.steps) else 0
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
