@@ -100,7 +100,7 @@ def test_files_flags_and_modules_that_a_page_names_exist(page):
     text = page.read_text()
     for path in re.findall(r"`((?:o1core|kernels|tests|bench)/[\w./*-]+)`", text):
         assert list(ROOT.glob(path.rstrip("/"))), path
-    for module in re.findall(r"python -m (bench\.\w+|tests\.\w+)", text):
+    for module in re.findall(r"python -m ((?:bench|tests)(?:\.\w+)+)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     options = all_options()
