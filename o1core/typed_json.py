@@ -78,7 +78,7 @@ def read(kind: Any, value: Any, where: str, fix: str) -> Any:
     if origin in (Union, UnionType):
         return read_optional(inner, value, where, fix)
     if dataclasses.is_dataclass(kind):
-        return read_record(kind, value, where, fix)
+        return read_fields(kind, value, where, fix)
     if origin is dict:
         entries = expect(isinstance(value, dict), value, "an object", where, fix)
         filled(entries, inner[1], where, fix)
@@ -102,7 +102,7 @@ def read_optional(kinds: tuple[Any, ...], value: Any, where: str, fix: str) -> A
     return read((fitting or members)[0], value, where, fix)
 
 
-def read_record(kind: Any, value: Any, where: str, fix: str) -> Any:
+def read_fields(kind: Any, value: Any, where: str, fix: str) -> Any:
     fields = expect(isinstance(value, dict), value, "an object", where, fix)
     hints = hints_of(kind)
     found = {}

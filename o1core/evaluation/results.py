@@ -209,8 +209,8 @@ def read_result(folder: Path) -> Result:
             f"{folder}: holds no result.json; `o1core prune --out {folder}` or `o1core study ... --out {folder}` makes it"
         )
     found = read_record(path)
-    study = found.get("study") if isinstance(found, dict) else None
-    if study is None and isinstance(found, dict) and "base" not in found:
+    study = found.get("study")
+    if study is None and "base" not in found:
         raise UserError(
             f"{folder}: is not a run or a study; `o1core prune --out RUN` or `o1core study ... --out RUN` makes one"
         )
