@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..distributed import opened, processes_asked, same, team_of, together
 from ..errors import UserError
 from ..recipe import SPECS, Recipe, read_recipe
 from ..report import (
@@ -47,14 +48,25 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     return Recipe.of(**settings | {name: given[name] for name in SPECS if name in given})
 
 
-def open_resources(args: argparse.Namespace) -> Resources:
+def open_device(args: argparse.Namespace) -> torch.device:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+    keep_freed_memory()
+    return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+
+
+def open_resources(args: argparse.Namespace, device: torch.device) -> Resources:
     if args.slots is not None and not 1 <= args.slots <= MOST_SLOTS:
         raise UserError(f"--slots: {args.slots} is not between 1 and {MOST_SLOTS}")
-    cuda = torch.cuda.is_available() and args.device != "cpu"
-    keep_freed_memory()
-    return Resources(torch.device("cuda" if cuda else "cpu"), args.slots, getattr(args, "tracker", None))
+    tracker = getattr(args, "tracker", None)
+    return Resources(device, args.slots, tracker, team_of(args.tensor_parallel), args.offload)
+
+
+def open_alone(args: argparse.Namespace) -> Resources:
+    """The resources of a command that many processes cannot share."""
+    if processes_asked() > 1:
+        raise UserError("study: runs in one process; start it without torchrun")
+    return open_resources(args, open_device(args))
 
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
@@ -76,12 +88,14 @@ def on_a_job(
     """A command that resolves its recipe, prints it and stops if asked to, and else hands the opened job to `work`."""
 
     def run(args: argparse.Namespace) -> None:
-        recipe = resolve(args)
         if args.dry_run:
-            print(json.dumps(recipe.to_json(), indent=2))
-        else:
-            resources = open_resources(args)
-            work(args, open_job(args, recipe), RunFolder(folder_of(args)), resources)
+            print(json.dumps(resolve(args).to_json(), indent=2))
+            return
+        with opened(open_device(args), args.timeout) as device:
+            resources = together("the resources", lambda: open_resources(args, device))
+            job = together("the job", lambda: open_job(args, resolve(args)))
+            same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
+            work(args, job, RunFolder(folder_of(args)), resources)
 
     return run
 
@@ -121,7 +135,7 @@ def disharmony(args: argparse.Namespace) -> None:
         return
     job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
-    result = study_disharmony(job, args.intervals, folder, open_resources(args))
+    result = study_disharmony(job, args.intervals, folder, open_alone(args))
     print_study(folder, disharmony_tables(result))
 
 
@@ -139,7 +153,7 @@ def study(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
         return
-    resources, folder = open_resources(args), folder_of(args, f"study-{args.command}-")
+    resources, folder = open_alone(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
     result = run_study(args.command, opener, variants, args.seeds, folder, resources)
     print_study(folder, study_tables(result))

@@ -4,7 +4,10 @@ torch is imported when a command needs it, so that `o1core --help` answers at on
 """
 
 import argparse
+import contextlib
+import io
 import logging
+import os
 import sys
 
 from safetensors import SafetensorError
@@ -37,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     interrupts.install()
     try:
-        args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
+        with contextlib.redirect_stderr(sys.stderr if is_first() else io.StringIO()):
+            args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(CleanFormatter("%(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -59,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"o1core: {stop}; rerun the same command to continue (train: with --resume)", file=sys.stderr)
         return 128 + stop.number
     return 0
+
+
+def is_first() -> bool:
+    """Whether this process tells what is wrong with a command line that all of torchrun's processes have got."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ..distributed import PATIENCE, Offload
 from ..model import DTYPES
 from ..recipe import METHODS, SPECS, flag
 from ..training import TRACKERS
@@ -110,6 +111,7 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     sub.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/ and the model's name)")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     add_resource_flags(sub)
+    add_process_flags(sub)
     if name not in ("sample", "eval", "disharmony"):
         sub.add_argument(
             "--tracker",
@@ -134,6 +136,40 @@ def add_resource_flags(sub: argparse.ArgumentParser) -> None:
         type=int,
         help="completions decoded at once (default: as many as fit into half of the free memory, up to 256)",
     )
+
+
+def add_process_flags(sub: argparse.ArgumentParser) -> None:
+    """What concerns many processes: `torchrun --nproc-per-node N -m o1core ...`."""
+    sub.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="processes of a node that share one copy of the weights to sample from, up to the model's key and value "
+        "heads; the update is sharded over all processes anyway (default: 1)",
+    )
+    sub.add_argument(
+        "--offload",
+        choices=get_args(Offload),
+        default="none",
+        help="what waits in the host's memory while a GPU samples: the optimiser's moments, or the fp32 weights too "
+        "(default: none)",
+    )
+    sub.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=PATIENCE,
+        help="a process that waits for another one this long gives up (default: %(default)g)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:

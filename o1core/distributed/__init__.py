@@ -5,15 +5,17 @@ from .export import export_checkpoint
 from .offload import Offload, offloaded
 from .sharding import clip_gradients, settle, trained_model
 from .states import load_tensors, save_tensors
-from .sums import largest, own, shares, total
-from .teams import Team, allot_weights, copy_weights, drop_weights, load_part, team_of
-from .world import PATIENCE, is_lead, meet, once, opened, same, together
+from .sums import any_rank, largest, own, shares, total
+from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, team_of
+from .world import PATIENCE, is_lead, meet, neighbours, once, opened, processes, processes_asked, same, together
 
 __all__ = [
+    "ALONE",
     "PATIENCE",
     "Offload",
     "Team",
     "allot_weights",
+    "any_rank",
     "clip_gradients",
     "copy_weights",
     "deal",
@@ -24,10 +26,13 @@ __all__ = [
     "load_part",
     "load_tensors",
     "meet",
+    "neighbours",
     "offloaded",
     "once",
     "opened",
     "own",
+    "processes",
+    "processes_asked",
     "same",
     "save_tensors",
     "settle",

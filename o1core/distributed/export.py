@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ..model import Transformer, layout, write_checkpoint
+from .sharding import whole_unit
 from .world import is_lead
 
 
@@ -19,7 +19,7 @@ class Gathered(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.model = model
         self.places = {theirs: (ours, start, shape[0]) for theirs, ours, start, shape in layout(model.config)}
         self.dtype = dtype
         self.held: dict[str, Tensor] = {}
@@ -27,10 +27,9 @@ class Gathered(Mapping[str, Tensor]):
     def __getitem__(self, theirs: str) -> Tensor:
         ours, start, count = self.places[theirs]
         if ours not in self.held:
-            block = ours.split(".")[:2]
-            self.held = {name: whole for name, whole in self.held.items() if name.split(".")[:2] == block}
-            weight = self.parameters[ours].detach().to(self.dtype)
-            self.held[ours] = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            self.held = {}  # the last unit goes before the next one comes
+            with whole_unit(self.model, int(ours.split(".")[1]) if "." in ours else None) as weights:
+                self.held = {name: weight.to(self.dtype, copy=True) for name, weight in weights.items()}
         return self.held[ours][start : start + count]
 
     def __iter__(self) -> Iterator[str]:

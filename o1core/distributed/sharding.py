@@ -4,20 +4,24 @@ Trained weights are held in fp32 and compute in the model's dtype by policy: the
 held in the dtype that computes. Each block is a unit; the root is one more with the embedding, the last norm and the
 head, and stays whole between a forward and its backward, since the loss reads the head.
 
+Adapters (LoRA) are small, and their gradients fp32: every rank holds them whole.
+
 The loss divides by the units of the whole batch, so gradients are summed over ranks, not averaged: both settings of
 `shard` are needed on every unit, they do not reach down.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ..model import Piece, Transformer, fill, layout, open_tensors, read_config
+from ..model import AdaptedLinear, Piece, Transformer, adapted, fill, layout, open_tensors, read_config
 from .world import World, world
 
 
@@ -46,8 +50,9 @@ def trained_model(plain: Transformer, folder: Path, select: Callable[[Transforme
 def shard(model: Transformer, compute: torch.dtype, opened: World) -> None:
     """Make each block and the root a unit of FSDP."""
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    adapters = {p for module in adapted(model) for p in (module.lora_a, module.lora_b)}
     for unit in (*model.blocks, model):
-        fully_shard(unit, mesh=opened.mesh, mp_policy=policy)
+        fully_shard(unit, mesh=opened.mesh, mp_policy=policy, ignored_params=adapters)
         assert isinstance(unit, FSDPModule)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
@@ -87,17 +92,32 @@ def settle(model: Transformer) -> None:
         model.reshard()
 
 
-@torch.no_grad()
-def whole_units(model: Transformer) -> Iterator[dict[str, Tensor]]:
-    """A unit at a time, {name: its whole weight in the dtype that computes}, which is gone at the next one."""
-    for prefix, unit in [*((f"blocks.{i}.", block) for i, block in enumerate(model.blocks)), ("", model)]:
-        assert isinstance(unit, FSDPModule)
+@contextmanager
+def whole_unit(model: Transformer, block: int | None) -> Iterator[dict[str, Tensor]]:
+    """{name: whole weight, in the dtype that computes and with adapters merged} of a block, or of the root (None). All
+    ranks enter together; on leaving the weights are gone."""
+    unit = model if block is None else model.blocks[block]
+    if isinstance(unit, FSDPModule):
         unit.unshard()
-        yield {prefix + name: p.detach() for name, p in unit.named_parameters() if prefix or "." not in name}
+    prefix = "" if block is None else f"blocks.{block}."
+    with torch.no_grad():
+        weights = {prefix + name: p.detach() for name, p in unit.named_parameters() if prefix or "." not in name}
+        for name, module in unit.named_modules() if prefix else ():
+            if isinstance(module, AdaptedLinear):
+                weights[f"{prefix}{name}.weight"] = module.merged_weight().detach()
+                del weights[f"{prefix}{name}.lora_a"], weights[f"{prefix}{name}.lora_b"]
+        yield weights
+    if isinstance(unit, FSDPModule):
         unit.reshard()
 
 
 def clip_gradients(parameters: list[Tensor], limit: float) -> float:
-    """Scale the gradients down to a norm of at most `limit`. Returns the norm before, over all ranks' shards."""
+    """Scale the gradients down to a norm of at most `limit`. Returns the norm before, over all ranks' shards.
+
+    The gradients of weights that every rank holds whole (adapters) are summed over the ranks first.
+    """
+    for p in parameters:
+        if world() is not None and p.grad is not None and not isinstance(p, DTensor):
+            dist.all_reduce(p.grad)
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -21,7 +23,8 @@ SINGLE = "training.safetensors"  # the name of the file where there is one
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write each rank's rows of the tensors. All ranks call this, with the same names."""
+    """Write each rank's rows of the tensors. All ranks call this, with the same names. Raises OSError where one of them
+    cannot be written."""
     files: dict[str, int] = {}
     size = 0
     for name, tensor in tensors.items():
@@ -30,15 +33,28 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process")
-        save(dict(tensors), storage_writer=writer, no_dist=world() is None)
+        try:
+            save(dict(tensors), storage_writer=writer, no_dist=world() is None)
+        except CheckpointException as error:  # every rank gets what went wrong on one of them
+            raise OSError(first_failure(error)) from None
     written = list(folder.glob("*.safetensors"))
     if world() is None and len(written) == 1:
         written[0].rename(folder / SINGLE)
 
 
 def load_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill each rank's rows of the tensors. Raises the reader's own error where a file is broken or lacks one."""
+    """Fill each rank's rows of the tensors. Raises OSError where a file is broken or lacks one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process")
         reader = HuggingFaceStorageReader(str(folder))
-        load(dict(tensors), storage_reader=reader, no_dist=world() is None)
+        try:
+            load(dict(tensors), storage_reader=reader, no_dist=world() is None)
+        except (CheckpointException, SafetensorError, RuntimeError, ValueError) as error:
+            raise OSError(first_failure(error)) from None
+
+
+def first_failure(error: BaseException) -> str:
+    """In one line, what one rank reported."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,6 +28,14 @@ def largest(values: Tensor) -> Tensor:
     result = values.clone()
     dist.all_reduce(result, dist.ReduceOp.MAX)
     return result
+
+
+def any_rank(true_here: bool) -> bool:
+    """Whether it is true on one of the ranks."""
+    opened = world()
+    if opened is None:
+        return true_here
+    return bool(total(torch.tensor(float(true_here), device=opened.device)).item())
 
 
 def shares(costs: Sequence[int]) -> list[list[int]]:

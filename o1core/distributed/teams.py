@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model import ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
-from .sharding import whole_units
+from .sharding import whole_unit
 from .world import rank, size, world
 
 
@@ -36,6 +36,9 @@ class Team:
     def speaks(self) -> bool:
         """Whether this rank writes down what the team has sampled."""
         return self.member == 0
+
+
+ALONE = Team(0, 0, 1)
 
 
 def team_of(members: int) -> Team:
@@ -126,11 +129,12 @@ def copy_weights(sharded: Transformer, whole: ModelConfig, to: Transformer, team
     of_weight: dict[str, list[Cut]] = {}
     for cut in cuts(whole, to.config, team.member):
         of_weight.setdefault(cut.name, []).append(cut)
-    for unit in whole_units(sharded):
-        for name, weight in unit.items():
-            for cut in of_weight[name]:
-                rows = weight[cut.whole_start :][cut.rows]
-                held[name][cut.start : cut.start + cut.length] = rows[:, cut.columns] if rows.ndim == 2 else rows
+    for block in (*range(whole.num_layers), None):
+        with whole_unit(sharded, block) as weights:
+            for name, weight in weights.items():
+                for cut in of_weight[name]:
+                    rows = weight[cut.whole_start :][cut.rows]
+                    held[name][cut.start : cut.start + cut.length] = rows[:, cut.columns] if rows.ndim == 2 else rows
 
 
 def drop_weights(model: Transformer) -> None:

@@ -62,6 +62,21 @@ def size() -> int:
     return _world.size if _world else 1
 
 
+def processes() -> int:
+    """How many processes share the run."""
+    return size()
+
+
+def processes_asked() -> int:
+    """The same before they have met."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def neighbours() -> int:
+    """How many of them share this machine's memory."""
+    return min(size(), int(os.environ.get("LOCAL_WORLD_SIZE", size())))
+
+
 def is_lead() -> bool:
     """Whether this process writes what is written once, and prints."""
     return rank() == 0
@@ -78,13 +93,20 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
     if "RANK" not in os.environ:
         yield device
         return
-    _world = join(device, timeout)
+    try:
+        _world = join(device, timeout)
+    except UserError as error:
+        raise error if os.environ["RANK"] == "0" else SystemExit(2) from None
     if not is_lead():
         silence()
     try:
         yield _world.device
     except UserError as error:
         raise told_once(error) from None
+    except KeyboardInterrupt:  # all of them are asked to stop
+        if is_lead():
+            raise
+        raise SystemExit(130) from None
     except RuntimeError as error:
         if not broke_off(error):
             raise
@@ -189,11 +211,11 @@ def once(what: str, action: Callable[[], T]) -> T:
 def together(what: str, action: Callable[[], T]) -> T:
     """Let every rank act; where one of them raises a UserError, all of them do. Returns this rank's own result."""
     error, result = None, None
+    if _world is None:
+        return action()
     try:
         result = action()
     except UserError as raised:
-        if _world is None:
-            raise
         error = str(raised)
     for r, other in enumerate(meet(what, error)):
         if other is not None:

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from ..distributed import once
 from ..files import read_json, write_json, write_record
 from ..metrics import accuracy_interval
 from ..model import Tokenizer
@@ -29,9 +30,9 @@ def evaluate(
 
     seconds and tokens_per_second count what this call sampled. A result that is there already is read, not made again.
     """
-    if folder.result.exists():
+    if once(label, folder.result.exists):
         return read_evaluation(folder.result)
-    write_problems(folder, problems)
+    once(label, lambda: write_problems(folder, problems))
     held = {group.problem for group in read_groups(folder.rollouts)}
     start = time.perf_counter()
     groups = sample_problems(engine, tokenizer, problems, params, folder.rollouts, label)
@@ -51,7 +52,7 @@ def evaluate(
         seconds=seconds,
         tokens_per_second=sampled / seconds,
     )
-    write_record(folder.result, to_json(evaluation))
+    once(label, lambda: write_record(folder.result, to_json(evaluation)))
     return evaluation
 
 

@@ -17,6 +17,7 @@ from .checkpoint import (
 from .config import DTYPES, ModelConfig, read_config
 from .lora import (
     LORA_TARGETS,
+    AdaptedLinear,
     adapted,
     add_adapters,
     draw_adapters,
@@ -32,6 +33,7 @@ __all__ = [
     "DTYPES",
     "LORA_TARGETS",
     "THREAD_GRAIN",
+    "AdaptedLinear",
     "Attend",
     "ModelConfig",
     "Piece",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..distributed import deal, meet, once
 from ..grading import Grader
 from ..model import Tokenizer
 from ..problems import Problem
@@ -29,12 +30,14 @@ def sample_problems(
 ) -> list[Group]:
     """Sample params.n completions of each problem into `folder` and return them in the order of `problems`.
 
-    Problems that the folder holds already are not sampled again. Completions are graded a shard at a time; answers that
-    hung or killed their grader count as wrong and are logged. The engine's cache is given back at the end. Raises
-    UserError where a prompt does not fit the context.
+    Problems that the folder holds already are not sampled again. Ranks share the others, and read each other's from the
+    folder, which all of them must see. Completions are graded a shard at a time; answers that hung or killed their
+    grader count as wrong and are logged. The engine's cache is given back at the end. Raises UserError where a prompt
+    does not fit the context.
     """
     done = {group.problem: group for group in read_groups(folder)}
-    todo = [p for p in problems if p.id not in done]
+    held = set(once(label, lambda: list(done)))  # no rank writes before all have read
+    todo = [p for p in problems if p.id not in held]
     prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
     pending: list[Finished] = []
     total = len(problems) * params.n
@@ -47,7 +50,9 @@ def sample_problems(
             write_shard(folder, (done[problem.id] for problem, _, _ in pending))
             pending.clear()
 
-        for i, completions in engine.stream(prompts, params):
+        for i, completions in engine.stream(prompts, params, deal(len(prompts), engine.team)):
+            if not engine.team.speaks:
+                continue
             pending.append((todo[i], prompts[i], completions))
             bar.update(params.n)
             if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
@@ -59,6 +64,9 @@ def sample_problems(
         faults = {name: n for name, n in grader.counts.items() if name in ("timeout", "memory", "death", "too long")}
     if faults:
         log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
+    meet(label)
+    if any(p.id not in done for p in problems):  # other ranks have sampled them
+        done = {group.problem: group for group in read_groups(folder)}
     return [done[p.id] for p in problems]
 
 

@@ -12,12 +12,12 @@ its prompt is prefilled alone, its attention spans its own lane, and products ha
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from ..distributed import ALONE, Team
 from ..errors import UserError
 from ..model import Tokenizer, Transformer
 from .blocks import Blocks, model_blocks
@@ -31,12 +31,15 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Samples completions of a Transformer. slots: rows decoded at once, the one knob between memory and speed."""
+    """Samples completions of a Transformer.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int = 64) -> None:
+    slots: rows decoded at once, the one knob between memory and speed; team: the ranks that hold parts of the model.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int = 64, team: Team = ALONE) -> None:
         if slots < 1:
             raise UserError(f"slots: {slots}; at least 1 is needed")
-        self.model, self.slots = model, slots
+        self.model, self.slots, self.team = model, slots, team
         self.eos = frozenset(tokenizer.eos_ids)
         self.vocab = min(tokenizer.size, model.config.vocab_size)
         self._cache: KVCache | None = None
@@ -47,10 +50,13 @@ class Engine:
         done = dict(self.stream(prompts, params))
         return [done[i] for i in range(len(prompts))]
 
-    def stream(self, prompts: list[list[int]], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+    def stream(
+        self, prompts: list[list[int]], params: SamplingParams, order: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the prompt, its params.n completions) as soon as all of them are finished.
 
-        Raises UserError where a prompt is empty or fills the model's context.
+        order: indices of prompts, asked for when there is a free slot (None: all, in order). Raises UserError where a
+        prompt is empty or fills the model's context.
         """
         context = self.model.config.max_positions
         for i, prompt in enumerate(prompts):
@@ -59,24 +65,30 @@ class Engine:
         cache = self._reserve(min(max(map(len, prompts), default=0) + params.max_new_tokens, context))
         blocks = self._blocks()
         with packed_model(self.model, self.vocab) as head:
-            yield from self._serve(prompts, params, cache, head, blocks)
+            pairs = ((i, k) for i in (range(len(prompts)) if order is None else order) for k in range(params.n))
+            yield from self._serve(prompts, pairs, params, cache, head, blocks)
 
     def release(self) -> None:
         """Give the cache's memory back, for an update to use. The next call takes it again."""
         self._cache = None
 
     def _serve(
-        self, prompts: list[list[int]], params: SamplingParams, cache: KVCache, head: Product, blocks: Blocks
+        self,
+        prompts: list[list[int]],
+        waiting: Iterator[tuple[int, int]],
+        params: SamplingParams,
+        cache: KVCache,
+        head: Product,
+        blocks: Blocks,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Admit, decode and hand over until nobody waits. head: hidden states -> logits."""
+        """Admit, decode and hand over until nobody waits. waiting: (prompt, sample); head: hidden states -> logits."""
         context = self.model.config.max_positions
-        waiting = deque((i, k) for i in range(len(prompts)) for k in range(params.n))
         finished: dict[int, dict[int, Completion]] = {}
         prefilled: tuple[int, Tensor, Tensor] | None = None  # the prompt whose samples are being admitted
         active = 0
-        while waiting or active:
-            while waiting and active < self.slots:
-                i, k = waiting.popleft()
+        while True:
+            while active < self.slots and (pair := next(waiting, None)) is not None:
+                i, k = pair
                 if prefilled is None or prefilled[0] != i:
                     prefilled = (i, *self._prefill(prompts[i][:-1]))
                 limit = min(params.max_new_tokens, context - len(prompts[i]))
@@ -85,6 +97,8 @@ class Engine:
                 with torch.inference_mode():
                     cache.add(row, *prefilled[1:])
                 active += 1
+            if not active:
+                return
             for row in self._step(params, cache, head, blocks):
                 active -= 1
                 of_prompt = finished.setdefault(row.prompt, {})

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from ..distributed import is_lead, load_part, once, processes, together
 from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
 from ..files import write_record
-from ..model import Tokenizer, load
+from ..model import Tokenizer, read_config
 from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
@@ -49,36 +50,45 @@ class Session:
         """The engine and tokenizer of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
-            model, tokenizer = load(checkpoint, self.job.dtype, self.resources.device)
+            tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size)
+            where = self.resources
+            model = together("the model", lambda: load_part(checkpoint, self.job.dtype, where.device, where.team))
             longest = self.job.recipe.sampling.max_new_tokens
-            self.loaded = checkpoint, self.resources.engine(model, tokenizer, longest), tokenizer
+            self.loaded = checkpoint, where.engine(model, tokenizer, longest), tokenizer
             self.claim()
         return self.loaded[1:]
 
     def check(self) -> None:
         """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        self.finished = once("the run's folder", self._check)
+
+    def _check(self) -> bool:
         held = self.run.check(*self._terms())
-        self.finished = self.run.result.exists() and held.get("rounds") == self.job.recipe.sampling.rounds
-        if held and not self.finished:
+        finished = self.run.result.exists() and held.get("rounds") == self.job.recipe.sampling.rounds
+        if held and not finished:
             self.lock.acquire()
+        return finished
 
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
         if not self.claimed:
-            self.run.path.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()
-            if self.lock.killed is not None:
-                log.warning(
-                    "%s: the last process here (%d) ended without a word. If the machine ran out of memory, use a smaller "
-                    "--micro-tokens or --slots, or --checkpointing",
-                    *(self.run.path, self.lock.killed),
-                )
-            self.run.claim(*self._terms(), self.job.model)
+            once("the run's folder", self._claim)
             self.claimed = True
+
+    def _claim(self) -> None:
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.lock.acquire()
+        if self.lock.killed is not None:
+            log.warning(
+                "%s: the last process here (%d) ended without a word. If the machine ran out of memory, use a smaller "
+                "--micro-tokens or --slots, or --checkpointing",
+                *(self.run.path, self.lock.killed),
+            )
+        self.run.claim(*self._terms(), self.job.model)
 
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
-        here = {"device": str(self.resources.device), "threads": torch.get_num_threads()}
+        here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
         return self.job.settings | here, FREE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
@@ -89,18 +99,25 @@ class Session:
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
-        if self.run.pruned.exists() and (is_intact(self.run) or not self.run.states()):
+        exists, done = once("the pruned checkpoint", self._pruned)
+        if done:
             return self.run.pruned
-        if self.run.pruned.exists():
+        if exists:
             log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
             resume = True
         engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)
         recipe = self.job.recipe
-        with open_tracker(self.resources.tracker, self.run.path, recipe.to_json()) as send:
-            pruned = train(engine, tokenizer, self.job.model, problems, recipe, self.run, resume, send)
+        offload = self.resources.offload
+        with open_tracker(self.resources.tracker if is_lead() else None, self.run.path, recipe.to_json()) as send:
+            pruned = train(engine, tokenizer, self.job.model, problems, recipe, self.run, resume, send, offload)
         self.loaded = pruned, engine, tokenizer  # training changed the weights in memory to those it saved
         return pruned
+
+    def _pruned(self) -> tuple[bool, bool]:
+        """Whether there is a pruned checkpoint, and whether it is whole."""
+        exists = self.run.pruned.exists()
+        return exists, exists and (is_intact(self.run) or not self.run.states())
 
     def evaluate(
         self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str
@@ -109,7 +126,7 @@ class Session:
         results = {}
         for name, problems in tests.items():
             folder = self.run.evaluation(side, name)
-            if folder.result.exists():
+            if once("the evaluation", folder.result.exists):
                 results[name] = read_evaluation(folder.result)
             else:
                 engine, tokenizer = self.open(checkpoint)
@@ -120,7 +137,7 @@ class Session:
     def evaluate_alone(self) -> Evaluation:
         """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
         (test,) = self.job.tests.values()
-        if self.run.own_evaluation.result.exists():
+        if once("the evaluation", self.run.own_evaluation.result.exists):
             return read_evaluation(self.run.own_evaluation.result)
         engine, tokenizer = self.open(self.job.model)
         problems, params = self.job.instructed(test, training=False), self.job.recipe.evaluation_params()
@@ -143,16 +160,16 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     with open_session(job, run, resources) as session:
         if session.finished:
             return read_run_result(run.result)
-        if run.settings.exists():
+        if once("the run's folder", run.settings.exists):
             session.claim()
         before, after = SIDES
         base = session.evaluate(job.model, job.tests, before, "evaluate the base")
         trains = job.recipe.objective.kind != "none"
-        checkpoint = session.train(resume=bool(run.states())) if trains else job.model
+        checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
         pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
         seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
         result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
-        plot_run(run, result)
-        write_record(run.result, to_json(result))
+        once("the plot", lambda: plot_run(run, result))
+        once("the result", lambda: write_record(run.result, to_json(result)))
         return result

@@ -44,13 +44,17 @@ class AdamMini(torch.optim.Optimizer):
                 if weight.grad is not None:
                     self.update(weight, weight.grad, group["lr"], group["weight_decay"] if weight.ndim > 1 else 0.0)
 
+    def no_second_moment(self, weight: Tensor) -> Tensor:
+        """Zeros for each block of a weight."""
+        return torch.zeros(sum(rows // size for rows, size in self.blocks[weight]), device=weight.device)
+
     def update(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         """One weight's step. Nothing of its size is allocated but the first moment, once."""
         blocks, state = self.blocks[weight], self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros(sum(rows // size for rows, size in blocks), device=weight.device)
+            state["exp_avg_sq"] = self.no_second_moment(weight)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), BETAS
         state["exp_avg_sq"].lerp_(block_means(row_means(gradient), blocks), 1 - beta2)

@@ -6,10 +6,12 @@ it, by the trainer's own forward, computed before the round's first step and kep
 
 import json
 import logging
+import os
 import resource
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..distributed import (
+    Offload,
+    allot_weights,
+    any_rank,
+    copy_weights,
+    drop_weights,
+    export_checkpoint,
+    is_lead,
+    meet,
+    once,
+    trained_model,
+)
 from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
@@ -30,11 +44,11 @@ from ..model import (
     fold_adapters,
     merged_weights,
     model_fingerprint,
+    read_config,
     save_adapter,
-    save_checkpoint,
 )
 from ..problems import Problem
-from ..recipe import Recipe
+from ..recipe import OptimiserSettings, Recipe
 from ..rollout import Engine, Group, free_memory, lengths_and_verdicts, read_groups, sample_problems
 from ..run_folder import RunFolder
 from ..seeds import seed_of
@@ -44,7 +58,7 @@ from .objectives import objective_of
 from .picking import between_percentiles, pick_examples
 from .reference import read_reference, save_reference
 from .state import Progress, load_state, rewind, save_state
-from .step import Updater, learning_rate, reference_logprobs
+from .step import Updater, learning_rate, reference_logprobs, select_trained
 from .tracker import Send, send_nothing
 
 log = logging.getLogger(__name__)
@@ -69,33 +83,40 @@ def train(
     run: RunFolder,
     resume: bool,
     send: Send = send_nothing,
+    offload: Offload = "none",
 ) -> Path:
     """Prune the engine's model, loaded from `source`, on `problems`; returns the folder of the pruned checkpoint.
 
     With resume, training continues from the newest state in `run`; on a CPU the weights end bitwise as if it had never
-    stopped. send: receives the log's lines too. Raises UserError where `run` holds a state and resume is off, or where a
+    stopped. send: receives the log's lines too; offload: what waits in the host's memory while rollouts are sampled.
+    Raises UserError where `run` holds a state and resume is off, or where a
     loss or gradient is not finite (the newest state stays).
     """
     objective_of(recipe.objective)  # refuses "none"
-    if run.states() and not resume:
+    if once("the training states", lambda: bool(run.states())) and not resume:
         raise UserError(
             f"{run.path}: holds the state of a training run; continue it with --resume, or choose another --out"
         )
-    prepare_adapters(engine.model, recipe)
-    updater = Updater(engine.model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
+    model = trained_model(engine.model, source, lambda model: select(model, recipe.optimiser))
+    draw_adapters(model, seed_of(recipe.seed, "adapters"))
+    updater = Updater(model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
     settings = recipe.deciding()
     progress = load_state(run, updater, settings) or Progress()
-    if progress.step and not is_complete(run, problems, recipe, progress.round_index):
+    if progress.step and not once(
+        "the round's files", lambda: is_complete(run, problems, recipe, progress.round_index)
+    ):
         progress = restart_round(run, updater, settings, progress.round_index)
-    trim_log(run.log, progress.steps)
+    once("the log", lambda: trim_log(run.log, progress.steps))
     if recipe.selection.percentiles is not None:  # after the first round its rollouts exist, and nothing is sampled
-        everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
+        with sampling(engine, updater, source, offload):
+            everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
         kept = {group.problem for group in between_percentiles(everything, recipe.selection.percentiles)}
         problems = [problem for problem in problems if problem.id in kept]
     for round_index in range(progress.round_index, recipe.sampling.rounds):
         if progress.step == 0:
             save_state(run, updater, progress, settings)  # what the round is sampled from
-        groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
+        with sampling(engine, updater, source, offload):
+            groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
         picked = pick_round(groups, recipe, round_index)
         reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
         summary = summarise(groups, picked, reference)
@@ -103,16 +124,39 @@ def train(
         round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
         progress = round_of_steps.train(progress)
     save_state(run, updater, progress, settings)
-    export(engine.model, source, run)
+    export(updater.model, engine.model.embed.dtype, source, run)
+    hand_over(updater.model, engine, source)
     return run.pruned
 
 
-def prepare_adapters(model: Transformer, recipe: Recipe) -> None:
-    """With --lora-rank, give the model adapters that add nothing yet."""
-    of = recipe.optimiser
-    if of.lora_rank is not None:
-        add_adapters(model, of.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
-        draw_adapters(model, seed_of(recipe.seed, "adapters"))
+def select(model: Transformer, settings: OptimiserSettings) -> None:
+    """Choose the weights that are trained; with --lora-rank, those of adapters that are added here and still undrawn."""
+    if settings.lora_rank is not None:
+        of = settings
+        add_adapters(model, settings.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
+    select_trained(model, settings.train_last_layers)
+
+
+@contextmanager
+def sampling(engine: Engine, updater: Updater, source: Path, offload: Offload) -> Iterator[None]:
+    """Inside, the engine's model has the trained weights, and the update leaves room for it; afterwards its memory is given
+    back where another one is trained."""
+    model = updater.model
+    if engine.model is not model:
+        hand_over(model, engine, source)
+    with updater.resting(offload):
+        yield
+    if engine.model is not model:
+        drop_weights(engine.model)
+
+
+def hand_over(model: Transformer, engine: Engine, source: Path) -> None:
+    """Give the engine's model the trained weights, adapters merged."""
+    if engine.model is model:
+        fold_adapters(model)
+    else:
+        allot_weights(engine.model)
+        copy_weights(model, read_config(source), engine.model, engine.team)
 
 
 def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_index: int) -> bool:
@@ -137,30 +181,28 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_i
 def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], round_index: int) -> Progress:
     """Go back to the state that the round started from, since the policy has moved since and new rollouts of it would
     not belong to the old ones. Raises UserError where that state is lost too."""
-    if not rewind(run):
+    if not once("the training states", lambda: rewind(run)):
         raise UserError(
             f"{run.round(round_index)}: is not whole, and the state that it started from is lost; restore its files, or "
             "choose another --out"
         )
     log.warning("%s: is not whole; the round is trained again from its start", run.round(round_index))
-    run.reference(round_index).unlink(missing_ok=True)
+    once("the reference", lambda: run.reference(round_index).unlink(missing_ok=True))
     progress = load_state(run, updater, settings)
     assert progress is not None
     return progress
 
 
-def export(model: Transformer, source: Path, run: RunFolder) -> None:
-    """Write the pruned checkpoint and the checksums of its files, unless they are there and intact. Adapters are written
-    before it, and folded into the model's weights."""
+def export(model: Transformer, dtype: torch.dtype, source: Path, run: RunFolder) -> None:
+    """Write the pruned checkpoint, adapters merged, and the checksums of its files, unless they are there and intact.
+    Adapters are written before it, alone."""
     if adapted(model):
-        save_adapter(model, source, model_fingerprint(source), run.adapter)
-        fold_adapters(model)
-    if run.pruned.exists() and is_intact(run):
+        once("the adapter", lambda: save_adapter(model, source, model_fingerprint(source), run.adapter))
+    if once("the pruned checkpoint", lambda: is_intact(run)):
         return
-    if run.pruned.exists():
-        shutil.rmtree(run.pruned)
-    save_checkpoint(model, source, run.pruned)
-    write_record(run.pruned_record, {"files": digests(run.pruned)})
+    once("the pruned checkpoint", lambda: shutil.rmtree(run.pruned, ignore_errors=True))
+    export_checkpoint(model, source, run.pruned, dtype)
+    once("the pruned checkpoint", lambda: write_record(run.pruned_record, {"files": digests(run.pruned)}))
 
 
 def is_intact(run: RunFolder) -> bool:
@@ -201,14 +243,15 @@ class Round:
         batches = list(self.batches(progress.round_index))
         label = f"train, round {progress.round_index + 1} of {self.recipe.sampling.rounds}"
         todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
-        with open(self.run.log, "a", encoding="utf-8", buffering=1) as lines:
+        log_file = self.run.log if is_lead() else os.devnull
+        with open(log_file, "a", encoding="utf-8", buffering=1) as lines:
             for batch in todo:
                 with deferred() as asked_to_stop:
                     line = self.step(batch, progress, len(batches))
                     progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
                     lines.write(json.dumps(line) + "\n")
                     self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
-                    due = progress.steps % save_every == 0 or asked_to_stop()
+                    due = progress.steps % save_every == 0 or any_rank(asked_to_stop())
                     if due and progress.step < len(batches):
                         save_state(self.run, self.updater, progress, settings)
                 device = self.updater.model.embed.device
@@ -253,6 +296,7 @@ class Round:
 def load_reference(path: Path, updater: Updater, examples: list[Example], progress: Progress) -> list[Tensor]:
     """Reference log-probs of the examples: read where they are there, else computed, before a round's first step."""
     reference = read_reference(path, examples)
+    meet("the reference")  # no rank writes before all have read
     if reference is None and progress.step:
         raise UserError(
             f"{path}: belongs to other rollouts than are there; delete it, and the same command trains the "
@@ -260,7 +304,8 @@ def load_reference(path: Path, updater: Updater, examples: list[Example], progre
         )
     if reference is None:
         reference = reference_logprobs(updater.model, updater.vocab, examples, updater.execution.micro_tokens)
-        save_reference(path, examples, reference)
+        computed = reference
+        once("the reference", lambda: save_reference(path, examples, computed))
     return reference
 
 

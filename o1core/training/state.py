@@ -1,7 +1,8 @@
 """The training state on disk: everything that a killed run needs to end with the same bits as an undisturbed one.
 
-A state is a folder state-000123-01 (optimiser steps done, round of the next one): training.safetensors (fp32 weights and
-the optimiser's moments) and progress.json (round, step, settings, checksums). It is named once all of it is on the disk. Two
+A state is a folder state-000123-01 (optimiser steps done, round of the next one): the fp32 weights and both moments of the
+optimiser as safetensors (training.safetensors; of many processes a file or more each) and progress.json (round, step,
+settings, checksums). Any number of processes can resume from it. It is named once all of it is on the disk. Two
 are kept: the newest, and the one that its round started from, since a round whose rollouts are lost has to be sampled
 from that again. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
 """
@@ -13,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
+from ..distributed import is_lead, load_tensors, meet, once, own, save_tensors, shares
 from ..errors import UserError
-from ..files import damaged_file, digests, publish_folder, read_record, unwritable, write_record
+from ..files import damaged_file, file_digest, publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
 from .log import log_digest
 from .step import Updater
 
 log = logging.getLogger(__name__)
 
-PROGRESS, TENSORS = "progress.json", "training.safetensors"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,47 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
     Raises UserError where it cannot be written; the older states stay.
     """
     folder = run.state(progress.steps, progress.round_index)
-    if not folder.exists():  # a run that resumes at a round's start would write what it has just read
-        partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
+
+    def begin() -> bool:
         shutil.rmtree(partial, ignore_errors=True)
-        try:
+        if not folder.exists():
             partial.mkdir(parents=True)
-            save_file(trained_tensors(updater), partial / TENSORS)
-            where = asdict(progress)
-            record = {"round": where.pop("round_index")} | where | {"recipe": settings, "files": digests(partial)}
-            record["log"] = log_digest(run.log, progress.steps)
-            write_record(partial / PROGRESS, record)
-            publish_folder(partial, folder)
-        except (OSError, SafetensorError) as error:
-            raise unwritable(folder / TENSORS, error) from None
-        finally:
+        return not folder.exists()
+
+    def publish() -> None:
+        where = asdict(progress)
+        record = {"round": where.pop("round_index")} | where | {"recipe": settings, "files": files}
+        write_record(partial / PROGRESS, record | {"log": log_digest(run.log, progress.steps)})
+        publish_folder(partial, folder)
+
+    try:
+        if once("the training state", begin):  # a run that resumes at a round's start would write what it has just read
+            save_tensors(trained_tensors(updater), partial)
+            files = digests_by_all(partial)
+            once("the training state", publish)
+        once("the training state", lambda: remove_older(run, folder))
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from None
+    finally:
+        if is_lead():
             shutil.rmtree(partial, ignore_errors=True)
-    remove_older(run, folder)
+
+
+def digests_by_all(folder: Path) -> dict[str, str]:
+    """name: SHA-256 of every file of the folder; each rank reads some of them."""
+    meet("the training state")  # all have written
+    names = sorted(path.name for path in folder.iterdir())
+    mine = {names[i]: file_digest(folder / names[i]) for i in own(shares([1] * len(names)))}
+    return {name: digest for of_rank in meet("the training state", mine) for name, digest in of_rank.items()}
+
+
+def damaged_by_all(folder: Path, listed: dict[str, str]) -> Path | None:
+    """What damaged_file returns; each rank reads some of the files."""
+    names = sorted(listed)
+    mine = damaged_file(folder, {names[i]: listed[names[i]] for i in own(shares([1] * len(names)))})
+    found = [name for name in meet("the training state", None if mine is None else mine.name) if name is not None]
+    return folder / found[0] if found else None
 
 
 def trained_tensors(updater: Updater) -> dict[str, torch.Tensor]:
@@ -102,33 +128,25 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
 
     Raises UserError where it is damaged or was written under other settings.
     """
-    if not run.states():
+    newest = once("the training state", lambda: [path.name for path in run.states()[-1:]])
+    if not newest:
         return None
-    folder = run.states()[-1]
+    folder = run.path / newest[0]
     raw = read_progress(run, folder)
     held = {name: raw["recipe"].get(name, settings[name]) for name in settings}
     if held != settings:
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
-    if (damaged := damaged_file(folder, raw.get("files", {}))) is not None:
+    if (damaged := damaged_by_all(folder, raw.get("files", {}))) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
     progress = Progress(raw["round"], raw["step"], raw["steps"])
     if raw.get("log") not in (None, log_digest(run.log, progress.steps)):
         log.warning("%s: damaged or cut; it no longer shows what the first %d steps did", run.log, progress.steps)
     try:
-        with safe_open(folder / TENSORS, framework="pt") as file, torch.no_grad():
-            for name, (weight, master) in updater.pairs.items():
-                master.copy_(file.get_tensor(name))
-                weight.copy_(master)
-                if progress.steps:
-                    updater.optimiser.state[master] = {
-                        "step": torch.tensor(float(progress.steps), device=master.device),
-                        "exp_avg": file.get_tensor(f"exp_avg.{name}").to(master.device),
-                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(master.device),
-                    }
-                else:
-                    updater.optimiser.state.pop(master, None)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / TENSORS}: broken ({error}); {how_to_go_back(run)}") from None
+        updater.reset(progress.steps)
+        load_tensors(trained_tensors(updater), folder)
+        updater.follow_masters()
+    except OSError as error:
+        raise UserError(f"{folder}: broken ({error}); {how_to_go_back(run)}") from None
     return progress
 
 

@@ -7,19 +7,20 @@ value net, KL term, entropy bonus; the method has none.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import clip_gradients, largest, own, settle, shares, total
+from ..distributed import Offload, clip_gradients, largest, offloaded, own, settle, shares, total
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
-from .adam_mini import BETAS, EPS, AdamMini
+from .adam_mini import BETAS, EPS, AdamMini, is_sharded
 from .examples import Example
 from .objectives import LossInputs, objective_of
 
@@ -157,12 +158,40 @@ class Updater:
             )
         self.optimiser.param_groups[0]["lr"] = lr
         self.optimiser.step()
-        with torch.no_grad():
-            for weight, master in self.pairs.values():
-                if weight is not master:
-                    weight.copy_(master)
+        self.follow_masters()
         self.freed.after_step()
         return result | {"grad_norm": norm}
+
+    @torch.no_grad()
+    def follow_masters(self) -> None:
+        """Let the weights that compute have the values of their masters."""
+        settle(self.model)
+        for weight, master in self.pairs.values():
+            if weight is not master:
+                weight.copy_(master)
+
+    def reset(self, steps: int) -> None:
+        """Moments of zero after `steps` steps, to be filled from a training state; before the first there are none."""
+        self.optimiser.state.clear()
+        for master in self.masters if steps else []:
+            step, second = torch.tensor(float(steps), device=master.device), torch.zeros_like(master)
+            if isinstance(self.optimiser, AdamMini):
+                step, second = step.cpu(), self.optimiser.no_second_moment(master)
+            self.optimiser.state[master] = {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": second}
+
+    @contextmanager
+    def resting(self, offload: Offload) -> Iterator[None]:
+        """Inside there is room for rollouts: gradients are dropped, and what `offload` names waits in the host's memory
+        (moments: the optimiser's; optimiser: the fp32 weights too, so that nothing may read them)."""
+        for master in self.masters:
+            master.grad = None
+        settle(self.model)
+        moments = [t for m in self.masters for n, t in self.optimiser.state.get(m, {}).items() if n != "step"]
+        masters = [m for w, m in self.pairs.values() if m is not w or is_sharded(m)]
+        named = {"none": [], "moments": moments, "optimiser": moments + masters}[offload]
+        on_device = [t for t in named if t.device.type != "cpu"]
+        with offloaded(on_device):
+            yield
 
     def accumulate(self, examples: list[Example], reference: list[Tensor]) -> dict[str, float]:
         """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
@@ -209,15 +238,17 @@ def make_optimiser(
 def master_of(weight: Tensor) -> Tensor:
     """The fp32 copy of a weight that is trained. Finished gradients of the weight are added to the copy's."""
     master = weight.detach().float()
-    master.grad = torch.zeros_like(master)
     weight.register_post_accumulate_grad_hook(lambda p: move_gradient(p, master))
     return master
 
 
 def move_gradient(weight: Tensor, master: Tensor) -> None:
     """Add a finished bf16 gradient to the fp32 one and free it, so that only one weight's bf16 gradient is alive."""
-    assert master.grad is not None and weight.grad is not None
-    master.grad.add_(weight.grad)
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad.add_(weight.grad)
     weight.grad = None
 
 
