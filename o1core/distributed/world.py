@@ -10,10 +10,12 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partialmethod
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from tqdm import tqdm
 
 from ..errors import UserError
 
@@ -147,10 +150,8 @@ def join(device: torch.device, timeout: float) -> World:
 
 def silence() -> None:
     """Only rank 0 prints and shows progress; a crash of another one is still seen."""
-    os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger().setLevel(logging.ERROR)
-    import sys
-
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process's life
 
 

@@ -1,6 +1,7 @@
 """What the processes of a test's world do, and the same work in one process."""
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,12 @@ from o1core.distributed import (
     trained_model,
 )
 from o1core.model import checkpoint, read_config
+from o1core.problems import Problem
 from o1core.recipe import Recipe
+from o1core.rollout import sample_problems
+from o1core.run_folder import RunFolder
 from o1core.training import Example, Updater, reference_logprobs
+from o1core.training.state import Progress, load_state, save_state, trained_tensors
 from o1core.training.step import select_trained
 
 VOCAB = 259
@@ -150,3 +155,64 @@ class CountingFile:
                 return tensor
 
         return Slice()
+
+
+PROBLEMS = [Problem(str(a), f"{a} + 5 = ?", str(a + 5)) for a in range(10)]
+PARAMS = o1core.SamplingParams(n=3, temperature=1.0, max_new_tokens=24, seed=1)
+
+
+def sample(folder: Path, out: Path, count: int, members: int = 1) -> dict[str, list]:
+    """problem: (ids, log-probs) of its samples, of the first `count` problems."""
+    team = team_of(members)
+    tokenizer = o1core.load(folder)[1]
+    engine = o1core.Engine(load_part(folder, torch.float32, torch.device("cpu"), team), tokenizer, 4, team)
+    groups = sample_problems(engine, tokenizer, PROBLEMS[:count], PARAMS, out, "sample")
+    return {g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples] for g in groups}
+
+
+def steps(updater: Updater, first: int, last: int) -> None:
+    for step in range(first, last):
+        examples = make_examples(7, seed=step)
+        updater.step(examples, reference_logprobs(updater.model, VOCAB, examples, 64), 1e-3)
+
+
+def digest(updater: Updater) -> str:
+    """Of all that is trained, whole."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(trained_tensors(updater).items()):
+        result.update(name.encode() + whole(tensor).contiguous().view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def state_recipe(kind: str) -> Recipe:
+    return Recipe.of(optimiser=kind, lr=1e-3, ratio="token", micro_tokens=64)
+
+
+def save_and_go_on(folder: Path, out: Path, kinds: list[str]) -> list[tuple[str, str]]:
+    """Digests after two steps, which are saved, and after four."""
+    digests = []
+    for kind in kinds:
+        updater = updater_on(folder, torch.bfloat16, state_recipe(kind))
+        steps(updater, 0, 2)
+        save_state(RunFolder(out / kind), updater, Progress(0, 2, 2), {"kind": kind})
+        saved = digest(updater)
+        with updater.resting("none"):
+            pass
+        steps(updater, 2, 4)
+        digests.append((saved, digest(updater)))
+    return digests
+
+
+def load_and_go_on(folder: Path, out: Path, kinds: list[str], last: int = 4) -> list[tuple[str, str]]:
+    """Digests of the state that is loaded, and after the steps up to `last`."""
+    digests = []
+    for kind in kinds:
+        updater = updater_on(folder, torch.bfloat16, state_recipe(kind))
+        if last > 2:
+            steps(updater, 7, 8)  # what is loaded replaces all of it
+        progress = load_state(RunFolder(out / kind), updater, {"kind": kind})
+        assert progress == Progress(0, 2, 2)
+        loaded = digest(updater)
+        steps(updater, 2, last)
+        digests.append((loaded, digest(updater)))
+    return digests

@@ -1,0 +1,33 @@
+"""The training state on many processes: safetensors alone, for any number of processes."""
+
+from tests.distributed.cases import load_and_go_on, save_and_go_on
+from tests.distributed.worlds import run_world
+
+KINDS = ["adamw", "adam-mini"]
+
+
+def test_a_state_of_two_processes_resumes_on_any_number(checkpoint, tmp_path):
+    first, second = run_world(save_and_go_on, 2, checkpoint, tmp_path, KINDS)
+    assert first == second
+    (again, _) = run_world(load_and_go_on, 2, checkpoint, tmp_path, KINDS)
+    assert again == first, "on as many processes it goes on with the same bits"
+    alone, many = (
+        load_and_go_on(checkpoint, tmp_path, KINDS, 2),
+        run_world(load_and_go_on, 4, checkpoint, tmp_path, KINDS, 2),
+    )
+    for digests in (alone, *many):
+        assert [loaded for loaded, _ in digests] == [saved for saved, _ in first]
+    files = {path.name for path in tmp_path.rglob("state-*/*")}
+    assert files == {
+        "progress.json",
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
+    }
+
+
+def test_a_state_of_one_process_resumes_on_two(checkpoint, tmp_path):
+    saved = save_and_go_on(checkpoint, tmp_path, KINDS)
+    assert {path.name for path in tmp_path.rglob("state-*/*")} == {"progress.json", "training.safetensors"}
+    for found in run_world(load_and_go_on, 2, checkpoint, tmp_path, KINDS, 2):
+        assert [loaded for loaded, _ in found] == [before for before, _ in saved]
+    assert load_and_go_on(checkpoint, tmp_path, KINDS) == saved
