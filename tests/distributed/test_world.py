@@ -103,7 +103,8 @@ def test_shares_are_even_and_whole(monkeypatch):
     ],
 )
 def test_torchrun_without_a_store_is_refused(monkeypatch, change, message):
-    env = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | change
+    env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    env |= {"TORCHELASTIC_USE_AGENT_STORE": "True"} | change
     for name, value in env.items():
         if value is None:
             monkeypatch.delenv(name, raising=False)
