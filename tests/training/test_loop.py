@@ -256,7 +256,10 @@ def test_percentiles_keep_the_same_problems_in_every_round(flags, tmp_path):
     assert main(["train", *flags, "--percentiles", "40-80", "--out", str(run)]) == 0
     first, second = (read_groups(run / f"round-0{i}" / "rollouts") for i in (0, 1))
     assert (len(first), len(second)) == (10, 4)
-    assert {g.problem for g in second} == {g.problem for g in between_percentiles(first, "40-80")}
+    # By accuracy and length: of problems that are equal in both, the order of the data decides, which files do not keep.
+    hardness = {g.problem: (sum(s.correct for s in g.samples), sum(s.length for s in g.samples)) for g in first}
+    kept = sorted(hardness[g.problem] for g in second)
+    assert kept == sorted(hardness[g.problem] for g in between_percentiles(first, "40-80"))
     assert log(run)[0]["units"] <= sum(s.length for g in first for s in g.samples) / 2
 
 
