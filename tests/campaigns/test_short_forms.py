@@ -1,0 +1,22 @@
+"""Short forms of the campaigns (python -m tests.campaigns): a few cases of each, so that none rots."""
+
+import random
+
+import pytest
+
+from .fuzz_cli import fuzz_cli
+from .fuzz_model import fuzz_model
+from .fuzz_report import fuzz_report
+from .fuzz_rollouts import fuzz_rollouts
+from .kill import KINDS, run_kill
+
+
+def test_runs_that_are_killed_end_with_the_same_bits(tmp_path):
+    counts = run_kill(len(KINDS), 0, tmp_path)
+    assert counts == {f"{kind}: ok": 1 for kind in KINDS}
+
+
+@pytest.mark.parametrize("fuzz", [fuzz_model, fuzz_rollouts, fuzz_report, fuzz_cli])
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_files_are_read_or_refused(tmp_path, fuzz, seed):
+    assert fuzz(random.Random(seed), tmp_path) in ("ok", "refused")
