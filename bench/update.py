@@ -11,8 +11,8 @@ takes as long with any, so only config.json is read (default: the shapes of Qwen
     transformers, transformers lora           its model, fp32 log-probs from whole logits; peft's adapters
     transformers chunked                      its body, log-probs by F.linear_cross_entropy in chunks
 
-The first step of a process is told apart: it touches all memory for the first time, which no other step does. The floor
-is the time of the matrix products alone, each at the rate that its own shape reaches here: forward, gradient of the
+The first step of a process is reported separately, because it alone touches all memory for the first time. The floor is
+the time of the matrix multiplications alone, each at the rate that its own shape reaches here: forward, gradient of the
 input, and gradient of the weight where it is trained.
 """
 
