@@ -90,12 +90,13 @@ def attention_blocks(
 ) -> Blocks:
     """Blocks for the two products of attention, q [R, Hkv, G, D] over k and v [R, Hkv, T, D], with T = span."""
 
+    q, k = cancelling(span, head_dim, dtype, device)
+    weights, values = cancelling(head_dim, span, dtype, device)
+
     def scores(rows: int) -> Tensor:
-        q, k = cancelling(span, head_dim, dtype, device)
         return torch.matmul(q.repeat(rows, kv_heads, group, 1), k.repeat(rows, kv_heads, 1, 1).transpose(-1, -2))
 
     def mixture(rows: int) -> Tensor:
-        weights, values = cancelling(head_dim, span, dtype, device)
         return torch.matmul(weights.repeat(rows, kv_heads, group, 1), values.T.repeat(rows, kv_heads, 1, 1))
 
     return Blocks([scores, mixture], ATTENTION_ROWS)
