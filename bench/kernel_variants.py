@@ -16,6 +16,7 @@ from o1core.kernels.triton_merge import merge_kernel
 from o1core.kernels.triton_paged_attention import paged_attention_kernel
 from o1core.kernels.triton_partial_sums import partial_sums_kernel
 from o1core.kernels.triton_partial_sums_tma import partial_sums_tma_kernel
+from o1core.kernels.triton_sample import sample_kernel
 from o1core.kernels.triton_surrogate import LEVELS, surrogate_kernel
 from o1core.kernels.triton_write_pages import write_pages_kernel
 
@@ -29,6 +30,7 @@ KERNELS = {
     "gather.backward": gather_backward_kernel,
     "surrogate": surrogate_kernel,
     "advantage": advantage_kernel,
+    "sample": sample_kernel,
     "pages.attention": paged_attention_kernel,
     "pages.merge": attention_merge_kernel,
     "pages.write": write_pages_kernel,
@@ -46,6 +48,7 @@ TABLES = {
     "gather.backward": configs.GATHER,
     "surrogate": configs.SURROGATE,
     "advantage": configs.ADVANTAGE,
+    "sample": configs.SAMPLE,
     "pages.merge": configs.ATTENTION_MERGE,
     "pages.write": configs.WRITE_PAGES,
 }
@@ -72,14 +75,16 @@ POINTERS_OF_INPUT = (
     *("queries", "keys", "values", "new_keys", "new_values", "cos", "sin", "turned"),
 )
 INT32_POINTERS_OF_PAGES = ("page_table", "lengths")
-INT64_POINTERS = ("targets", "picked", "cu_seqlens", "lengths", "group")
+INT64_POINTERS = ("targets", "picked", "cu_seqlens", "lengths", "group", "ids")
+INT32_POINTERS = ("flags",)
+FLOAT64_POINTERS = ("uniforms",)
 BOOL_POINTERS = ("mask", "correct")
 INT_SCALARS = (
     *("rows", "columns", "tiles", "blocks", "first_column", "vocab_size", "sequences", "samples", "kept_rows"),
-    *("splits", "query_heads", "table_stride"),
+    *("splits", "query_heads", "table_stride", "top_k"),
 )
 DESCRIPTOR_ROWS = {"hidden": "BLOCK_N", "weight": "BLOCK_V"}
-FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam", "scale")
+FLOAT_SCALARS = ("inv_temperature", "low", "high", "per_unit", "lam", "scale", "top_p", "temperature")
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,10 @@ class Variant:
             return f"*{self.dtype}"
         if self.kernel in PAGES and name in INT32_POINTERS_OF_PAGES:
             return "*i32"
+        if name in INT32_POINTERS:
+            return "*i32"
+        if name in FLOAT64_POINTERS:
+            return "*fp64"
         if name in INT64_POINTERS:
             return "*i64"
         if name in BOOL_POINTERS:
@@ -187,6 +196,9 @@ def _loss(target: str) -> list[Variant]:
     found.append(Variant("linear.merge", target, "fp32", (("ENTROPY", False),)))
     found.append(Variant("surrogate", target, "fp32", (("LEVEL", 2), ("HAS_MASK", False))))
     found.append(Variant("advantage", target, "fp32"))
+    for greedy in (False, True):
+        found.append(Variant("sample", target, "bf16", (("GREEDY", greedy), ("FILTER", False))))
+    found.append(Variant("sample", target, "bf16", (("GREEDY", False), ("FILTER", True))))
     return found
 
 

@@ -22,6 +22,7 @@ from .pages import paged_attention, write_pages
 from .paging import PAGE_TOKENS
 from .precision import LOG_RATIO_LIMIT
 from .surrogate_metrics import SurrogateMetrics
+from .token_sampling import sample_tokens
 
 __all__ = [
     "LOG_RATIO_LIMIT",
@@ -33,6 +34,7 @@ __all__ = [
     "linear_logprob",
     "linear_surrogate",
     "paged_attention",
+    "sample_tokens",
     "write_pages",
 ]
 
@@ -78,7 +80,8 @@ def linear_logprob(
     hidden [..., H], weight [V, H] contiguous and of the same dtype, targets [...] int32 or int64. Ids from vocab_size
     on (padding of the weight) have probability 0. Returns logp [...] and, where asked, the entropy [...] of each
     distribution in nats, both float32 (float64 for float64 inputs); differentiable in hidden and weight through both.
-    2NVH FLOPs forward, 6NVH backward (4NVH if the weight is frozen). Raises ValueError naming the wrong argument.
+    2NVH FLOPs forward, 6NVH backward (4NVH if the weight is frozen). In Triton a row's results have the same bits alone
+    and in any batch. Raises ValueError naming the wrong argument.
     """
     checks.head(hidden, weight)
     checks.temperature(temperature)

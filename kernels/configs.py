@@ -89,7 +89,7 @@ ATTENTION_MERGE = {"gpu": Launch({}, 4, 1), "interpreter": Launch({}, 1, 1)}
 WRITE_PAGES = {"gpu": Launch({}, 1, 1), "interpreter": Launch({}, 1, 1)}
 SAMPLE = {
     "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 8192}, 16, 1),
-    "interpreter": Launch({"BLOCK_R": 512, "BLOCK_V": 32}, 1, 1),
+    "interpreter": Launch({"BLOCK_R": 512, "BLOCK_V": 64}, 1, 1),
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 ADVANTAGE = {
