@@ -92,3 +92,23 @@ def edit_json():
         path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
 
     return edit
+
+
+SETTINGS = (  # of a run of seconds: two rounds of 10 problems x 4 samples
+    "--samples 4 --picked 3 --problems 10 --rounds 2 --max-new-tokens 24 --temperature 1 --top-p 1 --ratio token --lr 1e-3"
+    " --batch 4 --save-every 2 --eval-problems 3 --eval-temperature 1 --slots 8 --device cpu"
+)
+
+
+@pytest.fixture
+def problems(tmp_path) -> Path:
+    """A file of sums."""
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{a} + 5 = ?", "answer": str(a + 5)}) + "\n" for a in range(14)))
+    return path
+
+
+@pytest.fixture
+def flags(checkpoint, problems) -> list[str]:
+    """The flags of a small run on a small checkpoint."""
+    return ["--model", str(checkpoint), "--data", str(problems), *SETTINGS.split()]

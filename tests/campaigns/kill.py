@@ -27,12 +27,8 @@ from o1core.cli import main
 from o1core.files import file_digest
 from o1core.model import checkpoint
 from o1core.training import reference, state
-from tests.conftest import build
+from tests.conftest import SETTINGS, build
 
-SETTINGS = (
-    "--samples 4 --picked 3 --problems 10 --rounds 2 --max-new-tokens 24 --temperature 1 --top-p 1 --ratio token --lr 1e-3"
-    " --batch 4 --save-every 2 --eval-problems 3 --eval-temperature 1 --slots 8 --device cpu"
-)
 TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256")
 KINDS = ("operation", "kill", "term", "worker")
 LONGEST = 300  # seconds of one run, on a machine that does other things too

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 import o1core
 from o1core.cli import main
-from o1core.model import Tokenizer, Transformer, layout, published_tensors, read_config
+from o1core.model import Transformer, layout, published_tensors, read_config
 from o1core.model.rope import rotary
 from o1core.recipe import SHIPPED, Recipe, read_recipe
 
@@ -82,96 +82,6 @@ def test_a_baseline_has_its_own_learning_rate_and_epochs(capsys, name, method):
     assert baseline["dpo_beta"] == 0.1
     same = SETTINGS[name].keys() - {"lr", "epochs"}
     assert {key: baseline[key] for key in same} == {key: plain[key] for key in same}
-
-
-MARCO_SYSTEM = (  # with the published one's line feed in front and its indented line and end
-    "\n你是一个解数学题的助手。\n        \n## 请注意！\n先在<Thought>内思考，再在<Output>内写出答案。\n"
-    "<Thought>用英文，公式用markdown；<Output>用提问的语言。\n        "
-)
-QWQ_SYSTEM = "You solve problems with care. Think step by step."
-RENDERED = [
-    (
-        "marco-o1",
-        [{"role": "user", "content": "What is 2 + 2?"}],
-        f"<|im_start|>system\n{MARCO_SYSTEM}<|im_end|>\n"
-        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        "marco-o1",
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "二加二？"}],
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n二加二？<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        "marco-o1",  # the default turn stands where the first message is no system one, whatever comes later
-        [
-            {"role": "user", "content": "2 + 2"},
-            {"role": "assistant", "content": "<Thought>Easy.</Thought>\n<Output>4</Output>"},
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "Sure? "},
-        ],
-        f"<|im_start|>system\n{MARCO_SYSTEM}<|im_end|>\n<|im_start|>user\n2 + 2<|im_end|>\n"
-        "<|im_start|>assistant\n<Thought>Easy.</Thought>\n<Output>4</Output><|im_end|>\n"
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSure? <|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        "qwq-32b",
-        [{"role": "user", "content": "What is 2 + 2?"}],
-        f"<|im_start|>system\n{QWQ_SYSTEM}<|im_end|>\n"
-        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        "qwq-32b",
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Let $x < 3$.\nFind $x$."}],
-        "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nLet $x < 3$.\nFind $x$.<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    (
-        "qwq-32b",  # messages with calls and their answers, though no tools are offered
-        [
-            {"role": "user", "content": "17 * 19?"},
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"type": "function", "function": {"name": "times", "arguments": {"a": 17, "b": 19}}}],
-            },
-            {"role": "tool", "content": "323"},
-            {"role": "assistant", "content": "It is 323."},
-            {"role": "user", "content": "And doubled?"},
-        ],
-        f"<|im_start|>system\n{QWQ_SYSTEM}<|im_end|>\n<|im_start|>user\n17 * 19?<|im_end|>\n"
-        '<|im_start|>assistant\n<tool_call>\n{"name": "times", "arguments": {"a": 17, "b": 19}}\n</tool_call><|im_end|>\n'
-        "<|im_start|>user\n<tool_response>\n323\n</tool_response><|im_end|>\n"
-        "<|im_start|>assistant\nIt is 323.<|im_end|>\n<|im_start|>user\nAnd doubled?<|im_end|>\n<|im_start|>assistant\n",
-    ),
-]
-
-
-def template_of(name: str) -> str:
-    return json.loads((DATA / name / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-
-
-@pytest.mark.parametrize(("name", "messages", "expected"), RENDERED)
-def test_a_prompt_is_rendered_as_written_here_and_by_transformers(checkpoint, edit_json, name, messages, expected):
-    edit_json(checkpoint / "tokenizer_config.json", chat_template=template_of(name))
-    ours, theirs = Tokenizer(checkpoint, 272), AutoTokenizer.from_pretrained(checkpoint)
-    assert ours.render(messages) == expected
-    assert theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
-    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert ours.encode(ours.render(messages)) == ids
-    assert ids.count(ours.token_id("<|im_start|>")) == expected.count("<|im_start|>")  # one id, not 12 bytes
-
-
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("system", [None, "Be brief.", ""])
-def test_the_prompt_of_a_question_ends_where_the_answer_begins(checkpoint, edit_json, name, system):
-    edit_json(checkpoint / "tokenizer_config.json", chat_template=template_of(name))
-    tokenizer = Tokenizer(checkpoint, 272)
-    ids = tokenizer.prompt("What is 2 + 2?", system=system)
-    default = {"marco-o1": MARCO_SYSTEM, "qwq-32b": QWQ_SYSTEM}[name]
-    assert tokenizer.decode(ids, special=True) == (
-        f"<|im_start|>system\n{default if system is None else system}<|im_end|>\n"
-        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
-    )
 
 
 PARAMETERS = {"marco-o1": 7_615_616_512, "qwq-32b": 32_763_876_352}  # the published sizes: 7.6 B, 32.8 B
@@ -287,7 +197,8 @@ def small(request, tmp_path_factory, build_checkpoint, edit_json):
         **changed,
     )
     (folder / "config.json").write_text(json.dumps(true | changed))  # in the spelling of the published one
-    edit_json(folder / "tokenizer_config.json", chat_template=template_of(name))
+    published = json.loads((DATA / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+    edit_json(folder / "tokenizer_config.json", chat_template=published["chat_template"])
     # Equal lengths earn no reward. So that they differ whatever the seed, every token is about as likely, and every
     # eighth byte ends a text.
     weights = load_file(folder / "model.safetensors")
