@@ -13,6 +13,7 @@ import torch
 
 from ..distributed import opened, processes_asked, same, team_of, together
 from ..errors import UserError
+from ..model import DTYPES, read_config
 from ..recipe import SPECS, Recipe, read_recipe
 from ..report import (
     Table,
@@ -28,7 +29,7 @@ from ..report import (
 )
 from ..rollout import keep_freed_memory
 from ..run_folder import RunFolder
-from ..runs import Job, Resources, open_evaluation, open_session
+from ..runs import Job, Machine, Resources, open_evaluation, open_session, plan_run, plan_table
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import lambda_variants, method_variants, percentile_variants, run_study, study_disharmony
@@ -163,6 +164,23 @@ def print_study(folder: Path, tables: list[Table]) -> None:
     """What a study prints at its end."""
     print("\n\n".join(map(to_markdown, tables)))
     print(f"\nplot: {folder / 'plot.png'}\nthe same as a page: o1core report {folder}")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Nothing is loaded: config.json alone is read."""
+    if args.gpus < 1 or not 1 <= args.gpu_memory <= 10**4 or args.tensor_parallel < 1:
+        raise UserError("--gpus, --gpu-memory, --tensor-parallel: at least 1 is needed, and at most 10,000 GiB")
+    config, recipe = read_config(args.model), resolve(args)
+    if args.gpus % args.tensor_parallel or config.num_kv_heads % args.tensor_parallel:
+        raise UserError(
+            f"--tensor-parallel: {args.tensor_parallel} must divide --gpus {args.gpus} and the model's "
+            f"{config.num_kv_heads} key and value heads"
+        )
+    dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
+    machine = Machine(args.gpus, True, args.tensor_parallel)
+    memory = int(args.gpu_memory * (1 << 30))
+    table = plan_table(config, plan_run(config, recipe, dtype, memory, machine, args.slots), dtype)
+    print(f"{to_text(table)}\n\n{table.note}")
 
 
 def report(args: argparse.Namespace) -> None:

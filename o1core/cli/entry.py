@@ -22,6 +22,7 @@ COMMANDS = {  # name: help
     "train": "train on a run's samples, sampling first what is missing",
     "eval": "evaluate one checkpoint on a problem file",
     "study": "the paper's studies, each with a table and a plot",
+    "plan": "say what a run needs on GPUs of a size, part by part, and which settings would fit",
     "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
 }

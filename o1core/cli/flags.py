@@ -31,6 +31,8 @@ def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
             sub.add_argument("run_folder", metavar="RUN", type=Path, help="the folder given as --out")
             sub.add_argument("--problem", metavar="ID", help="show this problem only (default: all)")
             sub.add_argument("--samples", metavar="N", type=int, default=4, help="completions a problem (default: 4)")
+        case "plan":
+            add_plan_flags(sub)
         case "study":
             kinds = sub.add_subparsers(required=True, metavar="STUDY")
             for kind, help in STUDIES.items():
@@ -41,6 +43,25 @@ def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
             if name == "train":
                 sub.add_argument("--resume", action="store_true", help="continue from the run's newest training state")
     sub.set_defaults(run=getattr(commands, {"eval": "evaluate", "show": "show"}.get(name, name)))
+
+
+def add_plan_flags(sub: argparse.ArgumentParser) -> None:
+    sub.set_defaults(command="plan")
+    sub.add_argument("--model", metavar="DIR", type=Path, required=True, help="a folder with the model's config.json")
+    sub.add_argument("--gpus", metavar="N", type=int, default=1, help="one process each (default: 1)")
+    sub.add_argument("--gpu-memory", metavar="GIB", type=float, default=80.0, help="of one GPU (default: 80)")
+    sub.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=int,
+        default=1,
+        help="GPUs that hold one copy to sample from (default: 1)",
+    )
+    sub.add_argument("--slots", metavar="N", type=int, help="completions decoded at once (default: as many as fit)")
+    sub.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="that computes (default: the model's)")
+    sub.add_argument("--method", choices=tuple(METHODS), default="o1-pruner", help="(default: o1-pruner)")
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="(default: paper)")
+    add_recipe_flags(sub, skipped=set())
 
 
 def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:

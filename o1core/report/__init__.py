@@ -4,9 +4,11 @@ from .headlines import in_one_line, run_headlines
 from .page import write_page
 from .plots import plot_disharmony, plot_run, plot_study
 from .samples import sample_lines
-from .tables import Table, disharmony_tables, run_table, study_tables, to_markdown, to_text
+from .tables import Cell, Column, Table, disharmony_tables, run_table, study_tables, to_markdown, to_text
 
 __all__ = [
+    "Cell",
+    "Column",
     "Table",
     "disharmony_tables",
     "in_one_line",

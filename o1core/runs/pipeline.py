@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from ..model import Tokenizer, read_config
 from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
-from ..rollout import Engine
+from ..rollout import Engine, free_memory
 from ..run_folder import SIDES, RunFolder
 from ..run_lock import RunLock
 from ..text import one_line
 from ..training import is_intact, open_tracker, sample_round, train
 from ..typed_json import to_json
+from .footprint import Machine
 from .job import Job
+from .plan import check_fits, plan_run
 from .resources import Resources
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,18 @@ class Session:
             self.loaded = checkpoint, where.engine(model, tokenizer, longest), tokenizer
             self.claim()
         return self.loaded[1:]
+
+    def check_memory(self) -> None:
+        """Before the first weight is read: raise UserError where training cannot fit, and decide the slots of one process.
+        Processes on a CPU share its memory."""
+        config, device = read_config(self.job.model), self.resources.device
+        ranks = processes()
+        machine = Machine(ranks, device.type == "cuda", self.resources.team.members)
+        free = free_memory(device) // (1 if machine.cuda else ranks)
+        plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
+        together("the memory", lambda: check_fits(config, plan, self.job.dtype))
+        if ranks == 1:
+            self.resources = replace(self.resources, slots=plan.slots)
 
     def check(self) -> None:
         """Raise UserError where the folder belongs to another job, or to a process at work in it."""
@@ -105,6 +119,8 @@ class Session:
         if exists:
             log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
             resume = True
+        if self.loaded is None:
+            self.check_memory()
         engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)
         recipe = self.job.recipe
@@ -162,6 +178,8 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
             return read_run_result(run.result)
         if once("the run's folder", run.settings.exists):
             session.claim()
+        if job.recipe.objective.kind != "none":
+            session.check_memory()
         before, after = SIDES
         base = session.evaluate(job.model, job.tests, before, "evaluate the base")
         trains = job.recipe.objective.kind != "none"

@@ -1,0 +1,220 @@
+"""Bytes that a run needs on each rank, by part and phase: arithmetic on shapes, nothing is allocated.
+
+Counted is what the trainer holds, in the order of its code: the trained weights' state lives from the first round on;
+sampling adds the KV cache and, with adapters, merged matrices; an update adds what autograd saves of a micro-batch
+(or with checkpointing a hidden state a layer and one block's), the head's scratch and gradients on their way.
+
+On more than one rank trained weights are fp32 shards (FSDP2), whole blocks exist two at a time, embedding and head stay
+whole from forward to backward, and a plain copy is sampled from. Not counted: Python and torch themselves (0.3 GB), and
+fragments of the allocator. Held against measured peaks in tests/runs/test_footprint.py, and against torch's simulation.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels.torch_linear import SCRATCH_BYTES
+from ..model import LORA_TARGETS, ModelConfig, layout
+from ..recipe import OptimiserSettings, Recipe
+from ..rollout import cache_bytes
+
+LONG_PROMPT = 1024  # tokens: what is assumed of prompts, which are not rendered yet
+CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
+UNITS_IN_FLIGHT = 2.85  # blocks' weights and gradients beside the one that computes, as in torch's own simulation
+CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass
+LOGIT_COPIES = 3  # fp32 [slots, V]: logits in the dtype that computes, and what sampling makes of them
+
+
+@dataclass(frozen=True)
+class Machine:
+    """ranks: processes, one for each GPU; tensor_parallel of them hold one copy to sample from."""
+
+    ranks: int = 1
+    cuda: bool = False
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is held at the phase's peak: bytes by part."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of weights: trained ones, frozen ones, and how many of the trained ones are the vocabulary's. whole: of the
+    embedding and the head together; adapters: all trained ones are adapters'."""
+
+    trained: int
+    frozen: int
+    trained_vocab: int
+    vocab: int
+    adapters: bool
+
+
+def count_weights(c: ModelConfig, settings: OptimiserSettings) -> Counts:
+    """What the settings train of a model."""
+    sizes = {theirs: math.prod(shape) for theirs, _, _, shape in layout(c)}
+    total, vocab = sum(sizes.values()), c.vocab_size * c.hidden_size * (1 if c.tied else 2)
+    first = c.num_layers - min(c.num_layers, settings.train_last_layers or c.num_layers)
+    if settings.lora_rank is not None:
+        fused = {name: ours for name, ours, _, _ in layout(c)}
+        trained = sum(
+            settings.lora_rank * sum(shape)
+            for theirs, _, _, shape in layout(c)
+            if theirs.endswith("_proj.weight")
+            and fused[theirs].split(".")[2] in LORA_TARGETS[settings.lora_targets]
+            and layer_of(theirs) >= first
+        )
+        return Counts(trained, total, 0, vocab, True)
+    if settings.train_last_layers is None:
+        return Counts(total, 0, vocab, vocab, False)
+    trained = sum(size for theirs, size in sizes.items() if layer_of(theirs) >= first)
+    return Counts(trained, total - trained, 0, vocab, False)
+
+
+def layer_of(published: str) -> int:
+    """The layer of a published tensor, -1 where it is in none."""
+    return int(published.split(".")[2]) if published.startswith("model.layers.") else -1
+
+
+def held_by_training(
+    c: ModelConfig, settings: OptimiserSettings, dtype: torch.dtype, machine: Machine
+) -> dict[str, int]:
+    """Bytes a rank of the trained weights' state, and of the frozen weights, that last for the whole run."""
+    counts, size, n = count_weights(c, settings), dtype.itemsize, machine.ranks
+    moments = 4 if settings.kind == "adam-mini" else 8  # its second moments are a few thousand numbers a layer
+    if n > 1:
+        weights = (4 * counts.trained + size * counts.frozen) // n
+        masters = 0
+    else:
+        weights = (4 if counts.adapters else size) * counts.trained + size * counts.frozen
+        masters = 4 * counts.trained if size < 4 and not counts.adapters else 0
+    return {
+        "weights": weights,
+        "fp32 masters": masters,
+        "gradients": 4 * counts.trained // n,
+        "moments": moments * counts.trained // n,
+    }
+
+
+def phases(
+    c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine, slots: int, trains: bool = True
+) -> list[Phase]:
+    """The run's phases with what each holds at its peak."""
+    held = held_by_training(c, recipe.optimiser, dtype, machine)
+    if not trains:
+        held = {"weights": dtype.itemsize * sum(math.prod(shape) for *_, shape in layout(c)) // machine.tensor_parallel}
+    if machine.ranks > 1:
+        held["copy to sample from"] = sampled_copy(c, dtype, machine)
+    if machine.cuda:
+        held["CUDA and NCCL"] = CUDA_CONTEXT + (NCCL if machine.ranks > 1 else 0)
+    found = [Phase("sample", held | sampling(c, recipe, dtype, machine, slots))]
+    if trains:
+        found.append(Phase("reference", held | reference(c, recipe, dtype, machine)))
+        found.append(Phase("update", held | update(c, recipe, dtype, machine)))
+    return found
+
+
+def sampled_copy(c: ModelConfig, dtype: torch.dtype, machine: Machine) -> int:
+    """The plain weights that a rank samples from: blocks are cut by tensor parallel, embedding and head are not."""
+    vocab = c.vocab_size * c.hidden_size * (1 if c.tied else 2)
+    blocks = sum(math.prod(shape) for *_, shape in layout(c)) - vocab
+    return dtype.itemsize * (blocks // machine.tensor_parallel + vocab)
+
+
+def sampling(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine, slots: int) -> dict[str, int]:
+    """What sampling adds: the cache of all slots at their longest, logits, merged or packed matrices."""
+    matrices = sum(math.prod(shape) for theirs, _, _, shape in layout(c) if theirs.endswith("_proj.weight"))
+    parts = {
+        "KV cache": slots * slot_bytes(c, recipe, dtype, machine),
+        "logits": slots * c.vocab_size * (dtype.itemsize + 4 * LOGIT_COPIES),
+    }
+    if recipe.optimiser.lora_rank is not None and recipe.sampling.rounds > 1 and machine.ranks == 1:
+        parts["merged matrices"] = dtype.itemsize * matrices
+    return parts
+
+
+def slot_bytes(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine) -> int:
+    """Bytes of the KV cache of one completion at its longest, on one rank."""
+    own = replace(c, num_kv_heads=max(1, c.num_kv_heads // machine.tensor_parallel))
+    return cache_bytes(own, min(recipe.sampling.max_new_tokens + LONG_PROMPT, c.max_positions), dtype)
+
+
+def micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, int]:
+    """(tokens of the largest micro-batch of a rank, of the longest sequence)."""
+    longest = min(recipe.objective.cutoff, recipe.sampling.max_new_tokens + LONG_PROMPT)
+    pair = 2 if recipe.objective.kind == "dpo" else 1
+    sequences = math.ceil(recipe.optimiser.batch / machine.ranks) * pair
+    return max(pair * longest, min(recipe.execution.micro_tokens, sequences * longest)), longest
+
+
+def saved_by_block(c: ModelConfig, dtype: torch.dtype, cuda: bool) -> int:
+    """Bytes a token that autograd keeps of one block: two RMSNorms, q, k and v before and after the rotation, the
+    attention's output, and four tensors of the MLP's width. On a CPU a norm is made of several operations, and keeps
+    its input and the normalised input in fp32 beside its output; on a GPU it is one, and keeps its input."""
+    size, q, kv = dtype.itemsize, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
+    heads = size * (q + 2 * kv + q + kv + q)
+    if c.qk_norm:
+        heads += (q + kv) * (size if cuda else 4 if size == 4 else 8)
+    return norms + heads + size * 4 * c.ffn_size
+
+
+def scratch_of_head(c: ModelConfig, tokens: int, cuda: bool) -> int:
+    """Bytes of the loss beside its gradients: the kernels' budget, or all logits where they are fewer."""
+    budget = CUDA_SCRATCH if cuda else SCRATCH_BYTES
+    return min(budget, 2 * 4 * tokens * c.vocab_size) + 12 * tokens * c.hidden_size
+
+
+def reference(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine) -> dict[str, int]:
+    """A forward without gradient: a few tensors of one block at a time, then the head's scratch."""
+    tokens, _ = micro_batch(recipe, machine)
+    block = tokens * dtype.itemsize * (3 * c.hidden_size + 4 * c.ffn_size)
+    parts = {"activations": block, "loss scratch": scratch_of_head(c, tokens, machine.cuda)}
+    if machine.ranks > 1:
+        parts["whole units"] = whole_units(c, dtype, gradients=False, trained_vocab=0)
+    return parts
+
+
+def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine) -> dict[str, int]:
+    """A micro-batch's forward and backward pass."""
+    tokens, _ = micro_batch(recipe, machine)
+    size, counts = dtype.itemsize, count_weights(c, recipe.optimiser)
+    layers = min(c.num_layers, recipe.optimiser.train_last_layers or c.num_layers)
+    of_block = tokens * saved_by_block(c, dtype, machine.cuda)
+    on_the_way = int(tokens * size * (2.7 if machine.cuda else 8) * c.ffn_size)  # gradients inside a block's MLP
+    if recipe.execution.checkpointing:
+        parts = {"checkpoints": tokens * size * c.hidden_size * layers, "activations": of_block + on_the_way}
+    else:
+        parts = {"activations": layers * of_block + on_the_way}
+    last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
+    parts["activations"] += last
+    parts["loss scratch"] = scratch_of_head(c, tokens, machine.cuda)
+    if machine.ranks > 1:
+        parts["whole units"] = whole_units(c, dtype, True, counts.trained_vocab)
+    else:
+        largest = 0 if counts.adapters else 2 * c.hidden_size * c.ffn_size
+        # One pass over the head makes its gradient before the backward pass, which makes another of it.
+        one_pass = machine.cuda or 8 * tokens * c.vocab_size <= SCRATCH_BYTES
+        head = (2 if one_pass else 1) * c.vocab_size * c.hidden_size if counts.trained_vocab else 0
+        parts["gradients on their way"] = size * (head + largest)
+        if c.tied and counts.trained_vocab:
+            # Both of the tied weight's gradients are there at the end, when the activations are gone.
+            at_end = {"activations": last, "gradients on their way": 2 * size * head}
+            parts = max(parts, parts | at_end, key=lambda found: sum(found.values()))
+    return parts
+
+
+def whole_units(c: ModelConfig, dtype: torch.dtype, gradients: bool, trained_vocab: int) -> int:
+    """Under FSDP: embedding and head whole with their gradients, and blocks that are gathered, computed and reduced."""
+    vocab = c.vocab_size * c.hidden_size * (1 if c.tied else 2)
+    block = sum(math.prod(shape) for theirs, _, _, shape in layout(c) if layer_of(theirs) == 0)
+    return int(dtype.itemsize * (vocab + trained_vocab * gradients + (UNITS_IN_FLIGHT if gradients else 2) * block))

@@ -1,0 +1,165 @@
+"""What a run needs and what would fit: `o1core plan`, and the check that a run makes before its first step.
+
+The bytes are footprint.py's. Times are stated rates times counted operations, for an idea of the order. A run that
+cannot fit is refused with the flags that would make it fit, tried from the one that costs least.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..model import ModelConfig
+from ..recipe import Recipe, flag
+from ..report import Cell, Column, Table
+from .footprint import Machine, Phase, count_weights, micro_batch, phases
+from .resources import MOST_SLOTS
+
+GIB = 1 << 30
+GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % of the bytes a second of its memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a machine: `memory` bytes a rank, completions decoded at once, and the phases' bytes."""
+
+    recipe: Recipe
+    machine: Machine
+    memory: int
+    slots: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak.total <= self.memory
+
+
+def plan_run(
+    config: ModelConfig,
+    recipe: Recipe,
+    dtype: torch.dtype,
+    memory: int,
+    machine: Machine | None = None,
+    slots: int | None = None,
+) -> Plan:
+    """slots: None for as many as fit beside what training holds, in half of the memory at most."""
+    machine, trains = machine or Machine(), recipe.objective.kind != "none"
+    if slots is None:
+        without = phases(config, recipe, dtype, machine, 0, trains)[0].total
+        of_one = phases(config, recipe, dtype, machine, 1, trains)[0].total - without
+        room = min(memory - without, memory // 2)
+        slots = max(1, min(MOST_SLOTS, room // of_one))
+    return Plan(recipe, machine, memory, slots, tuple(phases(config, recipe, dtype, machine, slots, trains)))
+
+
+def proposals(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Iterator[tuple[dict[str, Any], Plan]]:
+    """(changed settings, the plan with them) of changes that make it fit, from the one that costs least. The setting
+    tensor_parallel is the machine's."""
+    for change in changes(config, plan):
+        settings = {name: value for name, value in change.items() if plan.recipe.to_json().get(name) != value}
+        of_recipe = {name: value for name, value in settings.items() if name != "tensor_parallel"}
+        machine = replace(plan.machine, tensor_parallel=settings.get("tensor_parallel", plan.machine.tensor_parallel))
+        changed = plan_run(config, plan.recipe.but(**of_recipe), dtype, plan.memory, machine)
+        if settings and changed.fits:
+            yield settings, changed
+
+
+def changes(config: ModelConfig, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Settings to try, from the one that costs least: time, then what is trained."""
+    tokens, longest = micro_batch(plan.recipe, plan.machine)
+    smaller = []
+    while (tokens := tokens // 2) >= longest:
+        smaller.append({"micro_tokens": tokens})
+    checkpointing = {"checkpointing": True}
+    least = checkpointing | (smaller[-1] if smaller else {})
+    teams = [n for n in (2, 4, 8) if plan.machine.ranks % n == 0 and config.num_kv_heads % n == 0]
+    yield from smaller
+    for team in [{}, *({"tensor_parallel": n} for n in teams)]:
+        yield checkpointing | team
+        yield from (step | checkpointing | team for step in smaller)
+    team = {"tensor_parallel": teams[-1]} if teams else {}
+    yield {"optimiser": "adam-mini"} | least | team
+    if plan.recipe.optimiser.lora_rank is None:
+        now = plan.recipe.optimiser.train_last_layers or config.num_layers
+        for part in (3, 2, 1):
+            yield {"train_last_layers": max(1, now * part // 4)} | least | team
+        yield {"lora_rank": 32, "train_last_layers": None} | least | team
+
+
+def as_flags(settings: dict[str, Any]) -> str:
+    """As they are typed; a setting that is None is "none"."""
+    words = {name: "none" if value is None else str(value) for name, value in settings.items()}
+    return " ".join(flag(name) if settings[name] is True else f"{flag(name)} {words[name]}" for name in settings)
+
+
+def check_fits(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> None:
+    """Raise UserError, with flags that would make it fit, where the plan needs more memory than there is."""
+    if plan.fits:
+        return
+    peak = plan.peak
+    parts = sorted(peak.parts.items(), key=lambda part: -part[1])[:2]
+    largest = " and ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+    need = f"needs {peak.total / GIB:.1f} GiB ({largest}) and {plan.memory / GIB:.1f} are free"
+    found = next(proposals(config, plan, dtype), None)
+    if found is None:
+        raise UserError(f"memory: {peak.name} {need}; use a smaller model, or more GPUs by torchrun")
+    raise UserError(f"memory: {peak.name} {need}; {as_flags(found[0])} would fit")
+
+
+def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
+    """GiB a rank, a row for each part and a column for each phase."""
+    names = list(dict.fromkeys(name for phase in plan.phases for name in phase.parts))
+    rows = [
+        [Cell(name), *(Cell(gib(phase.parts[name]) if name in phase.parts else "") for phase in plan.phases)]
+        for name in names
+    ]
+    rows.append([Cell("all"), *(Cell(gib(phase.total)) for phase in plan.phases)])
+    tokens, _ = micro_batch(plan.recipe, plan.machine)
+    counts = count_weights(config, plan.recipe.optimiser)
+    note = (
+        f"GiB a rank, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {plan.slots} slots, "
+        f"{tokens} tokens a micro-batch. "
+    )
+    if plan.fits:
+        sampling, update = hours(config, plan, dtype)
+        note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
+        note += "It fits."
+    else:
+        found = dict(
+            reversed([(kind_of(settings), as_flags(settings)) for settings, _ in proposals(config, plan, dtype)])
+        )
+        note += "It does not fit. "
+        note += f"These would: {'; '.join(reversed(found.values()))}." if found else "Nothing proposed here would."
+    columns = [Column("", label=True), *(Column(phase.name) for phase in plan.phases)]
+    return Table("Memory", columns, rows, note)
+
+
+def kind_of(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What a proposal changes: of those that change the same, only the first is shown."""
+    return tuple(sorted(settings))
+
+
+def hours(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> tuple[float, float]:
+    """Hours of a round's sampling and training, where completions are half as long as they may be: decoding reads the
+    weights and half of the cache for each token of all slots, an update multiplies at GPU_FLOPS."""
+    recipe, counts = plan.recipe, count_weights(config, plan.recipe.optimiser)
+    weights = counts.trained * (not counts.adapters) + counts.frozen
+    problems, length = recipe.selection.problems or 1000, recipe.sampling.max_new_tokens / 2
+    tokens = problems * recipe.sampling.samples * length
+    read = dtype.itemsize * weights + plan.phases[0].parts["KV cache"] / 2
+    teams = plan.machine.ranks // plan.machine.tensor_parallel
+    sampling = tokens / (plan.slots * teams) * read / plan.machine.tensor_parallel / GPU_BANDWIDTH
+    trained = problems * recipe.objective.picked * min(length, recipe.objective.cutoff) * recipe.optimiser.epochs
+    passes = 2 + 2 * (1 + recipe.execution.checkpointing) + 2 * counts.trained / weights
+    return sampling / 3600, trained * weights * passes / (GPU_FLOPS * plan.machine.ranks) / 3600
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.1f}"

@@ -1,0 +1,56 @@
+"""A child process of test_footprint.py: runs one phase on a made-up model and prints by how many bytes it grew.
+
+python tests/runs/measured.py '{"shape": {...}, "recipe": {...}, "dtype": "float32", "phase": "update"}'
+"""
+
+import json
+import resource
+import sys
+from dataclasses import replace
+
+import torch
+
+from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
+from o1core.recipe import Recipe
+from o1core.rollout import keep_freed_memory
+from o1core.training import Example, Updater
+
+QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
+
+
+def updates(config: ModelConfig, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Two optimiser steps on one batch of random completions of the longest length."""
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    model.to_empty(device="cpu")
+    initialise(model, 0)
+    of = recipe.optimiser
+    if of.lora_rank:
+        add_adapters(model, of.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
+        draw_adapters(model, 0)
+    updater = Updater(model, config.vocab_size, recipe.objective, of, recipe.execution)
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for i in range(of.batch):
+        ids = torch.randint(config.vocab_size, (recipe.objective.cutoff,), generator=generator, dtype=torch.int32)
+        examples.append(Example(f"p{i}", ids[:8], ids[8:], torch.zeros(len(ids) - 8), 1.0 - 2 * (i % 2), False))
+    for _ in range(2):
+        updater.step(examples, [torch.full((len(e.ids),), -9.0) for e in examples], 1e-6)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    keep_freed_memory()
+    torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
+    before = resident()
+    updates(replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"]), DTYPES[asked["dtype"]])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+if __name__ == "__main__":
+    main()

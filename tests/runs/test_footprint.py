@@ -1,0 +1,137 @@
+"""Predicted bytes against measured ones, against torch's simulation of FSDP, and against the state that a run really holds."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import o1core
+from o1core.model import DTYPES, ModelConfig, Transformer, read_config
+from o1core.recipe import Recipe
+from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update
+from o1core.training import Updater
+
+HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 << 30
+QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "shape, settings",
+    [
+        ({"num_layers": 1}, {"batch": 1, "cutoff": 128}),
+        ({"num_layers": 1}, {"batch": 1, "cutoff": 64, "optimiser": "adam-mini"}),
+        ({"num_layers": 2, "vocab_size": 4096}, {"batch": 4, "cutoff": 256}),
+        ({"num_layers": 4, "vocab_size": 4096}, {"batch": 4, "cutoff": 256, "checkpointing": True}),
+        ({"num_layers": 2, "vocab_size": 4096}, {"batch": 4, "cutoff": 256, "lora_rank": 16}),
+    ],
+    ids=["vocabulary", "adam-mini", "activations", "checkpointing", "adapters"],
+)
+def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
+    """The widths of Qwen2.5-0.5B; the growth of a process's resident memory over two steps."""
+    settings = {"ratio": "token", "max_new_tokens": 256} | settings
+    asked = {"shape": shape, "recipe": settings, "dtype": "float32"}
+    command = [sys.executable, str(HERE / "measured.py"), json.dumps(asked)]
+    env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+    predicted = phases(replace(QWEN, **shape), Recipe.of(**settings), torch.float32, Machine(), slots=1)[-1]
+    assert predicted.name == "update"
+    assert predicted.total == pytest.approx(measured, rel=0.15), predicted.parts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimiser": "adam-mini"}, {"train_last_layers": 1}, {"lora_rank": 4, "lora_targets": "mlp"}],
+    ids=["adamw", "adam-mini", "last layer", "adapters"],
+)
+def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, settings):
+    """Every byte of weights, masters, gradients and first moments; second moments of Adam-mini are left out."""
+    recipe = Recipe.of(**settings)
+    model, of = o1core.load(checkpoint, DTYPES[dtype])[0], recipe.optimiser
+    if of.lora_rank:
+        o1core.model.add_adapters(model, of.lora_rank, of.lora_alpha, of.lora_targets, None)
+        o1core.model.draw_adapters(model, 0)
+    updater = Updater(model, 259, recipe.objective, of, recipe.execution)
+    for master in updater.masters:
+        master.grad = torch.zeros_like(master)
+    updater.optimiser.step()
+    held = held_by_training(model.config, of, DTYPES[dtype], Machine())
+    masters = [master for weight, master in updater.pairs.values() if weight is not master]
+    moments = [t for state in updater.optimiser.state.values() for name, t in state.items() if t.ndim]
+    if of.kind == "adam-mini":
+        moments = [state["exp_avg"] for state in updater.optimiser.state.values()]
+    assert held == {
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "fp32 masters": sum(t.nbytes for t in masters),
+        "gradients": sum(master.grad.nbytes for master in updater.masters),
+        "moments": sum(t.nbytes for t in moments),
+    }
+    assert count_weights(model.config, of).trained == sum(master.numel() for master in updater.masters)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_a_block_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
+    """What autograd keeps of two layers beyond what it keeps of one."""
+    build_checkpoint(tmp_path / "m", family, num_hidden_layers=2)
+    model = o1core.load(tmp_path / "m", DTYPES[dtype])[0]
+    two = kept_bytes(model)
+    del model.blocks[1]
+    found = (two - kept_bytes(model)) / 128
+    assert saved_by_block(model.config, DTYPES[dtype], cuda=False) == pytest.approx(found, rel=0.03)
+
+
+def kept_bytes(model: Transformer) -> int:
+    """Bytes of the distinct storages that autograd keeps of a forward pass over 128 tokens."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            held[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden(torch.zeros(2, 64, dtype=torch.int64))
+    return sum(size for size, _ in held.values())
+
+
+@pytest.mark.parametrize(
+    "name, ranks, last, static, peaks",
+    [
+        ("marco-o1", 2, None, 56.7, (63.9, 69.7)),
+        ("marco-o1", 4, None, 28.4, (None, 41.3)),
+        ("marco-o1", 8, None, 14.2, (None, 27.1)),
+        ("qwq-32b", 8, 48, 45.8, (56.2, 67.3)),
+        ("qwq-32b", 8, None, 61.0, (73.6, 86.5)),
+    ],
+)
+def test_sharded_peaks_are_those_of_torchs_simulation(name, ranks, last, static, peaks):
+    """GiB of rank 0 that FSDPMemTracker found with 4,096 and 16,384 tokens a micro-batch, checkpointing, the loss a stub."""
+    config, machine = read_config(DATA / name), Machine(ranks, cuda=True)
+    for tokens, peak in zip((4096, 16384), peaks):
+        recipe = Recipe.of(checkpointing=True, micro_tokens=tokens, train_last_layers=last, batch=10_000, cutoff=4096)
+        held = sum(held_by_training(config, recipe.optimiser, torch.bfloat16, machine).values())
+        assert held / GIB == pytest.approx(static, abs=0.06)
+        if peak is not None:
+            parts = update(config, recipe, torch.bfloat16, machine)
+            parts.pop("loss scratch")
+            assert (held + sum(parts.values())) / GIB == pytest.approx(peak, rel=0.05)
+
+
+def test_one_process_holds_16_bytes_a_weight_in_fp32_and_12_with_adam_mini():
+    config = read_config(DATA / "marco-o1")
+    for kind, size, expected in (
+        ("adamw", torch.float32, 16),
+        ("adam-mini", torch.float32, 12),
+        ("adamw", torch.bfloat16, 18),
+    ):
+        settings = Recipe.of(optimiser=kind).optimiser
+        held = held_by_training(config, settings, size, Machine())
+        assert sum(held.values()) == expected * 7_615_616_512

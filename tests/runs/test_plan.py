@@ -1,0 +1,90 @@
+"""What a plan proposes fits, what cannot fit is refused before anything is written, and the command prints both."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from o1core.cli import main
+from o1core.errors import UserError
+from o1core.model import read_config
+from o1core.recipe import Recipe, read_recipe
+from o1core.runs import Machine, pipeline, plan_run
+from o1core.runs.plan import check_fits, proposals
+
+DATA, GIB = Path(__file__).parents[1] / "data", 1 << 30
+
+
+def of(name: str, memory: float, machine: Machine | None = None, **settings):
+    config, recipe = read_config(DATA / name), Recipe.of(**read_recipe(name) | settings)
+    return config, plan_run(config, recipe, torch.bfloat16, int(memory * GIB), machine)
+
+
+def test_every_proposal_fits_and_changes_what_it_says():
+    config, plan = of("marco-o1", 79, Machine(cuda=True))
+    assert not plan.fits
+    found = list(proposals(config, plan, torch.bfloat16))
+    assert {"lora_rank", "train_last_layers"} <= {name for settings, _ in found for name in settings}
+    for settings, changed in found:
+        assert changed.peak.total <= 79 * GIB
+        assert {name: changed.recipe.to_json()[name] for name in settings} == settings
+
+
+def test_marco_o1_fits_one_card_with_adapters_and_two_cards_whole():
+    assert of("marco-o1", 79, Machine(cuda=True), lora_rank=32)[1].fits
+    assert of("marco-o1", 79, Machine(4, cuda=True))[1].fits
+    assert not of("qwq-32b", 79, Machine(8, cuda=True))[1].fits
+    assert of("qwq-32b", 79, Machine(8, True, tensor_parallel=8), micro_tokens=4096)[1].fits
+
+
+def test_slots_fill_what_training_leaves_and_half_of_the_memory_at_most():
+    for memory in (40, 79, 139):
+        _, plan = of("marco-o1", memory, Machine(cuda=True), lora_rank=32)
+        sample = plan.phases[0]
+        assert plan.slots > 1 and sample.total <= memory * GIB
+        assert sample.parts["KV cache"] <= memory * GIB / 2
+
+
+@pytest.mark.parametrize(
+    "settings, memory, flags",
+    [
+        ({"micro_tokens": 65536, "checkpointing": True}, 150, "; --micro-tokens 32768 would fit"),
+        ({"micro_tokens": 16384, "checkpointing": False}, 145, "; --micro-tokens 4096 would fit"),
+        ({"micro_tokens": 16384, "checkpointing": False}, 118, "; --checkpointing would fit"),
+        ({}, 40, "; --train-last-layers 7 --micro-tokens 4096 would fit"),
+        ({}, 23, "; --lora-rank 32 --micro-tokens 4096 would fit"),
+    ],
+)
+def test_a_refusal_names_the_cheapest_change_that_fits(settings, memory, flags):
+    config, plan = of("marco-o1", memory, **settings)
+    with pytest.raises(UserError, match=flags):
+        check_fits(config, plan, torch.bfloat16)
+
+
+def test_what_cannot_fit_at_all_is_said_so():
+    config, plan = of("marco-o1", 8)
+    with pytest.raises(UserError, match="use a smaller model, or more GPUs"):
+        check_fits(config, plan, torch.bfloat16)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 10 << 20)
+    for command in ("prune", "train"):
+        assert main([command, "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert "o1core: error: memory: " in error and error.count("\n") == 1
+        assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_the_command_prints_parts_and_a_verdict(capsys):
+    assert main(f"plan --model {DATA / 'qwq-32b'} --recipe qwq-32b --gpus 8 --gpu-memory 79".split()) == 0
+    printed = capsys.readouterr().out
+    assert "moments" in printed and "It does not fit. These would:" in printed and "--tensor-parallel" in printed
+    assert main(f"plan --model {DATA / 'marco-o1'} --recipe marco-o1 --lora-rank 32".split()) == 0
+    assert "It fits." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["--gpus 0", "--gpu-memory 0", "--gpus 8 --tensor-parallel 3"])
+def test_a_wrong_machine_is_refused(flags, capsys):
+    assert main(f"plan --model {DATA / 'marco-o1'} {flags}".split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
