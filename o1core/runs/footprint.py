@@ -18,8 +18,8 @@ from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import LORA_TARGETS, ModelConfig, layout
 from ..recipe import OptimiserSettings, Recipe
 from ..rollout import cache_bytes
+from .resources import LONG_PROMPT
 
-LONG_PROMPT = 1024  # tokens: what is assumed of prompts, which are not rendered yet
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
 UNITS_IN_FLIGHT = 2.85  # blocks' weights and gradients beside the one that computes, as in torch's own simulation
 CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass

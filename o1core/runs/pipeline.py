@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import is_lead, load_part, once, processes, together
+from ..distributed import is_lead, load_part, neighbours, once, processes, together
 from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, read_config
@@ -66,7 +66,7 @@ class Session:
         config, device = read_config(self.job.model), self.resources.device
         ranks = processes()
         machine = Machine(ranks, device.type == "cuda", self.resources.team.members)
-        free = free_memory(device) // (1 if machine.cuda else ranks)
+        free = free_memory(device) // (1 if machine.cuda else neighbours())
         plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
         together("the memory", lambda: check_fits(config, plan, self.job.dtype))
         if ranks == 1:
