@@ -33,8 +33,8 @@ from .triton_merge import merge
 from .triton_partial_sums import partial_sums
 from .triton_tiles import ROW_PADDING, padded, unit_stride
 
-# The most that a pass holds beside its arguments and results, for any N: the partial sums; or dZ, with the sums of one
-# chunk of dW. dX in fp32 [N, H] is not counted: it is the result before its one rounding.
+# The most that a pass holds beside its arguments and results, for any N, but on a large card (scratch_bytes): the partial
+# sums; or dZ, with the sums of one chunk of dW. dX in fp32 [N, H] is not counted: it is the result before its one rounding.
 SCRATCH_BYTES = 512 * 2**20
 # Columns a chunk below which reading and writing dX would cost more than a tenth of the products.
 CHUNK = 4096
@@ -108,7 +108,7 @@ def backward(
     rows, width = hidden.shape
     acc = accumulator(hidden.dtype)
     row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
-    wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize)
+    wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize, scratch_bytes(hidden.device))
     d_hidden = hidden.new_zeros(rows, width, dtype=acc) if need_hidden else None
     d_weight = torch.empty_like(weight) if need_weight else None
     if d_weight is not None:
@@ -132,14 +132,20 @@ def backward(
     return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight
 
 
-def split(rows: int, columns: int, width: int, itemsize: int) -> tuple[int, int]:
+def scratch_bytes(device: torch.device) -> int:
+    """SCRATCH_BYTES, and four times that on a card of 64 GiB or more: fewer chunks, which each read and write dX."""
+    large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= 64 * 2**30
+    return 4 * SCRATCH_BYTES if large else SCRATCH_BYTES
+
+
+def split(rows: int, columns: int, width: int, itemsize: int, scratch: int) -> tuple[int, int]:
     """-> rows a wave, columns a chunk, such that dZ [wave, chunk] and, where several waves add to one chunk of dW, its
-    sum in fp32 (float64 for float64) stay within SCRATCH_BYTES."""
-    fit = SCRATCH_BYTES // (max(rows, 1) * itemsize) // ROW_PADDING * ROW_PADDING
+    sum in fp32 (float64 for float64) stay within `scratch` bytes."""
+    fit = scratch // (max(rows, 1) * itemsize) // ROW_PADDING * ROW_PADDING
     if fit >= min(CHUNK, columns):
         return rows, min(fit, columns)
     sum_of_row = width * max(itemsize, 4)
-    quarter = SCRATCH_BYTES // 4 // sum_of_row // ROW_PADDING * ROW_PADDING
+    quarter = scratch // 4 // sum_of_row // ROW_PADDING * ROW_PADDING
     chunk = min(CHUNK, columns, max(quarter, ROW_PADDING))
-    wave = (SCRATCH_BYTES - chunk * sum_of_row) // (padded(chunk) * itemsize)
+    wave = (scratch - chunk * sum_of_row) // (padded(chunk) * itemsize)
     return min(max(wave // 128, 1) * 128, rows), chunk

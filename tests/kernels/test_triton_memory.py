@@ -1,5 +1,7 @@
 """What the Triton kernels do to memory: how much they read and write, where, and how much scratch they take."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import triton
@@ -167,7 +169,7 @@ def test_small_scratch_changes_nothing_but_the_waves(monkeypatch, dtype):
     upstream = normal(n, seed=4), normal(n, seed=5)
     whole = gradients(kernels.linear_logprob, hidden, weight, targets, *upstream)
     monkeypatch.setattr(triton_linear, "SCRATCH_BYTES", 256 * (128 * dtype.itemsize + h * max(dtype.itemsize, 4)))
-    wave, chunk = triton_linear.split(n, v, h, dtype.itemsize)
+    wave, chunk = triton_linear.split(n, v, h, dtype.itemsize, triton_linear.SCRATCH_BYTES)
     assert wave < n and chunk < v
     # The products of two chunks are rounded as one: equal up to the order of a sum.
     tolerance = dict(rtol=1e-10, atol=1e-10) if dtype == torch.float64 else dict(rtol=2e-3, atol=2e-3)
@@ -180,10 +182,21 @@ def test_small_scratch_changes_nothing_but_the_waves(monkeypatch, dtype):
     columns=st.integers(1, 300_000),
     width=st.integers(1, 16_384),
     itemsize=st.sampled_from([2, 4, 8]),
+    scratch=st.sampled_from([triton_linear.SCRATCH_BYTES, 4 * triton_linear.SCRATCH_BYTES]),
 )
 @settings(deadline=None, max_examples=300)
-def test_scratch_of_the_backward_pass_is_bounded(rows, columns, width, itemsize):
-    wave, chunk = triton_linear.split(rows, columns, width, itemsize)
+def test_scratch_of_the_backward_pass_is_bounded(rows, columns, width, itemsize, scratch):
+    wave, chunk = triton_linear.split(rows, columns, width, itemsize, scratch)
     assert 1 <= wave <= rows and 1 <= chunk <= columns
     sums = chunk * width * max(itemsize, 4) if wave < rows else 0
-    assert wave * triton_tiles.padded(chunk) * itemsize + sums <= triton_linear.SCRATCH_BYTES
+    assert wave * triton_tiles.padded(chunk) * itemsize + sums <= scratch
+
+
+def test_a_large_card_takes_fewer_chunks(monkeypatch):
+    """64k tokens of a 7B head on 80 GB: 10 chunks of the vocabulary in place of 38."""
+    for gigabytes, chunks in ((24, 38), (80, 10)):
+        memory = SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
+        scratch = triton_linear.scratch_bytes(torch.device("cuda", 0))
+        wave, chunk = triton_linear.split(65536, 152064, 3584, 2, scratch)
+        assert wave == 65536 and triton.cdiv(152064, chunk) == chunks
