@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from .teams import Team
-from .world import sign_of_life, world
+from .world import sign_of_life, wait_for, world
 
 
 def deal(count: int, team: Team) -> Iterator[int]:
@@ -20,12 +20,13 @@ def deal(count: int, team: Team) -> Iterator[int]:
     key = f"deal {opened.deals}"
     turn = 0
     while True:
-        of_team = f"{key}/team {team.index}/{turn}"
+        of_team = f"{key}/turn {turn}/{team.index * team.members}"
         if team.speaks:
             taken = opened.store.add(key, 1) - 1
             if team.members > 1:
                 opened.store.set(of_team, json.dumps(taken))
         else:
+            wait_for(opened, [of_team], "the next problem")
             taken = json.loads(opened.store.get(of_team))
         if taken >= count:
             return

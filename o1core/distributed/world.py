@@ -172,19 +172,21 @@ def meet(what: str, value: Any = None) -> list[Any]:
 
 
 def wait_for(world: World, keys: list[str], what: str) -> None:
-    """Wait until the keys, each ending in /RANK, are in the store."""
+    """Wait until the keys, each ending in /RANK, are in the store. A signal is heard meanwhile, so the store is asked again
+    and again: its own wait is deaf."""
     signs: list[int] = []
     while True:
-        started = time.monotonic()
-        try:
-            world.store.wait(keys, timedelta(seconds=world.timeout))
-            return
-        except RuntimeError:  # a timeout, or a store that is gone
-            missing = [int(key.rpartition("/")[2]) for key in keys if not world.store.check([key])]
-            now = [world.store.add(f"signs/{r}", 0) for r in missing]
-            if now == signs or time.monotonic() - started < world.timeout / 2:
-                raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}") from None
-            signs = now
+        deadline, pause = time.monotonic() + world.timeout, 0.001
+        while time.monotonic() < deadline:
+            if world.store.check(keys):
+                return
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
+        missing = [int(key.rpartition("/")[2]) for key in keys if not world.store.check([key])]
+        now = [world.store.add(f"signs/{r}", 0) for r in missing]
+        if missing and now == signs:
+            raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}")
+        signs = now
 
 
 def sign_of_life() -> None:
