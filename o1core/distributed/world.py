@@ -133,6 +133,9 @@ def join(device: torch.device, timeout: float) -> World:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         store, own, count = next(iter(rendezvous("env://", timeout=wait)))
+        store = PrefixStore(
+            f"o1core, start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        )  # it outlives a restart
         store.set_timeout(wait)
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=own, world_size=count, timeout=wait)
     except (ValueError, RuntimeError) as error:
@@ -145,7 +148,7 @@ def join(device: torch.device, timeout: float) -> World:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
         dist.distributed_c10d._set_pg_timeout(wait, group)
-    return World(own, count, PrefixStore("o1core", store), device, mesh, timeout)
+    return World(own, count, PrefixStore("meetings", store), device, mesh, timeout)
 
 
 def silence() -> None:

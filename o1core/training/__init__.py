@@ -4,7 +4,7 @@ from .examples import Example, Picked
 from .log import read_log
 from .loop import is_intact, peak_memory, sample_round, train
 from .picking import between_percentiles, pick_examples
-from .step import Updater, learning_rate, reference_logprobs
+from .step import Updater, learning_rate, reference_logprobs, select_trained
 from .tracker import TRACKERS, check_installed, open_tracker
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "read_log",
     "reference_logprobs",
     "sample_round",
+    "select_trained",
     "train",
 ]
