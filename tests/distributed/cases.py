@@ -19,14 +19,14 @@ from o1core.distributed import (
     team_of,
     trained_model,
 )
-from o1core.model import checkpoint, read_config
+from o1core.model import checkpoint, draw_adapters, read_config
 from o1core.problems import Problem
 from o1core.recipe import Recipe
 from o1core.rollout import sample_problems
 from o1core.run_folder import RunFolder
 from o1core.training import Example, Updater, reference_logprobs
+from o1core.training.loop import select
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
-from o1core.training.step import select_trained
 
 VOCAB = 259
 
@@ -52,7 +52,8 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
 
 def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe) -> Updater:
     plain = o1core.load(folder, dtype)[0]
-    model = trained_model(plain, folder, lambda m: select_trained(m, recipe.optimiser.train_last_layers))
+    model = trained_model(plain, folder, lambda m: select(m, recipe.optimiser))
+    draw_adapters(model, 0)
     return Updater(model, VOCAB, recipe.objective, recipe.optimiser, recipe.execution)
 
 

@@ -21,6 +21,7 @@ def jobs(tmp_path_factory, build_checkpoint):
         "last 2 layers": (untied, FP32, 3, 9, {"train_last_layers": 2}),
         "pairs": (tied, FP32, 2, 6, {"objective": "dpo"}),
         "one example": (tied, FP32, 2, 1, {"ratio": "sequence"}),
+        "adapters": (tied, FP32, 3, 9, {"lora_rank": 4}),
         "bf16": (tied, BF16, 2, 5, {}),
         "bf16, last 2 layers": (tied, BF16, 2, 5, {"train_last_layers": 2}),
     }
@@ -43,7 +44,7 @@ def test_one_process_in_shards_has_the_bits_of_one_without(jobs, plain):
             assert torch.equal(result.weights[key].to(weight.dtype), weight), (name, key)
 
 
-IN_FP32 = ("tied", "untied", "last 2 layers", "pairs", "one example")
+IN_FP32 = ("tied", "untied", "last 2 layers", "pairs", "one example", "adapters")
 
 
 @pytest.mark.parametrize(
