@@ -26,7 +26,7 @@ import torch
 from o1core.cli import main
 from o1core.files import file_digest
 from o1core.model import checkpoint
-from o1core.training import reference, state
+from o1core.training import reference
 from tests.conftest import SETTINGS, build
 
 TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256")
@@ -170,7 +170,7 @@ def on_operations(before: Callable[[int], None]) -> None:
     for name in ("replace", "fsync", "unlink", "rmdir", "mkdir", "ftruncate", "pwrite", "link"):
         setattr(os, name, spied(getattr(os, name), always))
     builtins.open = spied(builtins.open, writes)
-    for module in (state, reference, checkpoint):  # a tensor file is written outside of Python
+    for module in (reference, checkpoint):  # a tensor file is written outside of Python
         module.save_file = spied(module.save_file, always)
 
 
