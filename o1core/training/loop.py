@@ -166,7 +166,8 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_i
     """
     wanted = {problem.id for problem in problems}
     if recipe.selection.percentiles is not None:
-        everything = [g for g in read_groups(run.rollouts(0)) if g.problem in wanted]
+        by_id = {group.problem: group for group in read_groups(run.rollouts(0))}
+        everything = [by_id[p.id] for p in problems if p.id in by_id]  # in the order in which ties are broken
         if len(everything) == len(wanted):
             wanted = {group.problem for group in between_percentiles(everything, recipe.selection.percentiles)}
         elif round_index > 0:

@@ -103,9 +103,12 @@ def test_files_flags_and_modules_that_a_page_names_exist(page):
     for module in re.findall(r"python -m ((?:bench|tests)(?:\.\w+)+)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-    options = all_options()
+    options = all_options() | TORCHRUN
     for flag in re.findall(r"`(--[a-z][\w-]*)[^`]*`", text):
         assert flag in options, flag
+
+
+TORCHRUN = {"--nproc-per-node", "--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint"}
 
 
 def all_options() -> set[str]:
