@@ -137,9 +137,9 @@ def gather_logprob(
 ) -> Any:
     """log softmax(logits / temperature)[target] in one read of the logits.
 
-    logits [N, V] with any row stride, targets [N] int32 or int64. Returns as linear_logprob. With inplace_gradient the
-    backward pass writes the gradient over the logits, which must not be needed by anything else. Raises ValueError
-    naming the wrong argument.
+    logits [N, V] with any row stride, targets [N] int32 or int64; a logit of -inf is an impossible id, whose gradient is
+    0. Returns as linear_logprob. With inplace_gradient the backward pass writes the gradient over the logits, which must
+    not be needed by anything else. Raises ValueError naming the wrong argument.
     """
     checks.logits(logits)
     checks.temperature(temperature)

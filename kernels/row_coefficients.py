@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from .precision import FLOOR
+
 
 class RowCoefficients(NamedTuple):
     """Each [N], in the dtype of logp; linear is None where there is no gradient of the entropy."""
@@ -43,5 +45,5 @@ def row_coefficients(
     if entropy_grad is None or entropy is None:
         return RowCoefficients(slope * logp.expm1(), slope * share, None)
     entropy_slope = entropy_grad.to(logp.dtype) * -inv_temperature
-    at_target = slope * logp.expm1() + entropy_slope * logp.exp() * (logp + entropy)
+    at_target = slope * logp.expm1() + entropy_slope * logp.exp() * (logp.clamp(min=FLOOR) + entropy)
     return RowCoefficients(at_target, (slope + entropy_slope * (entropy - log_total)) * share, entropy_slope * share)

@@ -3,7 +3,7 @@
 import torch
 
 from . import torch_linear
-from .precision import accumulator
+from .precision import FLOOR, accumulator
 from .row_coefficients import row_coefficients
 
 
@@ -19,13 +19,13 @@ def gather_forward(
     for r in range(0, tokens, rows):
         part = slice(r, min(r + rows, tokens))
         z, log_p = scratch[:, : part.stop - r]
-        torch.mul(logits[part, :vocab_size], inv_temperature, out=z)
+        z.copy_(logits[part, :vocab_size]).mul_(inv_temperature)  # a bf16 product would be rounded to bf16
         torch.log_softmax(z, 1, out=log_p)
         torch.amax(z, 1, out=top[part])
         log_total[part] = -log_p.amax(1)
         logp[part] = log_p.gather(1, targets[part].long()[:, None])[:, 0]
         if entropy is not None:
-            entropy[part] = -torch.exp(log_p, out=z).mul_(log_p).sum(1)
+            entropy[part] = -torch.exp(log_p, out=z).mul_(log_p.clamp_(min=FLOOR)).sum(1)
     return logp, top, log_total, entropy
 
 
@@ -52,13 +52,13 @@ def gather_backward(
     for r in range(0, tokens, rows):
         part = slice(r, min(r + rows, tokens))
         z = scratch[: part.stop - r]
-        torch.mul(logits[part, :vocab_size], inv_temperature, out=z)
+        z.copy_(logits[part, :vocab_size]).mul_(inv_temperature)  # a bf16 product would be rounded to bf16
         z -= top[part, None]
         if row.linear is None:
             z.exp_().mul_(row.constant[part, None])
         else:
             e = z.exp()
-            z.mul_(row.linear[part, None]).add_(row.constant[part, None]).mul_(e)
+            z.clamp_(min=FLOOR).mul_(row.linear[part, None]).add_(row.constant[part, None]).mul_(e)
         z.scatter_(1, targets[part].long()[:, None], row.at_target[part, None])
         d_logits[part, :vocab_size] = z
     return d_logits

@@ -23,7 +23,8 @@ def gather_logprob(
     """logits [N, V], targets [N] -> log-prob of each target [N] (, entropy of each row [N]), in the dtype of logits."""
     logp = torch.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
     picked = logp.gather(1, targets.long()[:, None])[:, 0]
-    return (picked, -(logp.exp() * logp).sum(-1)) if entropy else picked
+    finite = logp.masked_fill(logp == float("-inf"), 0)  # an impossible id adds nothing, where 0 * (-inf) is NaN
+    return (picked, -(logp.exp() * finite).sum(-1)) if entropy else picked
 
 
 def linear_logprob(
