@@ -1,4 +1,4 @@
-"""Logits of minus infinity, as a padded vocabulary or a mask leaves them: log-probs, entropy and gradients by hand in float64."""
+"""Logits of minus infinity, as a padded vocabulary or a mask leaves them: log-probs, entropy and gradients by hand."""
 
 import pytest
 import torch
