@@ -14,6 +14,7 @@ from ..problems import Problem
 from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample
+from .memory import keep_large_blocks
 from .sampling import SamplingParams
 from .store import read_groups, write_shard
 
@@ -42,7 +43,8 @@ def sample_problems(
     pending: list[Finished] = []
     total = len(problems) * params.n
     written = time.monotonic()
-    with Grader() as grader, tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample") as bar:
+    bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
+    with keep_large_blocks(), Grader() as grader, bar:
 
         def flush() -> None:
             for group in grade_groups(grader, tokenizer, pending):

@@ -3,24 +3,49 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
+LARGE = 32 << 20  # bytes, the highest threshold that glibc takes
+MOST_MAPPED = 65536  # blocks, glibc's default
 MOST_GROWTH = 1.02
 CGROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of the kernel's interface
 
+kept = False  # whether keep_freed_memory was called
+
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc never to use mmap and never to trim. Does nothing where the C library has no mallopt.
+    """Tell glibc's malloc to keep what is freed, apart from blocks of LARGE and more, which are mapped one by one.
 
-    A training step of a small model on a CPU is mostly page faults without this (bench/memory.py measures it).
+    A training step of a small model on a CPU is mostly page faults without this (bench/memory.py measures it). Large
+    blocks do not pay: an aligned block that is freed is a few bytes too small for the next of its size, so gradients of
+    a vocabulary would lie in the heap twice and thrice. Does nothing where the C library has no mallopt.
     """
+    global kept
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        kept = True
+
+
+@contextlib.contextmanager
+def keep_large_blocks() -> Iterator[None]:
+    """While a model samples, large blocks are kept too: the logits of each token are some, and mapping them anew takes four
+    times as long as writing them. All are given back at the end. Does nothing unless keep_freed_memory was called."""
+    if not kept:
+        yield
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, MOST_MAPPED)
+        libc.malloc_trim(0)
 
 
 class FreedMemory:

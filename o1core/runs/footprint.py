@@ -208,7 +208,7 @@ def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine)
         parts["gradients on their way"] = size * (head + largest)
         if c.tied and counts.trained_vocab:
             # Both of the tied weight's gradients are there at the end, when the activations are gone.
-            at_end = {"activations": last, "gradients on their way": 2 * size * head}
+            at_end = {"activations": last, "gradients on their way": 2 * size * c.vocab_size * c.hidden_size}
             parts = max(parts, parts | at_end, key=lambda found: sum(found.values()))
     return parts
 
