@@ -177,7 +177,7 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel)
+    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
     memory = int(args.gpu_memory * (1 << 30))
     table = plan_table(config, plan_run(config, recipe, dtype, memory, machine, args.slots), dtype)
     print(f"{to_text(table)}\n\n{table.note}")

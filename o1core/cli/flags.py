@@ -57,6 +57,7 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
         default=1,
         help="GPUs that hold one copy to sample from (default: 1)",
     )
+    add_offload_flag(sub)
     sub.add_argument("--slots", metavar="N", type=int, help="completions decoded at once (default: as many as fit)")
     sub.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="that computes (default: the model's)")
     sub.add_argument("--method", choices=tuple(METHODS), default="o1-pruner", help="(default: o1-pruner)")
@@ -169,19 +170,23 @@ def add_process_flags(sub: argparse.ArgumentParser) -> None:
         help="processes of a node that share one copy of the weights to sample from, up to the model's key and value "
         "heads; the update is sharded over all processes anyway (default: 1)",
     )
-    sub.add_argument(
-        "--offload",
-        choices=get_args(Offload),
-        default="none",
-        help="what waits in the host's memory while a GPU samples: the optimiser's moments, or the fp32 weights too "
-        "(default: none)",
-    )
+    add_offload_flag(sub)
     sub.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=float,
         default=PATIENCE,
         help="a process that waits for another one this long gives up (default: %(default)g)",
+    )
+
+
+def add_offload_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--offload",
+        choices=get_args(Offload),
+        default="none",
+        help="what waits in the host's memory while a GPU samples: the optimiser's moments, or the fp32 weights too "
+        "(default: none)",
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..distributed import Offload
 from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import LORA_TARGETS, ModelConfig, layout
 from ..recipe import OptimiserSettings, Recipe
@@ -28,11 +29,13 @@ LOGIT_COPIES = 3  # fp32 [slots, V]: logits in the dtype that computes, and what
 
 @dataclass(frozen=True)
 class Machine:
-    """ranks: processes, one for each GPU; tensor_parallel of them hold one copy to sample from."""
+    """ranks: processes, one for each GPU; tensor_parallel of them hold one copy to sample from; offload: what leaves a GPU
+    while it samples."""
 
     ranks: int = 1
     cuda: bool = False
     tensor_parallel: int = 1
+    offload: Offload = "none"
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,18 @@ def held_by_training(
     """Bytes a rank of the trained weights' state, and of the frozen weights, that last for the whole run."""
     counts, size, n = count_weights(c, settings), dtype.itemsize, machine.ranks
     moments = 4 if settings.kind == "adam-mini" else 8  # its second moments are a few thousand numbers a layer
-    if n > 1:
-        weights = (4 * counts.trained + size * counts.frozen) // n
-        masters = 0
+    if n > 1:  # adapters are whole on every rank; other trained weights are fp32 shards, their own masters
+        share = 1 if counts.adapters else n
+        weights, masters = size * counts.frozen // n, 4 * counts.trained // share
     else:
+        share = 1
         weights = (4 if counts.adapters else size) * counts.trained + size * counts.frozen
         masters = 4 * counts.trained if size < 4 and not counts.adapters else 0
     return {
         "weights": weights,
         "fp32 masters": masters,
-        "gradients": 4 * counts.trained // n,
-        "moments": moments * counts.trained // n,
+        "gradients": 4 * counts.trained // share,
+        "moments": moments * counts.trained // share,
     }
 
 
@@ -112,15 +116,24 @@ def phases(
     held = held_by_training(c, recipe.optimiser, dtype, machine)
     if not trains:
         held = {"weights": dtype.itemsize * sum(math.prod(shape) for *_, shape in layout(c)) // machine.tensor_parallel}
-    if machine.ranks > 1:
-        held["copy to sample from"] = sampled_copy(c, dtype, machine)
     if machine.cuda:
         held["CUDA and NCCL"] = CUDA_CONTEXT + (NCCL if machine.ranks > 1 else 0)
-    found = [Phase("sample", held | sampling(c, recipe, dtype, machine, slots))]
+    resting = {name: size for name, size in held.items() if name not in absent(machine)}
+    if machine.ranks > 1 and trains:
+        resting["copy to sample from"] = sampled_copy(c, dtype, machine)
+    found = [Phase("sample", resting | sampling(c, recipe, dtype, machine, slots))]
     if trains:
         found.append(Phase("reference", held | reference(c, recipe, dtype, machine)))
         found.append(Phase("update", held | update(c, recipe, dtype, machine)))
     return found
+
+
+def absent(machine: Machine) -> set[str]:
+    """The parts of the trained weights' state that are not there while rollouts are sampled: gradients are dropped, and
+    what is offloaded waits in the host's memory."""
+    offload = machine.offload if machine.cuda else "none"
+    named: dict[Offload, set[str]] = {"none": set(), "moments": {"moments"}, "optimiser": {"moments", "fp32 masters"}}
+    return {"gradients"} | named[offload]
 
 
 def sampled_copy(c: ModelConfig, dtype: torch.dtype, machine: Machine) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import is_lead, load_part, neighbours, once, processes, together
+from ..distributed import is_lead, load_part, meet, neighbours, once, processes, together
 from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, read_config
@@ -28,7 +28,7 @@ from ..training import is_intact, open_tracker, sample_round, train
 from ..typed_json import to_json
 from .footprint import Machine
 from .job import Job
-from .plan import check_fits, plan_run
+from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Session:
     lock: RunLock
     finished: bool = field(default=False, init=False)  # whether the run has come to its result
     claimed: bool = field(default=False, init=False)
+    planned: bool = field(default=False, init=False)  # whether the memory was found to be enough
     loaded: tuple[Path, Engine, Tokenizer] | None = field(default=None, init=False)
 
     def open(self, checkpoint: Path) -> tuple[Engine, Tokenizer]:
@@ -61,16 +62,17 @@ class Session:
         return self.loaded[1:]
 
     def check_memory(self) -> None:
-        """Before the first weight is read: raise UserError where training cannot fit, and decide the slots of one process.
-        Processes on a CPU share its memory."""
+        """Before the first weight is read: raise UserError where training cannot fit, else say what the run needs, and decide
+        the slots. Processes on a CPU share its memory; the one that has least decides."""
         config, device = read_config(self.job.model), self.resources.device
-        ranks = processes()
-        machine = Machine(ranks, device.type == "cuda", self.resources.team.members)
-        free = free_memory(device) // (1 if machine.cuda else neighbours())
+        machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
+        free = min(meet("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
         plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
-        together("the memory", lambda: check_fits(config, plan, self.job.dtype))
-        if ranks == 1:
-            self.resources = replace(self.resources, slots=plan.slots)
+        check_fits(config, plan, self.job.dtype)
+        for line in plan_lines(plan):
+            log.info("%s", line)
+        self.resources = replace(self.resources, slots=plan.slots)
+        self.planned = True
 
     def check(self) -> None:
         """Raise UserError where the folder belongs to another job, or to a process at work in it."""
@@ -119,7 +121,7 @@ class Session:
         if exists:
             log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
             resume = True
-        if self.loaded is None:
+        if not self.planned:
             self.check_memory()
         engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)

@@ -18,6 +18,7 @@ from .footprint import Machine, Phase, count_weights, micro_batch, phases
 from .resources import MOST_SLOTS
 
 GIB = 1 << 30
+OF_MACHINE = ("tensor_parallel", "offload")
 GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % of the bytes a second of its memory
 
 
@@ -60,12 +61,12 @@ def plan_run(
 
 
 def proposals(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Iterator[tuple[dict[str, Any], Plan]]:
-    """(changed settings, the plan with them) of changes that make it fit, from the one that costs least. The setting
-    tensor_parallel is the machine's."""
+    """(changed settings, the plan with them) of changes that make it fit, from the one that costs least. The settings
+    tensor_parallel and offload are the machine's."""
     for change in changes(config, plan):
         settings = {name: value for name, value in change.items() if plan.recipe.to_json().get(name) != value}
-        of_recipe = {name: value for name, value in settings.items() if name != "tensor_parallel"}
-        machine = replace(plan.machine, tensor_parallel=settings.get("tensor_parallel", plan.machine.tensor_parallel))
+        of_recipe = {name: value for name, value in settings.items() if name not in OF_MACHINE}
+        machine = replace(plan.machine, **{name: settings[name] for name in OF_MACHINE if name in settings})
         changed = plan_run(config, plan.recipe.but(**of_recipe), dtype, plan.memory, machine)
         if settings and changed.fits:
             yield settings, changed
@@ -79,18 +80,22 @@ def changes(config: ModelConfig, plan: Plan) -> Iterator[dict[str, Any]]:
         smaller.append({"micro_tokens": tokens})
     checkpointing = {"checkpointing": True}
     least = checkpointing | (smaller[-1] if smaller else {})
-    teams = [n for n in (2, 4, 8) if plan.machine.ranks % n == 0 and config.num_kv_heads % n == 0]
+    offloads = [{"offload": "moments"}, {"offload": "optimiser"}] if plan.machine.cuda else []
+    teams = [{"tensor_parallel": n} for n in (2, 4, 8) if plan.machine.ranks % n == 0 and config.num_kv_heads % n == 0]
+    yield from offloads
     yield from smaller
-    for team in [{}, *({"tensor_parallel": n} for n in teams)]:
-        yield checkpointing | team
-        yield from (step | checkpointing | team for step in smaller)
-    team = {"tensor_parallel": teams[-1]} if teams else {}
-    yield {"optimiser": "adam-mini"} | least | team
+    most = offloads[-1] if offloads else {}
+    for room in [{}, *offloads, *teams, *(most | team for team in teams)]:
+        yield checkpointing | room
+        yield from (step | checkpointing | room for step in smaller)
+    rooms: tuple[dict[str, Any], ...] = ({}, most | (teams[-1] if teams else {}))
+    for room in rooms:
+        yield {"optimiser": "adam-mini"} | least | room
     if plan.recipe.optimiser.lora_rank is None:
         now = plan.recipe.optimiser.train_last_layers or config.num_layers
-        for part in (3, 2, 1):
-            yield {"train_last_layers": max(1, now * part // 4)} | least | team
-        yield {"lora_rank": 32, "train_last_layers": None} | least | team
+        fewer = [{"train_last_layers": max(1, now * part // 4)} for part in (3, 2, 1)]
+        for part in (*fewer, {"lora_rank": 32, "train_last_layers": None}):
+            yield from (part | least | room for room in rooms)
 
 
 def as_flags(settings: dict[str, Any]) -> str:
@@ -132,18 +137,36 @@ def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
         note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
         note += "It fits."
     else:
-        found = dict(
-            reversed([(kind_of(settings), as_flags(settings)) for settings, _ in proposals(config, plan, dtype)])
-        )
+        found = [as_flags(settings) for settings in least_changes(config, plan, dtype)]
         note += "It does not fit. "
-        note += f"These would: {'; '.join(reversed(found.values()))}." if found else "Nothing proposed here would."
+        note += f"These would: {'; '.join(found)}." if found else "Nothing proposed here would."
     columns = [Column("", label=True), *(Column(phase.name) for phase in plan.phases)]
     return Table("Memory", columns, rows, note)
 
 
-def kind_of(settings: dict[str, Any]) -> tuple[str, ...]:
-    """What a proposal changes: of those that change the same, only the first is shown."""
-    return tuple(sorted(settings))
+def least_changes(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Proposals without those that change more than an earlier one does."""
+    kept: list[dict[str, Any]] = []
+    for settings, _ in proposals(config, plan, dtype):
+        if not any(earlier.keys() <= settings.keys() for earlier in kept):
+            kept.append(settings)
+    return kept
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What a run says of its plan at its start: each phase with its largest parts, then the settings that follow."""
+    lines = []
+    for phase in plan.phases:
+        parts = sorted(phase.parts.items(), key=lambda part: -part[1])
+        shown = [f"{name} {size / GIB:.2f}" for name, size in parts if size >= phase.total / 20]
+        lines.append(f"memory to {phase.name}: {phase.total / GIB:.2f} GiB ({', '.join(shown)})")
+    execution, (tokens, _) = plan.recipe.execution, micro_batch(plan.recipe, plan.machine)
+    lines.append(
+        f"memory free: {plan.memory / GIB:.2f} GiB{' a process' if plan.machine.ranks > 1 else ''}; {plan.slots} slots, "
+        f"{tokens} tokens a micro-batch, {'with' if execution.checkpointing else 'without'} checkpointing, "
+        f"offload {plan.machine.offload}"
+    )
+    return lines
 
 
 def hours(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What a plan proposes fits, what cannot fit is refused before anything is written, and the command prints both."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_every_proposal_fits_and_changes_what_it_says():
     assert {"lora_rank", "train_last_layers"} <= {name for settings, _ in found for name in settings}
     for settings, changed in found:
         assert changed.peak.total <= 79 * GIB
-        assert {name: changed.recipe.to_json()[name] for name in settings} == settings
+        held = changed.recipe.to_json() | asdict(changed.machine)
+        assert {name: held[name] for name in settings} == settings
 
 
 def test_marco_o1_fits_one_card_with_adapters_and_two_cards_whole():
@@ -82,6 +84,39 @@ def test_the_command_prints_parts_and_a_verdict(capsys):
     assert "moments" in printed and "It does not fit. These would:" in printed and "--tensor-parallel" in printed
     assert main(f"plan --model {DATA / 'marco-o1'} --recipe marco-o1 --lora-rank 32".split()) == 0
     assert "It fits." in capsys.readouterr().out
+
+
+def test_offloading_leaves_room_to_sample_and_is_proposed():
+    machines = [Machine(8, True, offload=offload) for offload in ("none", "moments", "optimiser")]
+    sizes = [of("qwq-32b", 79, machine)[1].phases[0].parts for machine in machines]
+    assert [("moments" in parts, "fp32 masters" in parts) for parts in sizes] == [
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+    assert not any("gradients" in parts for parts in sizes), "they are dropped before a round is sampled"
+    config, plan = of("qwq-32b", 79, machines[0])
+    assert {"offload": "optimiser"} in [settings for settings, _ in proposals(config, plan, torch.bfloat16)]
+
+
+def test_adapters_are_whole_on_every_rank():
+    one, eight = (of("marco-o1", 79, Machine(n, True), lora_rank=32)[1].phases[-1].parts for n in (1, 8))
+    assert one["moments"] == eight["moments"] and one["gradients"] == eight["gradients"]
+    assert eight["weights"] < one["weights"] / 7
+
+
+def test_a_run_prints_its_plan_once_before_it_samples(flags, tmp_path, caplog):
+    caplog.set_level("INFO", "o1core")
+    assert main(["train", *flags, "--rounds", "1", "--slots", "5", "--out", str(tmp_path / "run")]) == 0
+    told = [record.message for record in caplog.records if record.message.startswith("memory ")]
+    assert [line.partition(":")[0] for line in told] == [
+        "memory to sample",
+        "memory to reference",
+        "memory to update",
+        "memory free",
+    ]
+    assert "moments" in told[2] and "; 5 slots, 16384 tokens a micro-batch, without checkpointing" in told[3]
+    assert caplog.messages.index(told[3]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("round 1"))
 
 
 @pytest.mark.parametrize("flags", ["--gpus 0", "--gpu-memory 0", "--gpus 8 --tensor-parallel 3"])
