@@ -80,12 +80,14 @@ def changes(config: ModelConfig, plan: Plan) -> Iterator[dict[str, Any]]:
         smaller.append({"micro_tokens": tokens})
     checkpointing = {"checkpointing": True}
     least = checkpointing | (smaller[-1] if smaller else {})
-    offloads = [{"offload": "moments"}, {"offload": "optimiser"}] if plan.machine.cuda else []
-    teams = [{"tensor_parallel": n} for n in (2, 4, 8) if plan.machine.ranks % n == 0 and config.num_kv_heads % n == 0]
+    offloads: list[dict[str, Any]] = [{"offload": "moments"}, {"offload": "optimiser"}] if plan.machine.cuda else []
+    teams: list[dict[str, Any]] = [
+        {"tensor_parallel": n} for n in (2, 4, 8) if plan.machine.ranks % n == 0 and config.num_kv_heads % n == 0
+    ]
     yield from offloads
     yield from smaller
     most = offloads[-1] if offloads else {}
-    for room in [{}, *offloads, *teams, *(most | team for team in teams)]:
+    for room in [dict[str, Any](), *offloads, *teams, *(most | team for team in teams)]:
         yield checkpointing | room
         yield from (step | checkpointing | room for step in smaller)
     rooms: tuple[dict[str, Any], ...] = ({}, most | (teams[-1] if teams else {}))
@@ -158,15 +160,20 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = []
     for phase in plan.phases:
         parts = sorted(phase.parts.items(), key=lambda part: -part[1])
-        shown = [f"{name} {size / GIB:.2f}" for name, size in parts if size >= phase.total / 20]
-        lines.append(f"memory to {phase.name}: {phase.total / GIB:.2f} GiB ({', '.join(shown)})")
+        shown = [f"{name} {in_units(size)}" for name, size in parts if size >= phase.total / 20]
+        lines.append(f"memory to {phase.name}: {in_units(phase.total)} ({', '.join(shown)})")
     execution, (tokens, _) = plan.recipe.execution, micro_batch(plan.recipe, plan.machine)
     lines.append(
-        f"memory free: {plan.memory / GIB:.2f} GiB{' a process' if plan.machine.ranks > 1 else ''}; {plan.slots} slots, "
+        f"memory free: {in_units(plan.memory)}{' a process' if plan.machine.ranks > 1 else ''}; {plan.slots} slots, "
         f"{tokens} tokens a micro-batch, {'with' if execution.checkpointing else 'without'} checkpointing, "
         f"offload {plan.machine.offload}"
     )
     return lines
+
+
+def in_units(size: int) -> str:
+    """ "3.4 GiB" or "12.3 MiB"."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.1f} MiB"
 
 
 def hours(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> tuple[float, float]:
