@@ -95,7 +95,7 @@ def changes(config: ModelConfig, plan: Plan) -> Iterator[dict[str, Any]]:
         yield {"optimiser": "adam-mini"} | least | room
     if plan.recipe.optimiser.lora_rank is None:
         now = plan.recipe.optimiser.train_last_layers or config.num_layers
-        fewer = [{"train_last_layers": max(1, now * part // 4)} for part in (3, 2, 1)]
+        fewer: list[dict[str, Any]] = [{"train_last_layers": max(1, now * part // 4)} for part in (3, 2, 1)]
         for part in (*fewer, {"lora_rank": 32, "train_last_layers": None}):
             yield from (part | least | room for room in rooms)
 
