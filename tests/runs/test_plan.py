@@ -116,7 +116,7 @@ def test_a_run_prints_its_plan_once_before_it_samples(flags, tmp_path, caplog):
         "memory free",
     ]
     assert "activations" in told[2] and told[2].count(" MiB") >= 2
-    assert "; 5 slots, 16384 tokens a micro-batch, without checkpointing" in told[3]
+    assert "; 5 slots, 4192 tokens a micro-batch, without checkpointing" in told[3]
     assert caplog.messages.index(told[3]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("round 1"))
 
 
