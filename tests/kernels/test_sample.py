@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.gpu.decode import probabilities_in_order
 from o1core import kernels
 from o1core.rollout.sampling import SamplingParams, sample
 from tests.kernels.triton_cases import DEVICE, needs_interpreter
@@ -15,20 +16,6 @@ def case(rows=ROWS, vocabulary=VOCABULARY, seed=0, scale=3.0):
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(rows, vocabulary, generator=generator)
     return logits.to(DEVICE), torch.rand(rows, generator=generator, dtype=torch.float64).to(DEVICE)
-
-
-def weights_in_order(logits, params):
-    """Probabilities of one row in the order in which its tokens are drawn, and that order."""
-    p = torch.softmax(logits.double() / params.temperature, 0)
-    filtered = params.top_k or params.top_p < 1
-    order = p.argsort(descending=True, stable=True) if filtered else torch.arange(len(p))
-    if params.top_k:
-        p[order[params.top_k :]] = 0
-        p = p / p.sum()
-    if params.top_p < 1:
-        inside = int((p[order].cumsum(0) < params.top_p).sum()) + 1
-        p[order[inside:]] = 0
-    return (p / p.sum())[order], order
 
 
 @pytest.mark.parametrize(
@@ -53,7 +40,7 @@ def test_the_kernel_draws_what_the_sampler_of_a_cpu_draws(options):
     different = (ids != expected_ids).nonzero()[:, 0].tolist()
     assert len(different) < 5
     for row in different:
-        p, order = weights_in_order(logits[row], params)
+        p, order = probabilities_in_order(logits[row], params)
         places = [(order == i).nonzero().item() for i in (int(ids[row]), int(expected_ids[row]))]
         assert abs(places[0] - places[1]) == 1
         assert abs(p.cumsum(0)[min(places)] - uniforms[row]) < 1e-6

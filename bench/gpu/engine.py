@@ -1,0 +1,149 @@
+"""Rows about rollouts: the engine on a 7B shape with random weights. Its time is counted from outside, by whole calls."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from o1core import Engine, SamplingParams, Tokenizer, Transformer
+from o1core.model import ModelConfig
+
+from .measure import Bar, Found, Row, Sizes, integers
+
+SAMPLES = 8  # completions a prompt
+
+
+def seven_b(sizes: Sizes) -> ModelConfig:
+    """The shape of Qwen2-7B (Marco-o1)."""
+    return ModelConfig(
+        "Qwen2ForCausalLM",
+        sizes.vocab,
+        sizes.hidden,
+        sizes.ffn,
+        sizes.layers,
+        sizes.heads,
+        sizes.kv_heads,
+        sizes.head_size,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_positions=32768,
+        tied=False,
+        dtype=sizes.dtype,
+    )
+
+
+def random_model(config: ModelConfig, sizes: Sizes) -> Transformer:
+    """Weights drawn on the device."""
+    with torch.device("meta"):
+        model = Transformer(config).to(sizes.dtype)
+    model.to_empty(device=sizes.device)
+    generator = torch.Generator(sizes.device).manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0.0, 0.02, generator=generator)
+            else:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model
+
+
+def endless_engine(model: Transformer, slots: int) -> Engine:
+    """An engine whose completions end at their longest: its tokenizer has no end-of-text."""
+    tokenizer = SimpleNamespace(eos_ids=(), size=model.config.vocab_size)
+    return Engine(model, cast(Tokenizer, tokenizer), slots=slots)
+
+
+def prompts(sizes: Sizes, tokens: int) -> list[list[int]]:
+    return integers(sizes.vocab, sizes.prompts, tokens, sizes=sizes, seed=20).tolist()
+
+
+def seconds(engine: Engine, asked: list[list[int]], new_tokens: int) -> float:
+    """Of one call that makes SAMPLES completions a prompt, prefill included."""
+    start = time.perf_counter()
+    engine.generate(asked, SamplingParams(n=SAMPLES, max_new_tokens=new_tokens))
+    return time.perf_counter() - start
+
+
+def decode_step(sizes: Sizes) -> Found:
+    """A step's time is the difference of two calls, of which one makes step_tokens more; their mean context is `length`.
+    Idle is the part of a call's second half, which only decodes, in which no kernel runs."""
+    engine = endless_engine(random_model(seven_b(sizes), sizes), sizes.prompts * SAMPLES)
+    asked = prompts(sizes, sizes.length - sizes.step_tokens // 2)
+    few = max(sizes.step_tokens // 8, 1)
+    seconds(engine, asked, few)
+    short, long = seconds(engine, asked, few), seconds(engine, asked, few + sizes.step_tokens)
+    step = (long - short) / sizes.step_tokens
+    activity = ProfilerActivity.CUDA if sizes.device == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as trace:
+        seconds(engine, prompts(sizes, min(64, sizes.length)), few + sizes.step_tokens // 2)
+    kind = DeviceType.CUDA if sizes.device == "cuda" else DeviceType.CPU
+    spans = [
+        (e.time_range.start, e.time_range.end)
+        for e in trace.events()
+        if e.device_type == kind and not e.is_user_annotation
+    ]
+    return {"ms a step": step * 1e3, "tokens/s": len(asked) * SAMPLES / step, "idle": idle(spans)}
+
+
+def idle(spans: Iterable[tuple[float, float]]) -> float:
+    """The part of the second half of the time, from the first span's start to the last one's end, that no span covers."""
+    ordered = sorted(spans)
+    start, end = ordered[0][0], max(span[1] for span in ordered)
+    half = covered = (start + end) / 2
+    busy = 0.0
+    for first, last in ordered:
+        busy += max(last - max(first, covered), 0.0)
+        covered = max(covered, last)
+    return 1 - busy / (end - half)
+
+
+def throughput(sizes: Sizes) -> Found:
+    """Completions a second of whole calls, prefill included: what a round of rollouts sees."""
+    engine = endless_engine(random_model(seven_b(sizes), sizes), sizes.prompts * SAMPLES)
+    asked = prompts(sizes, max(sizes.length - sizes.new_tokens, 1))
+    seconds(engine, asked, 4)
+    return {"tokens/s": len(asked) * SAMPLES * sizes.new_tokens / seconds(engine, asked, sizes.new_tokens)}
+
+
+def batch_invariance(sizes: Sizes) -> Found:
+    """Completions of four layers alone in their batch, and beside others."""
+    model = random_model(replace(seven_b(sizes), num_layers=min(4, sizes.layers)), sizes)
+    asked = prompts(sizes, min(100, sizes.length))
+    params = SamplingParams(n=SAMPLES, max_new_tokens=min(64, sizes.new_tokens))
+    whole = endless_engine(model, sizes.prompts * SAMPLES).generate(asked, params)
+    alone = endless_engine(model, 3).generate(asked[-1:], params)
+    return {"completions that differ": sum(a != b for a, b in zip(whole[-1], alone[0]))}
+
+
+SEVEN_B = "{layers} layers of a 7B model"
+ROWS = [
+    Row(
+        "decode step",
+        SEVEN_B + ", {prompts} prompts x 8 samples, {length:,} tokens each on average",
+        {
+            "ms a step": Bar("at most", 18, "bandwidth"),
+            "tokens/s": Bar("at least", 13000, "bandwidth"),
+            "idle": Bar("at most", 0.03),
+        },
+        decode_step,
+        limit=100,
+    ),
+    Row(
+        "rollouts",
+        SEVEN_B + ", {prompts} prompts x 8 samples, {new_tokens} new tokens up to {length:,}, prefill included",
+        {"tokens/s": Bar("at least", 13000, "bandwidth")},
+        throughput,
+        limit=100,
+    ),
+    Row(
+        "batch invariance",
+        "4 layers of a 7B model, a prompt's 8 completions in 3 slots and beside {prompts} prompts",
+        {"completions that differ": Bar("at most", 0)},
+        batch_invariance,
+    ),
+]

@@ -1,0 +1,172 @@
+"""What the rows of bench.gpu are made of: sizes, bars and how they scale to a card, times, and verdicts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+# By a part of the card's name, the first that fits: dense bf16 FLOP/s (fp32 sums) and bytes a second, as published.
+CARDS = {
+    "B200": (2.25e15, 8.0e12),
+    "H200": (989e12, 4.8e12),
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100 NVL": (835e12, 3.9e12),
+    "H100": (989e12, 3.35e12),
+    "H800": (989e12, 3.35e12),
+    "A100-SXM4-40": (312e12, 1.555e12),
+    "A100": (312e12, 2.039e12),
+    "A800": (312e12, 2.039e12),
+    "L40S": (362e12, 0.864e12),
+    "A10": (125e12, 0.6e12),
+    "RTX 4090": (165e12, 1.008e12),
+}
+BASE = CARDS["H100"]  # whose bars the rows state
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the rows run at. The defaults are a 7B model's (Marco-o1) on one H100; small: a 1.5B model's."""
+
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    runs: int = 20  # timings of which the median is taken
+    tokens: int = 8192
+    hidden: int = 3584
+    vocab: int = 152064
+    check_tokens: int = 513  # of the rows that are held to float64
+    check_hidden: int = 256
+    check_vocab: int = 5003
+    rows: int = 256  # decoded at once
+    length: int = 1200  # tokens of each
+    layers: int = 28
+    heads: int = 28
+    kv_heads: int = 4
+    head_size: int = 128
+    ffn: int = 18944
+    prompts: int = 32
+    new_tokens: int = 500
+    step_tokens: int = 128  # whose decoding is timed
+    small_layers: int = 28
+    small_hidden: int = 1536
+    small_ffn: int = 8960
+    small_heads: int = 12
+    small_kv_heads: int = 2
+    small_vocab: int = 151936
+    batch: int = 16  # sequences of a training step
+    sequence: int = 1025  # tokens of each: the last is never fed
+    micro_tokens: int = 8192
+
+
+TINY = Sizes(
+    *("cpu", torch.float32, 1, 24, 16, 60, 5, 8, 75, 4, 70, 1, 4, 2, 16, 24, 2, 4, 3), *(1, 16, 24, 2, 1, 96, 2, 9, 16)
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach on an H100. follows: what another card's bar is scaled by, its FLOP/s, its bytes a second,
+    or nothing."""
+
+    kind: Literal["at least", "at most"]
+    value: float
+    follows: Literal["flops", "bandwidth", ""] = ""
+
+    def on(self, card: tuple[float, float] | None) -> "Bar | None":
+        """The bar for a card of these FLOP/s and bytes a second; None where it is not known how the bar scales."""
+        if not self.follows:
+            return self
+        if card is None:
+            return None
+        ratio = card[self.follows == "bandwidth"] / BASE[self.follows == "bandwidth"]
+        return Bar(self.kind, self.value * ratio if self.kind == "at least" else self.value / ratio, self.follows)
+
+    def met(self, value: float) -> bool:
+        return value >= self.value if self.kind == "at least" else value <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value:,.5g}"
+
+
+Found = dict[str, float | str]  # figure: its value, or why it was left out
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. what: its sizes in words, with the fields of Sizes in braces; bars: by figure, the others have none;
+    limit: seconds it may take."""
+
+    name: str
+    what: str
+    bars: dict[str, Bar]
+    run: Callable[[Sizes], Found]
+    limit: int = 60
+
+    def describe(self, sizes: Sizes) -> str:
+        return self.what.format(**asdict(sizes))
+
+    def bars_in_words(self) -> str:
+        return "; ".join(f"{figure} {bar}" for figure, bar in self.bars.items()) or "no bar"
+
+    def judge(self, result: dict[str, Any], card: tuple[float, float] | None) -> list[dict[str, Any]]:
+        """The figures with their bars and verdicts. result: the row's figures as "found", or why there are none as "error"
+        (its bars are missed) or "skipped"."""
+        found: Found = result.get("found", {})
+        why = (
+            f"missed ({result['error']})" if "error" in result else f"skipped ({result.get('skipped', 'not measured')})"
+        )
+        figures = []
+        for name in [*self.bars, *(name for name in found if name not in self.bars)]:
+            value = found.get(name)
+            bar = self.bars[name].on(card) if name in self.bars else None
+            if value is None:
+                verdict = why
+            elif isinstance(value, str):
+                verdict = f"skipped ({value})"
+            elif bar is not None:
+                verdict = "met" if bar.met(value) else "missed"
+            else:
+                verdict = f"an H100's bar: {self.bars[name]}" if name in self.bars else ""
+            number = None if isinstance(value, str) else value
+            figures.append({"figure": name, "value": number, "bar": str(bar) if bar else None, "verdict": verdict})
+        return figures
+
+
+def card_of(name: str) -> tuple[float, float] | None:
+    """FLOP/s and bytes a second of the card of that name."""
+    return next((rates for part, rates in CARDS.items() if part in name), None)
+
+
+def milliseconds(work: Callable[[], object], sizes: Sizes) -> float:
+    """The median time of a call. On a GPU by events, behind a write of 1 GiB that empties the L2 cache and gives the host
+    time to launch."""
+    if sizes.device != "cuda":
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+    scratch = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    for _ in range(3):
+        work()
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(sizes.runs)]
+    for start_mark, end_mark in marks:
+        scratch.zero_()
+        start_mark.record()
+        work()
+        end_mark.record()
+    torch.cuda.synchronize()
+    return median(a.elapsed_time(b) for a, b in marks)
+
+
+def normal(*shape: int, sizes: Sizes, seed: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Normal numbers of a standard deviation, made on the device."""
+    generator = torch.Generator(sizes.device).manual_seed(seed)
+    dtype = dtype or sizes.dtype
+    return torch.empty(shape, dtype=dtype, device=sizes.device).normal_(0.0, scale, generator=generator)
+
+
+def integers(high: int, *shape: int, sizes: Sizes, seed: int) -> torch.Tensor:
+    """int64 from 0 to high - 1."""
+    generator = torch.Generator(sizes.device).manual_seed(seed)
+    return torch.randint(high, shape, generator=generator, device=sizes.device)

@@ -1,0 +1,122 @@
+"""bench.gpu without a GPU: every row's code runs at tiny sizes, bars and verdicts are right, a bad row takes none down."""
+
+import inspect
+import json
+
+import pytest
+import torch
+
+from bench.gpu import __main__ as command
+from bench.gpu import decode
+from bench.gpu.engine import idle
+from bench.gpu.measure import CARDS, Bar, Row, card_of
+from o1core import SamplingParams
+from tests.bench.echo import echo
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture
+def attention_of_torch(monkeypatch):
+    """varlen_attn has no CPU path: its arguments are bound to its real signature, and attention is computed from them."""
+    real = inspect.signature(decode.varlen_attn)
+
+    def on_cpu(*args, **kwargs):
+        bound = real.bind(*args, **kwargs).arguments
+        query, out = bound["query"], []
+        assert bound["cu_seq_q"].tolist() == list(range(len(query) + 1)) and bound["max_q"] == 1
+        for q, table, length in zip(query, bound["block_table"], bound["seqused_k"]):
+            k, v = (bound[name][table.long()].flatten(0, 1)[:length] for name in ("key", "value"))  # [T, Hkv, D]
+            k, v = (x.repeat_interleave(len(q) // x.shape[1], 1).transpose(0, 1) for x in (k, v))
+            out.append(torch.nn.functional.scaled_dot_product_attention(q[:, None], k, v)[:, 0])
+        return torch.stack(out)
+
+    monkeypatch.setattr(decode, "varlen_attn", on_cpu)
+
+
+def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch, capsys):
+    settings = SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_k=9, top_p=0.9)
+    monkeypatch.setattr(decode, "SAMPLED", settings)
+    command.main(["--sizes", "tiny", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert list(rows) == list(command.ROWS)
+    figures = {(name, figure["figure"]): figure for name, row in rows.items() for figure in row["figures"]}
+    skipped = {key for key, figure in figures.items() if figure["value"] is None}
+    assert skipped == {
+        ("against liger_kernel", "theirs / ours"),
+        ("against cut_cross_entropy", "theirs / ours"),
+        ("training step", "peak / plan"),
+        *(("gradients", f"{path} bfloat16") for path in ("chunked", "linear", "gather", "kept", "waves")),
+    }
+    for row, figure in (
+        *(("gradients", f"{path} float32") for path in ("chunked", "linear", "gather", "kept", "waves")),
+        ("same bits", "tensors that differ"),
+        ("against varlen_attn", "largest difference"),
+        ("sampling", "ids that differ"),
+        ("batch invariance", "completions that differ"),
+        ("one pass", "rows at a time / tokens"),
+    ):
+        assert figures[row, figure]["verdict"] == "met", (row, figure)
+    table = (tmp_path / "gpu.md").read_text()
+    assert all(name in table for name in command.ROWS)
+
+
+def test_without_a_gpu_the_rows_and_bars_are_printed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in command.ROWS) and "TFLOP/s at least 450" in printed
+    assert printed.splitlines()[-1] == "No GPU here: nothing was measured." and not list(tmp_path.iterdir())
+
+
+def test_a_row_measured_again_keeps_the_others(tmp_path):
+    before = command.new_record("CPU") | {"rows": {"sampling": {"what": "", "seconds": 1, "figures": []}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(before))
+    command.main(["--sizes", "tiny", "--out", str(tmp_path), "--only", "addmm"])
+    assert list(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == ["sampling", "addmm"]
+
+
+def test_rows_without_time_left_are_skipped(tmp_path):
+    command.main(["--sizes", "tiny", "--out", str(tmp_path), "--minutes", "0"])
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    verdicts = {figure["verdict"] for row in rows.values() for figure in row["figures"]}
+    assert verdicts == {"skipped (no time left; measure it with --only)"}
+
+
+def test_a_row_that_overruns_dies_or_fails_takes_no_other_down():
+    worker = command.Worker(None, echo)
+    for word, limit, error in (
+        ("sleep", 0.1, "took over"),
+        ("die", 60, "the process ended"),
+        ("fail", 60, "ValueError: x"),
+    ):
+        first = worker.process.pid
+        assert error in worker.run(word, limit)["error"]
+        assert worker.process.pid != first
+    assert worker.run("row", 60) == {"found": {}, "seconds": 0}
+    worker.stop()
+
+
+def test_a_bar_follows_the_card():
+    rate, moved, exact = Bar("at least", 450, "flops"), Bar("at most", 18, "bandwidth"), Bar("at most", 0)
+    h100, a100 = card_of("NVIDIA H100 80GB HBM3"), card_of("NVIDIA A100-SXM4-80GB")
+    assert rate.on(h100) == rate and card_of("NVIDIA GeForce GTX 1080") is None
+    assert rate.on(a100).value == pytest.approx(450 * 312 / 989)
+    assert moved.on(a100).value == pytest.approx(18 * 3.35 / 2.039)
+    assert rate.on(None) is None and exact.on(None) == exact
+    assert card_of("NVIDIA H100 PCIe") == CARDS["H100 PCIe"]
+
+
+def test_verdicts_name_what_is_missing():
+    row = Row("x", "", {"fast": Bar("at least", 2, "flops"), "right": Bar("at most", 0)}, lambda sizes: {})
+    found = row.judge({"found": {"fast": 1.0, "right": 0.0, "more": 5.0}}, CARDS["H100"])
+    assert [(f["figure"], f["verdict"]) for f in found] == [("fast", "missed"), ("right", "met"), ("more", "")]
+    found = row.judge({"found": {"fast": "not installed", "right": 0.0}}, None)
+    assert [f["verdict"] for f in found] == ["skipped (not installed)", "met"]
+    assert row.judge({"found": {"fast": 1.0}}, None)[0]["verdict"] == "an H100's bar: at least 2"
+    assert {f["verdict"] for f in row.judge({"error": "boom"}, None)} == {"missed (boom)"}
+
+
+def test_idle_is_what_no_kernel_covers_of_the_second_half():
+    assert idle([(0, 1), (10, 12), (11, 14), (13, 13.5), (18, 20)]) == pytest.approx(4 / 10)
+    assert idle([(0, 16), (14, 20)]) == 0
