@@ -181,7 +181,9 @@ def clipped_surrogate(
     logp, ref_logp [N] and mask [N] bool (True counts; None: all) of S sequences laid end to end: sequence s is tokens
     cu_seqlens[s] to cu_seqlens[s + 1]; advantage [S]. A unit is a sequence with an unmasked token, with
     r = exp(sum of (logp - ref_logp)) for ratio "sequence" (the paper) or exp(mean) for "sequence_mean" (the official
-    code, GSPO); for "token" a unit is an unmasked token. normalizer is the count of units of the whole batch over all
+    code, GSPO); for "token" and "cispo" a unit is an unmasked token. "cispo" (arXiv 2506.13585, Eq. 4) is another loss,
+    - sum of clip(r, 1 - eps_low, 1 + eps_high) A logp / normalizer, in which the clipped ratio is a weight without a
+    gradient of its own, so that no token loses its gradient. normalizer is the count of units of the whole batch over all
     micro-batches and ranks, so that their losses add up. Returns the loss [] (float32, or float64 if logp is; its
     gradient flows to logp alone) and SurrogateMetrics. Raises ValueError naming the wrong argument.
     """

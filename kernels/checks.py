@@ -9,7 +9,7 @@ import math
 import torch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-RATIOS = ("sequence", "sequence_mean", "token")
+RATIOS = ("sequence", "sequence_mean", "token", "cispo")
 
 
 def require(condition: bool, message: str) -> None:

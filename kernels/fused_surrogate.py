@@ -9,7 +9,7 @@ Two passes   a forward without gradients gives every log-prob and coefficient (2
              logits of the rows that are left (6nVH). Any ratio and any size.
 One pass     the exponentials are kept until the coefficients are known and serve both gradients (2NVH + 4nVH). They
              have to fit in the backend's budget (one_pass_budget.py). A token's coefficient depends on its own log-prob
-             alone, so a batch with ratio "token" may go in waves; the coefficients of a sequence wait for its last
+             alone, so a batch with ratio "token" or "cispo" may go in waves; the coefficients of a sequence wait for its last
              token, so there the whole batch is one wave. Several waves add up d_weight, in half precision in an fp32
              copy of 4VH bytes, and a wave of few rows would spend more time on that than the fourth product takes: then
              two passes.
@@ -108,7 +108,7 @@ class OnePass(torch.autograd.Function):
         tokens = hidden.shape[0]
         several = wave < tokens
         if several:
-            # Waves cut sequences; with ratio "token" every token may as well be a sequence of its own.
+            # Waves cut sequences; with these ratios every token may as well be a sequence of its own.
             advantage = advantage.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
         acc = accumulator(weight.dtype)

@@ -37,7 +37,7 @@ class OnePassBudget:
         acc = accumulator(weight.dtype)
         sum_of_waves = weight.numel() * acc.itemsize if weight.dtype != acc and weight.requires_grad else 0
         rows = (room - sum_of_waves) // (2 * row)
-        return rows if ratio == "token" and rows >= WAVE_ROWS else 0
+        return rows if ratio in ("token", "cispo") and rows >= WAVE_ROWS else 0
 
     def may_copy(self, rows: int, picked: int, weight: torch.Tensor) -> bool:
         """Whether the gradients of `picked` rows fit beside what is kept of `rows`."""

@@ -15,10 +15,10 @@ FIELDS = ("units", "tokens", "clipped", "ratio_sum", "kl_sum", "loss_sum")
 class SurrogateMetrics:
     """sums: [6] float64, in the order of FIELDS; ratio_max: [] float64, 0 where there is no unit.
 
-    units      sequences with at least one unmasked token (ratio "token": unmasked tokens)
+    units      sequences with at least one unmasked token (ratios "token" and "cispo": unmasked tokens)
     tokens     unmasked tokens
     clipped    units whose clip bound is active, so that their gradient is zero: ratio > 1 + eps_high and advantage > 0,
-               or ratio < 1 - eps_low and advantage < 0
+               or ratio < 1 - eps_low and advantage < 0; ratio "cispo": tokens whose weight is cut, which keep a gradient
     ratio_sum  sum of the units' ratios (after the clamp of the log-ratio)
     kl_sum     sum over unmasked tokens of r - 1 - log r, r = exp(logp - ref_logp) with the log-ratio clamped: since the
                tokens were drawn from the reference, its mean is an unbiased estimate of KL(reference || policy) that is

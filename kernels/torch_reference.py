@@ -69,7 +69,9 @@ def clipped_surrogate(
     normalizer: float,
 ) -> tuple[torch.Tensor, SurrogateMetrics]:
     """-sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer (arXiv 2501.12570, Eq. 11), and
-    the metrics. A unit is a sequence with an unmasked token, or an unmasked token for ratio "token"."""
+    the metrics. A unit is a sequence with an unmasked token, or an unmasked token for the ratios "token" and "cispo".
+    "cispo": -sum over tokens of clip(r, 1 - eps_low, 1 + eps_high) A logp, the clipped ratio without gradient (arXiv
+    2506.13585, Eq. 4)."""
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
     total = logp[:0].sum()
     units = tokens = clipped = ratio_sum = ratio_max = kl_sum = 0.0
@@ -86,9 +88,15 @@ def clipped_surrogate(
         elif ratio == "sequence_mean":
             log_ratio = log_ratio.mean()[None]
         r = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-        total = total - torch.minimum(r * advantage[s], r.clamp(1 - eps_low, 1 + eps_high) * advantage[s]).sum()
+        over, under = r > 1 + eps_high, r < 1 - eps_low
+        bounded = r.clamp(1 - eps_low, 1 + eps_high)
+        if ratio == "cispo":
+            total = total - (bounded.detach() * advantage[s] * logp[start:end][keep]).sum()
+            clipped += (over | under).sum().item()
+        else:
+            total = total - torch.minimum(r * advantage[s], bounded * advantage[s]).sum()
+            clipped += ((over & (advantage[s] > 0)) | (under & (advantage[s] < 0))).sum().item()
         units += len(r)
-        clipped += (((r > 1 + eps_high) & (advantage[s] > 0)) | ((r < 1 - eps_low) & (advantage[s] < 0))).sum().item()
         ratio_sum += r.sum().item()
         ratio_max = max(ratio_max, r.max().item())
     sums = torch.tensor([units, tokens, clipped, ratio_sum, kl_sum, total.item()], dtype=torch.float64)

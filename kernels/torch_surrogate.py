@@ -30,7 +30,7 @@ def surrogate(
         count = mask.to(acc)
     per_token = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     kl_sum = (torch.expm1(per_token) - per_token).sum()
-    if ratio == "token":
+    if ratio in ("token", "cispo"):
         exists, share, signal = count, count, advantage[owner]
     else:
         length = logp.new_zeros(sequences).index_add_(0, owner, count)
@@ -38,17 +38,31 @@ def surrogate(
         share = count if ratio == "sequence" else count / length[owner].clamp(min=1)
         log_ratio = logp.new_zeros(sequences).index_add_(0, owner, log_ratio * share)
     r = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    clipped = ((r > 1 + eps_high) & (signal > 0)) | ((r < 1 - eps_low) & (signal < 0))
-    gain = torch.minimum(r * signal, r.clamp(1 - eps_low, 1 + eps_high) * signal) * exists
-    dead = clipped | (log_ratio.abs() > LOG_RATIO_LIMIT)
-    slope = torch.where(dead, 0, r * signal * (-1.0 / normalizer))
-    d_logp = slope * share if ratio == "token" else slope[owner] * share
+    if ratio == "cispo":
+        weight = r.clamp(1 - eps_low, 1 + eps_high)
+        clipped = (r > 1 + eps_high) | (r < 1 - eps_low)
+        gain = weight * signal * (logp if mask is None else torch.where(mask, logp, 0))
+        d_logp = weight * signal * exists * (-1.0 / normalizer)
+    else:
+        clipped, gain, slope = _clipped_gain(r, log_ratio, signal, eps_low, eps_high, normalizer)
+        d_logp = slope * share if ratio == "token" else slope[owner] * share
+    gain = gain * exists
     loss_sum = -gain.sum()
     ratios = r * exists
     sums = (exists.sum(), count.sum(), (clipped * exists).sum(), ratios.sum(), kl_sum, loss_sum)
     ratio_max = ratios.amax() if len(ratios) else ratios.sum()
     metrics = SurrogateMetrics(torch.stack(sums).double(), ratio_max.double())
     return loss_sum / normalizer, d_logp, metrics
+
+
+def _clipped_gain(
+    r: torch.Tensor, log_ratio: torch.Tensor, signal: torch.Tensor, eps_low: float, eps_high: float, normalizer: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each unit: whether its clip bound is active, min(r A, clip(r) A), and d loss / d log_ratio."""
+    clipped = ((r > 1 + eps_high) & (signal > 0)) | ((r < 1 - eps_low) & (signal < 0))
+    gain = torch.minimum(r * signal, r.clamp(1 - eps_low, 1 + eps_high) * signal)
+    dead = clipped | (log_ratio.abs() > LOG_RATIO_LIMIT)
+    return clipped, gain, torch.where(dead, 0, r * signal * (-1.0 / normalizer))
 
 
 def length_harmonizing_advantage(

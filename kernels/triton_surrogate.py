@@ -5,6 +5,9 @@
     loss = - sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer
     d loss / d logp_t = - r A / normalizer  (/ token count for "sequence_mean"),  0 where clip or clamp is active
 
+    "cispo":  loss = - sum_t w_t A logp_t / normalizer,  d loss / d logp_t = - w_t A / normalizer,
+              w_t = clip(r_t, 1 - eps_low, 1 + eps_high) without a gradient of its own
+
 One program a sequence; it writes seven sums of its own, and torch adds them up over sequences in float64. No atomic:
 two runs give the same bits. Per token everything is float32 (float64 if logp is).
 """
@@ -18,8 +21,9 @@ from .configs import LOG_RATIO_LIMIT as LIMIT
 from .precision import accumulator
 from .surrogate_metrics import SurrogateMetrics
 
-LEVELS = {"sequence": 0, "sequence_mean": 1, "token": 2}
+LEVELS = {"sequence": 0, "sequence_mean": 1, "token": 2, "cispo": 3}
 TOKEN: tl.constexpr = tl.constexpr(LEVELS["token"])
+CISPO: tl.constexpr = tl.constexpr(LEVELS["cispo"])
 MEAN: tl.constexpr = tl.constexpr(LEVELS["sequence_mean"])
 
 
@@ -52,6 +56,17 @@ def _unit(
     gain = advantage * tl.where(over, high, tl.where(under, low, ratio))
     slope = tl.where(over | under | (tl.abs(log_ratio) > LIMIT), 0.0, -per_unit * ratio * advantage)
     return ratio, over | under, gain, slope
+
+
+@triton.jit
+def _weighted_token(
+    log_ratio: tl.tensor, logp: tl.tensor, advantage: tl.tensor, low: tl.tensor, high: tl.tensor, per_unit: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """What _unit returns, of tokens for CISPO: the clipped ratio is a weight of the log-prob, and no gradient is lost."""
+    ratio = tl.exp(_clamp(log_ratio))
+    over, under = ratio > high, ratio < low
+    weight = advantage * tl.where(over, high, tl.where(under, low, ratio))
+    return ratio, over | under, weight * logp, -per_unit * weight
 
 
 @triton.jit
@@ -109,9 +124,14 @@ def surrogate_kernel(
         counted, log_ratio = _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK, ACC)
         tokens += counted.to(ACC)
         divergence += tl.where(counted, _divergence(log_ratio), 0.0)
-        if LEVEL == TOKEN:
+        if LEVEL >= TOKEN:
             # A as a block: the interpreter cannot combine a block of truths with a single one.
-            ratio, clipped, gain, slope = _unit(log_ratio, A + tl.zeros_like(log_ratio), low, high, per_unit)
+            of_token = A + tl.zeros_like(log_ratio)
+            if LEVEL == CISPO:
+                new = tl.load(logp + token, mask=counted, other=0.0).to(ACC)
+                ratio, clipped, gain, slope = _weighted_token(log_ratio, new, of_token, low, high, per_unit)
+            else:
+                ratio, clipped, gain, slope = _unit(log_ratio, of_token, low, high, per_unit)
             clipped_sum += (clipped & counted).to(ACC)
             ratio_sum += tl.where(counted, ratio, 0.0)
             ratio_max = tl.maximum(ratio_max, tl.where(counted, ratio, 0.0))
@@ -123,7 +143,7 @@ def surrogate_kernel(
     at = sums + sequence
     tl.store(at + sequences, length)
     tl.store(at + 4 * sequences, tl.sum(divergence, 0))
-    if LEVEL == TOKEN:
+    if LEVEL >= TOKEN:
         tl.store(at, length)
         tl.store(at + 2 * sequences, tl.sum(clipped_sum, 0))
         tl.store(at + 3 * sequences, tl.sum(ratio_sum, 0))

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import grading, kernels, metrics, rewards
+    from . import grading, kernels, metrics, rewards, rewards_over_rounds
     from .model import Tokenizer, Transformer, load
     from .rollout import Completion, Engine, SamplingParams
 
@@ -24,9 +24,10 @@ __all__ = [
     "load",
     "metrics",
     "rewards",
+    "rewards_over_rounds",
 ]
 
-_ROOMS = {"grading", "kernels", "metrics", "rewards"}
+_ROOMS = {"grading", "kernels", "metrics", "rewards", "rewards_over_rounds"}
 _ROOM_OF = {
     "Completion": "rollout",
     "Engine": "rollout",

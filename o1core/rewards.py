@@ -4,7 +4,8 @@ which hold a reward against those of the other samples.
 Pure functions of [P, K] tables: P problems, K samples of each. `lengths` are generated tokens, end-of-text included, at
 least 1; `correct` is bool, or 0 and 1; `limits` [P] are tokens. Every reward is float32 [P, K] and raises ValueError
 where the tables differ in shape. The length-harmonizing reward itself is a kernel
-(o1core.kernels.length_harmonizing_advantage), so that the same code runs on a GPU.
+(o1core.kernels.length_harmonizing_advantage), so that the same code runs on a GPU. Rewards that remember earlier rounds
+are in rewards_over_rounds.py.
 """
 
 import torch
@@ -14,7 +15,7 @@ from .kernels import length_harmonizing_advantage
 
 REWARDS = (
     *("length-harmonizing", "correct-only", "truncation", "arora-zanette", "kimi", "l1-exact", "l1-max"),
-    *("alp", "shorter-better", "smart-thinker", "prime-rl", "overlong", "grpo-lambda"),
+    *("alp", "shorter-better", "smart-thinker", "prime-rl", "overlong", "grpo-lambda", "accuracy"),
 )
 WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda")
 BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
@@ -50,6 +51,8 @@ def reward(kind: str, lengths: Tensor, correct: Tensor, limits: Tensor, lam: flo
             return overlong(lengths, correct, limits, alpha)
         case "grpo-lambda":
             return grpo_lambda(lengths, correct, lam, alpha)
+        case "accuracy":
+            return check(lengths, correct)[1]
     raise ValueError(f"{kind} is none of {REWARDS}")
 
 

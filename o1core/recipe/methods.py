@@ -56,6 +56,19 @@ METHODS: dict[str, dict] = {
     | {"eps_high": 0.28, "reward": "overlong", "advantage": "group", "dynamic_sampling": True, "alpha": 0.25},
     # arXiv 2505.18086: length counts in the most often solved half of the problems
     "grpo-lambda": ON_POLICY | {"reward": "grpo-lambda", "advantage": "group", "lam": 0.5, "alpha": 0.4},
+    # arXiv 2605.09806: accuracy and efficiency normalised apart and mixed; targets of 1,000 to 8,000 tokens
+    "lead": ON_POLICY | {"reward": "lead", "advantage": "batch", "length_limit": 8000, "length_floor": 1000},
+    # arXiv 2505.11225: against the shortest right answer of all earlier rounds
+    "hapo": ON_POLICY | {"reward": "hapo", "advantage": "group", "alpha": 1.0},
+    # arXiv 2505.18298: lambda per token follows the accuracy of the rounds
+    "a-dlp": ON_POLICY | {"reward": "a-dlp", "advantage": "group", "alpha": 1e-3, "memory_rate": 1e-3},
+    # arXiv 2508.09726: of K samples the 8 with most reward per token are trained on
+    "gfpo": ON_POLICY
+    | {"reward": "accuracy", "advantage": "group", "retained": 8, "retained_by": "efficiency", "picked": 8},
+    # The recipe's O1-Pruner with another clip. arXiv 2506.13585: no lower bound; arXiv 2510.13786: weights up to 5
+    "cispo": {"objective": "surrogate", "ratio": "cispo", "eps_low": 1.0, "eps_high": 4.0},
+    # arXiv 2507.18071
+    "gspo": {"objective": "surrogate", "ratio": "sequence_mean", "eps_low": 3e-4, "eps_high": 4e-4},
     # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.
     "l1-exact": ON_POLICY | {"reward": "l1-exact", "advantage": "group", "instruction": "exact", "alpha": 3e-4},
     "l1-max": ON_POLICY | {"reward": "l1-max", "advantage": "group", "instruction": "max", "alpha": 3e-4},

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self, get_args
 from ..errors import UserError
 from ..rollout import SamplingParams
 from ..seeds import seed_of
+from .fields import Settings, check_range, flag, flat_name, setting
 from .settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -16,11 +17,6 @@ from .settings import (
     RewardSettings,
     SamplingSettings,
     SelectionSettings,
-    Settings,
-    check_range,
-    flag,
-    flat_name,
-    setting,
 )
 
 
@@ -43,6 +39,9 @@ class Recipe:
         picked, samples = self.objective.picked, self.sampling.samples
         if picked > samples:
             raise UserError(f"--picked: {picked} of {samples} samples cannot be picked")
+        retained = self.objective.retained
+        if retained is not None and not picked <= retained <= samples:
+            raise UserError(f"--retained: {retained} is not between --picked {picked} and --samples {samples}")
         longest, most = self.prompt.budget_high, self.sampling.max_new_tokens
         if self.prompt.has_budget and longest > most:
             raise UserError(f"--budget-high: {longest} tokens do not fit within --max-new-tokens {most}")

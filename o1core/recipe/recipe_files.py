@@ -6,9 +6,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
+from .fields import check_range
 from .methods import METHODS
 from .recipe import SPECS
-from .settings import check_range
 
 SHIPPED = Path(__file__).parent
 

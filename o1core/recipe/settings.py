@@ -1,79 +1,22 @@
 """The settings of a run in parts, each of which a function can take alone.
 
-A field's metadata holds its help text, its range or choices, and the name that the command line and JSON files use
-for it where that differs from the attribute ("eval_samples" is EvaluationSettings.samples). The defaults are the
-paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them.
+The defaults are the paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them.
 """
 
-import dataclasses
-import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 from ..errors import UserError
 from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
+from ..rewards_over_rounds import OVER_ROUNDS
 from ..rollout import SamplingParams
+from .fields import COUNT, TOKENS, Settings, flag, setting
 
-COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    name: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-) -> Any:
-    """A field of a part. low and high belong to the range, `above` does not."""
-    bounds = {"low": low, "high": high, "above": above}
-    return field(default=default, metadata={"help": help, "name": name, "choices": choices, **bounds})
-
-
-def flat_name(spec: dataclasses.Field) -> str:
-    """What JSON files call a field."""
-    return spec.metadata["name"] or spec.name
-
-
-def flag(name: str) -> str:
-    """The command line's spelling of a flat name."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all parts have in common: values outside their ranges raise a UserError that names the flag."""
-
-    title: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
-            check_range(flag(flat_name(spec)), getattr(self, spec.name), spec)
-
-
-def check_range(shown: str, value: Any, spec: dataclasses.Field) -> None:
-    """Raise UserError where a setting's value is not finite, out of its range or none of its choices."""
-    low, high, above, choices = (spec.metadata[key] for key in ("low", "high", "above", "choices"))
-    if choices is not None and value not in choices:
-        raise UserError(f"{shown}: {value} is not {' or '.join(choices)}")
-    if isinstance(value, str):
-        if any(0xD800 <= ord(char) < 0xE000 for char in value):
-            raise UserError(f"{shown}: holds half of a surrogate pair; write the whole character")
-        return
-    if value is None or isinstance(value, bool):
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{shown}: {value} is not a finite number")
-    if low is not None and value < low:
-        raise UserError(f"{shown}: {value} is below {low}")
-    if above is not None and value <= above:
-        raise UserError(f"{shown}: {value} is not above {above}")
-    if high is not None and value > high:
-        raise UserError(f"{shown}: {value} is above {high:g}")
+SHARES = (  # (reward, setting): constants of a formula that are fractions there
+    *(("grpo-lambda", "lam"), ("grpo-lambda", "alpha"), ("arora-zanette", "alpha")),
+    *(("overlong", "alpha"), ("lead", "memory_rate")),
+)
 
 
 @dataclass(frozen=True)
@@ -182,21 +125,36 @@ class RewardSettings(Settings):
 
     kind: str = setting(
         "length-harmonizing",
-        "reward of a completion (formulas: o1core/rewards.py)",
+        "reward of a completion (formulas: o1core/rewards.py and rewards_over_rounds.py)",
         name="reward",
-        choices=tuple(REWARDS),
+        choices=(*REWARDS, *OVER_ROUNDS),
     )
     lam: float = setting(
         2.0, "lambda: weight of a right answer against the length (grpo-lambda: share of problems)", low=0, high=1e6
     )
     alpha: float = setting(
         1.0,
-        "weight of the length in the rewards that have one (overlong: margin below --length-limit)",
+        "weight of the length in the rewards that have one (overlong: margin below --length-limit; a-dlp: the first "
+        "round's lambda per token)",
         low=0,
         high=1e6,
     )
     length_limit: int | None = setting(
-        None, "tokens of the rewards truncation, overlong and alp (none: the round's mean length)", low=1, high=TOKENS
+        None,
+        "tokens of the rewards truncation, overlong and alp (none: the round's mean length); lead: the longest target",
+        low=1,
+        high=TOKENS,
+    )
+    length_floor: int = setting(1000, "lead: the shortest target, in tokens", low=1, high=TOKENS)
+    memory_rate: float = setting(
+        0.05,
+        "how fast what a reward remembers follows a round (lead: 1 - the moving average's weight; a-dlp: change of lambda "
+        "per unit of accuracy)",
+        low=0,
+        high=1e6,
+    )
+    accuracy_reference: float | None = setting(
+        None, "a-dlp: accuracy above which lambda rises (none: that of the first round)", low=0, high=1
     )
     low: float | None = setting(
         None, "lower bound of the reward (none: unbounded, as in the paper)", name="reward_low", low=-1e6, high=1e6
@@ -214,6 +172,13 @@ class RewardSettings(Settings):
         super().__post_init__()
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise UserError(f"--reward-low: {self.low} is not below --reward-high {self.high}")
+        for kind, name in SHARES:
+            if kind == self.kind and getattr(self, name) > 1:
+                raise UserError(f"{flag(name)}: {getattr(self, name)} is above 1, the most that --reward {kind} allows")
+        if self.kind == "lead" and self.length_limit is None:
+            raise UserError("--reward lead: needs --length-limit, the longest target in tokens")
+        if self.kind == "lead" and self.length_floor > (self.length_limit or 0):
+            raise UserError(f"--length-floor: {self.length_floor} is above --length-limit {self.length_limit}")
 
     @property
     def needs_budget(self) -> bool:
@@ -247,8 +212,23 @@ class ObjectiveSettings(Settings):
         choices=tuple(ADVANTAGES),
     )
     dynamic_sampling: bool = setting(False, "leave out problems whose samples all earn the same")
+    retained: int | None = setting(
+        None,
+        "GFPO: advantages and picks are taken over so many samples of each problem alone, the best by --retained-by "
+        "(none: over all)",
+        low=1,
+        high=10**6,
+    )
+    retained_by: str = setting(
+        "efficiency", "GFPO: shortest, or efficiency: most reward per token", choices=("shortest", "efficiency")
+    )
     dpo_beta: float = setting(0.1, "DPO: how sharply the pair's log-ratio counts", low=0, high=1e4)
-    ratio: str = setting("sequence", "level of the ratio", choices=("sequence", "sequence_mean", "token"))
+    ratio: str = setting(
+        "sequence",
+        "level of the ratio: of the whole sequence, its mean per token (GSPO), each token's, or cispo: each token's, "
+        "clipped as a weight of its log-prob, so that no token loses its gradient",
+        choices=("sequence", "sequence_mean", "token", "cispo"),
+    )
     eps_low: float = setting(0.2, "the ratio is clipped below at 1 - this", low=0, high=1e4)
     eps_high: float = setting(0.2, "the ratio is clipped above at 1 + this", low=0, high=1e4)
     cutoff: int = setting(

@@ -7,7 +7,7 @@ from .groups import Group, Sample, lengths_and_verdicts
 from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory
 from .sampling import SamplingParams
-from .store import read_groups, write_shard
+from .store import problems_held, read_groups, write_shard
 
 __all__ = [
     "Completion",
@@ -20,6 +20,7 @@ __all__ = [
     "free_memory",
     "keep_freed_memory",
     "lengths_and_verdicts",
+    "problems_held",
     "read_groups",
     "sample_problems",
     "write_shard",

@@ -94,6 +94,19 @@ def read_groups(folder: Path) -> list[Group]:
     return [found[problem][1] for problem in sorted(found)]
 
 
+def problems_held(folder: Path) -> set[str]:
+    """The ids of the problems whose samples a folder holds. Their lines alone are read: what read_groups would refuse, it
+    still refuses later."""
+    found: set[str] = set()
+    for path in folder.glob("shard-*.jsonl"):
+        with open_regular(path) as file:
+            text = decode(file.read(), str(path))
+        for number, line in enumerate(text.splitlines(), 1):
+            where = f"{path}, line {number}"
+            found.add(from_json(Line, parse_json(line, where, HOW_TO_FIX), where, HOW_TO_FIX).problem)
+    return found
+
+
 def read_shard(path: Path) -> list[Group]:
     """The groups of the shard whose lines are in `path`. Raises UserError where it is damaged."""
     raw = {}

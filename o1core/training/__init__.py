@@ -2,7 +2,8 @@
 
 from .examples import Example, Picked
 from .log import read_log
-from .loop import is_intact, peak_memory, sample_round, train
+from .loop import is_intact, sample_round, train
+from .one_round import peak_memory
 from .picking import between_percentiles, pick_examples
 from .step import Updater, learning_rate, reference_logprobs, select_trained
 from .tracker import TRACKERS, check_installed, open_tracker

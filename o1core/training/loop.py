@@ -4,37 +4,19 @@ run_folder.py names what a run leaves on disk. The reference log-probs of a roun
 it, by the trainer's own forward, computed before the round's first step and kept beside the rollouts.
 """
 
-import json
 import logging
-import os
-import resource
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from ..distributed import (
-    Offload,
-    allot_weights,
-    any_rank,
-    copy_weights,
-    drop_weights,
-    export_checkpoint,
-    is_lead,
-    meet,
-    once,
-    trained_model,
-)
+from ..distributed import Offload, allot_weights, copy_weights, drop_weights, export_checkpoint, once, trained_model
 from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
-from ..interrupts import deferred
 from ..model import (
     Tokenizer,
     Transformer,
@@ -49,16 +31,15 @@ from ..model import (
 )
 from ..problems import Problem
 from ..recipe import OptimiserSettings, Recipe
-from ..rollout import Engine, Group, free_memory, lengths_and_verdicts, read_groups, sample_problems
+from ..rollout import Engine, Group, problems_held, read_groups, sample_problems
 from ..run_folder import RunFolder
 from ..seeds import seed_of
-from .examples import Example, Picked
 from .log import trim_log
 from .objectives import objective_of
-from .picking import between_percentiles, pick_examples
-from .reference import read_reference, save_reference
+from .one_round import Round, load_reference, pick_round, summarise
+from .picking import between_percentiles, remember
 from .state import Progress, load_state, rewind, save_state
-from .step import Updater, learning_rate, reference_logprobs, select_trained
+from .step import Updater, select_trained
 from .tracker import Send, send_nothing
 
 log = logging.getLogger(__name__)
@@ -117,12 +98,13 @@ def train(
             save_state(run, updater, progress, settings)  # what the round is sampled from
         with sampling(engine, updater, source, offload):
             groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
-        picked = pick_round(groups, recipe, round_index)
+        picked = pick_round(groups, recipe, round_index, progress.memory)
         reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
         summary = summarise(groups, picked, reference)
         log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
         round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
-        progress = round_of_steps.train(progress)
+        memory = remember(progress.memory, groups, recipe.reward)
+        progress = replace(round_of_steps.train(progress), memory=memory)
     save_state(run, updater, progress, settings)
     export(updater.model, engine.model.embed.dtype, source, run)
     hand_over(updater.model, engine, source)
@@ -175,8 +157,7 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_i
                 f"{run.rollouts(0)}: holds {len(everything)} of {len(wanted)} problems, and --percentiles needs all; "
                 "restore its files, or choose another --out"
             )
-    held = {group.problem for group in read_groups(run.rollouts(round_index))}
-    return wanted <= held and run.reference(round_index).exists()
+    return wanted <= problems_held(run.rollouts(round_index)) and run.reference(round_index).exists()
 
 
 def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], round_index: int) -> Progress:
@@ -212,128 +193,3 @@ def is_intact(run: RunFolder) -> bool:
         return False
     files = read_record(run.pruned_record).get("files")
     return isinstance(files, dict) and damaged_file(run.pruned, files) is None
-
-
-def pick_round(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
-    """What a round trains on. Raises UserError where nothing is left."""
-    picked = pick_examples(groups, recipe.reward, recipe.objective, seed_of(recipe.seed, round_index, "pick"))
-    if not picked.examples:
-        raise UserError(
-            f"round {round_index + 1}: no completion may be trained on ({picked.over_cutoff} over --cutoff, "
-            f"{picked.masked} truncated and masked, {picked.uniform} of {len(groups)} problems with "
-            "nothing to tell their samples apart)"
-        )
-    return picked
-
-
-@dataclass(frozen=True)
-class Round:
-    """The optimiser steps of one round. summary: what `summarise` returned, for the log; send: to a tracker."""
-
-    run: RunFolder
-    updater: Updater
-    recipe: Recipe
-    examples: list[Example]
-    reference: list[Tensor]
-    summary: dict[str, float]
-    send: Send
-
-    def train(self, progress: Progress) -> Progress:
-        """Run the steps from progress.step on. Returns the progress at the start of the next round."""
-        settings, save_every = self.recipe.deciding(), self.recipe.execution.save_every
-        batches = list(self.batches(progress.round_index))
-        label = f"train, round {progress.round_index + 1} of {self.recipe.sampling.rounds}"
-        todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
-        log_file = self.run.log if is_lead() else os.devnull
-        with open(log_file, "a", encoding="utf-8", buffering=1) as lines:
-            for batch in todo:
-                with deferred() as asked_to_stop:
-                    line = self.step(batch, progress, len(batches))
-                    progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
-                    lines.write(json.dumps(line) + "\n")
-                    self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
-                    due = progress.steps % save_every == 0 or any_rank(asked_to_stop())
-                    if due and progress.step < len(batches):
-                        save_state(self.run, self.updater, progress, settings)
-                device = self.updater.model.embed.device
-                todo.set_postfix_str(f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB")
-        return Progress(progress.round_index + 1, 0, progress.steps)
-
-    def batches(self, round_index: int) -> Iterator[list[int]]:
-        """Indices of examples per step: every epoch in an order of its own, units kept whole."""
-        size, settings = self.updater.objective.unit_size, self.recipe.optimiser
-        for epoch in range(settings.epochs):
-            generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, round_index, epoch, "order"))
-            order = torch.randperm(len(self.examples) // size, generator=generator)
-            for part in order.split(settings.batch):
-                yield [size * unit + i for unit in part.tolist() for i in range(size)]
-
-    def step(self, batch: list[int], progress: Progress, steps_in_round: int) -> dict[str, Any]:
-        """One optimiser step; returns its line of the log."""
-        start = time.perf_counter()
-        rounds, done = self.recipe.sampling.rounds, progress.round_index + (progress.step + 0.5) / steps_in_round
-        # Half a step on: neither the first step of a warm-up nor the last of a cosine is spent on a rate of zero.
-        lr = learning_rate(done / rounds, self.recipe.optimiser)
-        chosen = [self.examples[i] for i in batch]
-        metrics = self.updater.step(chosen, [self.reference[i] for i in batch], lr)
-        seconds = time.perf_counter() - start
-        return {
-            "step": progress.steps + 1,
-            "round": progress.round_index,
-            **metrics,
-            "lr": lr,
-            "reward": sum(e.reward for e in chosen) / len(chosen),
-            "mean_length": sum(len(e.ids) for e in chosen) / len(chosen),
-            "truncated": sum(e.truncated for e in chosen) / len(chosen),
-            "round_accuracy": self.summary["accuracy"],
-            "round_mean_tokens": self.summary["mean_tokens"],
-            "reference_mean": self.summary["logprob_mean"],
-            "reference_max": self.summary["logprob_max"],
-            "tokens_per_second": sum(e.tokens for e in chosen) / seconds,
-            "peak_memory_mib": peak_memory(self.updater.model.embed.device),
-        }
-
-
-def load_reference(path: Path, updater: Updater, examples: list[Example], progress: Progress) -> list[Tensor]:
-    """Reference log-probs of the examples: read where they are there, else computed, before a round's first step."""
-    reference = read_reference(path, examples)
-    meet("the reference")  # no rank writes before all have read
-    if reference is None and progress.step:
-        raise UserError(
-            f"{path}: belongs to other rollouts than are there; delete it, and the same command trains the "
-            "round again from its start"
-        )
-    if reference is None:
-        reference = reference_logprobs(updater.model, updater.vocab, examples, updater.execution.micro_tokens)
-        computed = reference
-        once("the reference", lambda: save_reference(path, examples, computed))
-    return reference
-
-
-def summarise(groups: list[Group], picked: Picked, reference: list[Tensor]) -> dict[str, float]:
-    """What a round's rollouts look like, and what is trained on of them.
-
-    Fractions (accuracy, truncated), tokens (mean_tokens), counts, and how far the trainer's log-probs are from the
-    sampler's, in nats per token: mean and max of the absolute difference (logprob_mean, logprob_max).
-    """
-    lengths, correct = lengths_and_verdicts(groups)
-    truncated = [s.finish_reason == "length" for g in groups for s in g.samples]
-    gap = torch.cat([r - e.logprobs for r, e in zip(reference, picked.examples)]).abs()
-    return {
-        "accuracy": correct.float().mean().item(),
-        "mean_tokens": lengths.float().mean().item(),
-        "truncated": sum(truncated) / len(truncated),
-        "logprob_mean": gap.mean().item(),
-        "logprob_max": gap.max().item(),
-        "picked": len(picked.examples),
-        "over_cutoff": picked.over_cutoff,
-        "masked": picked.masked,
-        "uniform": picked.uniform,
-    }
-
-
-def peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU's allocator, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

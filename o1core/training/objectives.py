@@ -5,10 +5,11 @@
     dpo         - mean over pairs of log sigmoid(beta (log-ratio of the better - log-ratio of the worse))
                                                                                              arXiv 2305.18290, Eq. 7
 
-The units of the surrogate are sequences or tokens, as its ratio says. SFT picks the m shortest right samples and DPO the
-shortest right one against the longest of all: the baselines of arXiv 2501.12570, section 5. In both nothing is clipped,
-and the ratios of the metrics are those of the tokens. Log-probs and the clipped surrogate come from o1core.kernels, so no
-objective holds logits.
+The units of the surrogate are sequences or tokens, as its ratio says; "cispo" (arXiv 2506.13585) clips a weight instead.
+GFPO (arXiv 2508.09726) retains some of the K samples, by length or by reward per token, and forgets the others. SFT picks
+the m shortest right samples and DPO the shortest right one against the longest of all: the baselines of arXiv 2501.12570,
+section 5. In both nothing is clipped, and the ratios of the metrics are those of the tokens. Log-probs and the clipped
+surrogate come from o1core.kernels, so no objective holds logits.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..kernels import SurrogateMetrics, linear_logprob, linear_surrogate
+from ..kernels import LOG_RATIO_LIMIT, SurrogateMetrics, linear_logprob, linear_surrogate
 from ..recipe import ObjectiveSettings
 from ..rewards import advantage, standardise
 from .examples import Example
-
-LOG_RATIO_BOUND = 20.0  # the surrogate's own clamp
 
 Unit = list[tuple[int, float]]  # (sample, weight) pairs that are trained on together
 
@@ -75,7 +74,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The clipped surrogate on m samples of each problem, drawn at random; advantages are taken over all K."""
+    """The clipped surrogate on m samples of each problem, drawn at random; advantages are taken over all K, or over those
+    that are retained."""
 
     picked: int
     advantage: str
@@ -83,11 +83,22 @@ class Surrogate:
     ratio: str
     eps_low: float
     eps_high: float
+    retained: int | None = None
+    retained_by: str = "efficiency"
     unit_size: ClassVar[int] = 1
+
+    def retain(self, table: RewardTable) -> Tensor:
+        """int64 [P, retained]: the samples of each problem that are not filtered out, in their order (GFPO, arXiv
+        2508.09726): the shortest ones, or those with most reward per token; of equal ones the earlier."""
+        if self.retained is None:
+            return torch.arange(table.reward.shape[1]).expand(table.reward.shape)
+        cost = table.lengths if self.retained_by == "shortest" else -table.reward / table.lengths
+        return cost.argsort(dim=1, stable=True)[:, : self.retained].sort(dim=1).values
 
     def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
         """With dynamic_sampling, problems whose samples all earn the same give nothing and count for no mean or spread."""
-        reward = table.reward
+        retained = self.retain(table)
+        reward = table.reward.gather(1, retained)
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.rand(reward.shape, generator=generator).argsort(dim=1)[:, : self.picked]
         teaches = torch.ones(len(reward), dtype=torch.bool)
@@ -99,12 +110,13 @@ class Surrogate:
             value = advantage(self.advantage, reward[teaches]).gather(1, chosen)
             if self.advantage == "z-score":
                 value = standardise(value)
+            chosen = retained[teaches].gather(1, chosen)
             for row, ks, weights in zip(teaches.nonzero()[:, 0].tolist(), chosen.tolist(), value.tolist()):
                 units[row] = [[(k, weight)] for k, weight in zip(ks, weights)]
         return units
 
     def units(self, examples: list[Example]) -> int:
-        return sum(len(e.ids) for e in examples) if self.ratio == "token" else len(examples)
+        return sum(len(e.ids) for e in examples) if self.ratio in ("token", "cispo") else len(examples)
 
     def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
         return linear_surrogate(
@@ -188,6 +200,8 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
                 settings.ratio,
                 settings.eps_low,
                 settings.eps_high,
+                settings.retained,
+                settings.retained_by,
             )
         case "sft":
             return Likelihood(settings.picked)
@@ -203,7 +217,7 @@ def shortest_right(lengths: Tensor, correct: Tensor) -> list[int]:
 
 def metrics_of(logp: Tensor, reference: Tensor, total: Tensor, units: int) -> SurrogateMetrics:
     """Ratios and KL of the tokens, and the loss, as the surrogate reports them."""
-    gap = (logp - reference).double().clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    gap = (logp - reference).double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = gap.exp()
     count = torch.tensor(float(units), dtype=torch.float64, device=logp.device)
     tokens = torch.full_like(count, len(logp))

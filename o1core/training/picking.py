@@ -6,14 +6,23 @@ from torch import Tensor
 from ..errors import UserError
 from ..recipe import ObjectiveSettings, RewardSettings, parse_percentiles
 from ..rewards import clip_reward, reward
+from ..rewards_over_rounds import a_dlp, hapo, lead
 from ..rollout import Group, Sample, lengths_and_verdicts
 from .examples import Example, Picked
+from .memory import NOTHING, RewardMemory
 from .objectives import RewardTable, objective_of
 
 
-def pick_examples(groups: list[Group], rewarded: RewardSettings, objective: ObjectiveSettings, seed: int) -> Picked:
-    """The examples of a round. Pairs follow each other, the better sample first. seed: of the samples drawn."""
-    table = reward_table(groups, rewarded)
+def pick_examples(
+    groups: list[Group],
+    rewarded: RewardSettings,
+    objective: ObjectiveSettings,
+    seed: int,
+    memory: RewardMemory = NOTHING,
+) -> Picked:
+    """The examples of a round. Pairs follow each other, the better sample first. seed: of the samples drawn; memory: of
+    the rounds before."""
+    table = reward_table(groups, rewarded, memory)
     units = objective_of(objective).pick(table, seed)
     examples: list[Example] = []
     over = masked = 0
@@ -29,14 +38,36 @@ def pick_examples(groups: list[Group], rewarded: RewardSettings, objective: Obje
     return Picked(examples, over, masked, sum(not of_group for of_group in units))
 
 
-def reward_table(groups: list[Group], settings: RewardSettings) -> RewardTable:
+def reward_table(groups: list[Group], settings: RewardSettings, memory: RewardMemory) -> RewardTable:
     """Lengths, verdicts and rewards of all samples."""
+    lengths, correct = judged(groups, settings)
+    limits = limits_of(groups, lengths, settings)
+    match settings.kind:
+        case "hapo":
+            earned = hapo(lengths, correct, memory.shortest_of([g.problem for g in groups]), settings.alpha)
+        case "a-dlp":
+            earned = a_dlp(lengths, correct, memory.penalty_from(settings.alpha))
+        case "lead":
+            share = memory.share_after(lengths, correct, limits, settings)
+            earned = lead(lengths, correct, limits, settings.length_floor, share)
+        case _:
+            earned = reward(settings.kind, lengths, correct, limits, settings.lam, settings.alpha)
+    return RewardTable(lengths, correct, clip_reward(earned, settings.low, settings.high))
+
+
+def remember(memory: RewardMemory, groups: list[Group], settings: RewardSettings) -> RewardMemory:
+    """The memory of the next round, after one with these rollouts."""
+    lengths, correct = judged(groups, settings)
+    limits = limits_of(groups, lengths, settings)
+    return memory.after([g.problem for g in groups], lengths, correct, limits, settings)
+
+
+def judged(groups: list[Group], settings: RewardSettings) -> tuple[Tensor, Tensor]:
+    """Lengths and verdicts [P, K] as the reward sees them: with truncated completions wrong where the settings say so."""
     lengths, correct = lengths_and_verdicts(groups)
     if settings.truncated == "wrong":
         correct &= ~torch.tensor([[s.finish_reason == "length" for s in g.samples] for g in groups])
-    limits = limits_of(groups, lengths, settings)
-    earned = reward(settings.kind, lengths, correct, limits, settings.lam, settings.alpha)
-    return RewardTable(lengths, correct, clip_reward(earned, settings.low, settings.high))
+    return lengths, correct
 
 
 def example(group: Group, s: Sample, weight: float, earned: float) -> Example:

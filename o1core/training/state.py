@@ -9,7 +9,7 @@ from that again. There is no generator state to keep: every random choice is see
 
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..distributed import is_lead, load_tensors, meet, once, own, save_tensors, 
 from ..errors import UserError
 from ..files import damaged_file, file_digest, publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
+from ..typed_json import from_json, to_json
 from .log import log_digest
+from .memory import NOTHING, RewardMemory
 from .step import Updater
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,13 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds."""
+    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds, and what
+    the reward remembers of the rounds before this one."""
 
     round_index: int = 0
     step: int = 0
     steps: int = 0
+    memory: RewardMemory = NOTHING
 
 
 def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
@@ -52,8 +56,10 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
         return not folder.exists()
 
     def publish() -> None:
-        where = asdict(progress)
-        record = {"round": where.pop("round_index")} | where | {"recipe": settings, "files": files}
+        where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
+        record = where | {"recipe": settings, "files": files}
+        if remembered := to_json(progress.memory):
+            record["memory"] = remembered
         write_record(partial / PROGRESS, record | {"log": log_digest(run.log, progress.steps)})
         publish_folder(partial, folder)
 
@@ -138,7 +144,9 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
     if (damaged := damaged_by_all(folder, raw.get("files", {}))) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
-    progress = Progress(raw["round"], raw["step"], raw["steps"])
+    where, fix = f"{folder / PROGRESS}: memory", how_to_go_back(run)
+    memory = from_json(RewardMemory, raw.get("memory", {}), where, fix)
+    progress = Progress(raw["round"], raw["step"], raw["steps"], memory)
     if raw.get("log") not in (None, log_digest(run.log, progress.steps)):
         log.warning("%s: damaged or cut; it no longer shows what the first %d steps did", run.log, progress.steps)
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.recipe import SHIPPED, Recipe, read_recipe
+from o1core.recipe import METHODS, SHIPPED, Recipe, read_recipe
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
@@ -55,7 +55,7 @@ def test_a_recipe_file_is_read_and_its_gaps_are_the_defaults(capsys, tmp_path):
         ('{"learning_rate": 1}', "learning_rate is not a setting"),
         ('{"lr": "fast"}', 'lr: "fast" is not float'),
         ('{"rounds": true}', "rounds: true is not int"),
-        ('{"ratio": "words"}', 'ratio: "words" is not sequence or sequence_mean or token'),
+        ('{"ratio": "words"}', 'ratio: "words" is not sequence or sequence_mean or token or cispo'),
         ("[1]", "a recipe is a JSON object"),
         ('{"lr": ', "not valid JSON"),
     ],
@@ -82,6 +82,15 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
         ({"percentiles": "all"}, "--percentiles: all is not"),
         ({"budget_low": 9, "budget_high": 8}, "--budget-low: 9 is above"),
         ({"reward": "l1-max"}, "--reward l1-max: needs --instruction"),
+        ({"reward": "lead"}, "--reward lead: needs --length-limit"),
+        ({"reward": "lead", "length_limit": 80}, "--length-floor: 1000 is above --length-limit 80"),
+        ({"reward": "lead", "length_limit": 8000, "memory_rate": 1.5}, "--memory-rate: 1.5 is above 1"),
+        ({"reward": "grpo-lambda", "alpha": 0.4}, "--lam: 2.0 is above 1, the most that --reward grpo-lambda allows"),
+        ({"reward": "overlong", "alpha": 1.5}, "--alpha: 1.5 is above 1"),
+        ({"reward": "a-dlp", "accuracy_reference": 1.2}, "--accuracy-reference: 1.2 is above 1"),
+        ({"memory_rate": -0.1}, "--memory-rate: -0.1 is below 0"),
+        ({"retained": 1}, "--retained: 1 is not between --picked 2 and --samples 16"),
+        ({"retained": 17}, "--retained: 17 is not between --picked 2 and --samples 16"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
@@ -94,3 +103,9 @@ def test_an_unknown_recipe_names_those_that_ship(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "marco-o1, official, paper, qwq-32b, tiny-o1" in error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_fits_the_recipes_that_ship(method):
+    for name in (path.stem for path in SHIPPED.glob("*.json")):
+        Recipe.of(**read_recipe(name, method))

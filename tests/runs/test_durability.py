@@ -14,7 +14,7 @@ import pytest
 from o1core.cli import main
 from o1core.files import file_digest
 from o1core.run_folder import RunFolder
-from o1core.training.loop import Round
+from o1core.training.one_round import Round
 from tests.campaigns.kill import fingerprint, make_command
 
 

@@ -11,6 +11,7 @@ from o1core.recipe import Recipe
 from o1core.rollout import Group, Sample
 from o1core.seeds import seed_of
 from o1core.training import Picked, between_percentiles, pick_examples
+from o1core.training.memory import RewardMemory
 
 
 def groups_of(lengths, correct, cut) -> list[Group]:
@@ -148,3 +149,29 @@ def test_percentiles_of_reference_accuracy():
     assert names("0-100") == [g.problem for g in groups]
     with pytest.raises(UserError, match="--percentiles: 41-42 of 5 problems leaves none"):
         names("41-42")
+
+
+def test_gfpo_takes_advantages_and_picks_among_the_retained_alone():
+    """Of lengths 10, 40, 20, 30, of which 40, 20 and 30 are right, the two shortest are 10 and 20, and the two with most
+    reward per token 20 and 30."""
+    groups = groups_of([[10, 40, 20, 30]], [[0, 1, 1, 1]], [[0] * 4])
+    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=2)
+    shortest = pick(groups, recipe.but(retained_by="shortest"), 0).examples
+    assert sorted((len(e.ids), e.advantage) for e in shortest) == [(10, -1.0), (20, 1.0)]
+    efficient = pick(groups, recipe, 0).examples
+    assert sorted((len(e.ids), e.advantage) for e in efficient) == [(20, 0.0), (30, 0.0)]
+
+
+def test_gfpo_drops_a_group_that_is_even_among_the_retained():
+    groups = groups_of([[10, 40, 20, 30]], [[0, 1, 1, 1]], [[0] * 4])
+    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=2, dynamic_sampling=True)
+    assert pick(groups, recipe, 0).uniform == 1
+
+
+def test_a_reward_that_remembers_sees_the_rounds_before():
+    groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
+    recipe = Recipe.of(samples=2, picked=2, reward="hapo", alpha=1.0)
+    first = pick_examples(groups, recipe.reward, recipe.objective, 0)
+    assert {e.reward for e in first.examples} == {1.0}
+    later = pick_examples(groups, recipe.reward, recipe.objective, 0, RewardMemory({"p0": 20}))
+    assert {len(e.ids): e.reward for e in later.examples} == {10: pytest.approx(1 + 0.5**0.5), 20: pytest.approx(1)}
