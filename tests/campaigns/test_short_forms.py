@@ -9,6 +9,7 @@ from .fuzz_model import fuzz_model
 from .fuzz_report import fuzz_report
 from .fuzz_rollouts import fuzz_rollouts
 from .kill import KINDS, run_kill
+from .memory import run_memory
 
 
 def test_runs_that_are_killed_end_with_the_same_bits(tmp_path):
@@ -20,3 +21,7 @@ def test_runs_that_are_killed_end_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize("seed", range(4))
 def test_hostile_files_are_read_or_refused(tmp_path, fuzz, seed):
     assert fuzz(random.Random(seed), tmp_path) in ("ok", "refused")
+
+
+def test_memory_of_updates_between_samplings_does_not_creep():
+    assert run_memory(steps=6, layers=1, hidden=448, vocab=4096, tokens=256) == 0
