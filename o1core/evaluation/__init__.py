@@ -2,7 +2,7 @@
 
 from .comparison import compare
 from .difficulty import THIRDS, difficulties
-from .measure import evaluate, read_problems, write_problems
+from .measure import evaluate, finished_evaluation, read_problems, write_problems
 from .results import (
     Comparison,
     Cost,
@@ -44,6 +44,7 @@ __all__ = [
     "compare",
     "difficulties",
     "evaluate",
+    "finished_evaluation",
     "read_evaluation",
     "read_problems",
     "read_result",

@@ -9,7 +9,7 @@ from ..files import read_json, write_json, write_record
 from ..metrics import accuracy_interval
 from ..model import Tokenizer
 from ..problems import Problem
-from ..rollout import Engine, SamplingParams, lengths_and_verdicts, read_groups, sample_problems
+from ..rollout import Engine, SamplingParams, lengths_and_verdicts, problems_held, sample_problems
 from ..run_folder import EvaluationFolder
 from ..typed_json import from_json, to_json
 from .results import Evaluation, read_evaluation
@@ -28,12 +28,10 @@ def evaluate(
     """Sample params.n completions of each problem into the folder's rollouts and sum them up in its result.json; what
     was asked is in its problems.json.
 
-    seconds and tokens_per_second count what this call sampled. A result that is there already is read, not made again.
+    seconds and tokens_per_second count what this call sampled; problems whose rollouts are there are not sampled again.
     """
-    if once(label, folder.result.exists):
-        return read_evaluation(folder.result)
     once(label, lambda: write_problems(folder, problems))
-    held = {group.problem for group in read_groups(folder.rollouts)}
+    held = problems_held(folder.rollouts)
     start = time.perf_counter()
     groups = sample_problems(engine, tokenizer, problems, params, folder.rollouts, label)
     seconds = time.perf_counter() - start
@@ -54,6 +52,13 @@ def evaluate(
     )
     once(label, lambda: write_record(folder.result, to_json(evaluation)))
     return evaluation
+
+
+def finished_evaluation(folder: EvaluationFolder, problems: list[Problem]) -> Evaluation | None:
+    """The folder's result where it has one and the rollouts of all problems, which plots and the page read; else None."""
+    ids = {problem.id for problem in problems}
+    whole = once("the evaluation", lambda: folder.result.exists() and ids <= problems_held(folder.rollouts))
+    return read_evaluation(folder.result) if whole else None
 
 
 def write_problems(folder: EvaluationFolder, problems: list[Problem]) -> None:

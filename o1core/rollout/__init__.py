@@ -5,7 +5,7 @@ from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample, lengths_and_verdicts
 from .lanes import cache_bytes
-from .memory import FreedMemory, free_memory, keep_freed_memory
+from .memory import FreedMemory, free_memory, keep_freed_memory, map_large_blocks
 from .sampling import SamplingParams
 from .store import problems_held, read_groups, write_shard
 
@@ -20,6 +20,7 @@ __all__ = [
     "free_memory",
     "keep_freed_memory",
     "lengths_and_verdicts",
+    "map_large_blocks",
     "problems_held",
     "read_groups",
     "sample_problems",

@@ -14,29 +14,41 @@ MOST_MAPPED = 65536  # blocks, glibc's default
 MOST_GROWTH = 1.02
 CGROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of the kernel's interface
 
-kept = False  # whether keep_freed_memory was called
+mapped = False  # whether map_large_blocks was called
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what is freed, apart from blocks of LARGE and more, which are mapped one by one.
+    """Tell glibc's malloc never to use mmap and never to trim. Does nothing where the C library has no mallopt.
 
-    A training step of a small model on a CPU is mostly page faults without this (bench/memory.py measures it). Large
-    blocks do not pay: an aligned block that is freed is a few bytes too small for the next of its size, so gradients of
-    a vocabulary would lie in the heap twice and thrice. Does nothing where the C library has no mallopt.
+    A training step of a small model on a CPU is mostly page faults without this (bench/memory.py measures it).
     """
-    global kept
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def map_large_blocks() -> None:
+    """Where memory is scarce: blocks of LARGE and more are mapped one by one again, and given back when they are freed.
+
+    In a heap that is kept, an aligned block that was freed is a few bytes too small for the next of its size, so the
+    gradients of a vocabulary may lie there twice or thrice; a process then holds up to 1.4 times what is alive. Mapped,
+    it holds what is alive, and pays with page faults.
+    """
+    global mapped
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        kept = True
+        libc.mallopt(M_MMAP_MAX, MOST_MAPPED)
+        libc.malloc_trim(0)
+        mapped = True
 
 
 @contextlib.contextmanager
 def keep_large_blocks() -> Iterator[None]:
-    """While a model samples, large blocks are kept too: the logits of each token are some, and mapping them anew takes four
-    times as long as writing them. All are given back at the end. Does nothing unless keep_freed_memory was called."""
-    if not kept:
+    """Takes map_large_blocks back while a model samples: the logits of every token are large, and mapping them anew takes
+    four times as long as writing them. All are given back at the end."""
+    if not mapped:
         yield
         return
     libc = ctypes.CDLL("libc.so.6")

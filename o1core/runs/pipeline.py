@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ..distributed import is_lead, load_part, meet, neighbours, once, processes, together
-from ..evaluation import Evaluation, RunResult, compare, evaluate, read_evaluation, read_run_result
+from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, read_config
 from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
-from ..rollout import Engine, free_memory
+from ..rollout import Engine, free_memory, map_large_blocks
 from ..run_folder import SIDES, RunFolder
 from ..run_lock import RunLock
 from ..text import one_line
@@ -71,6 +71,8 @@ class Session:
         check_fits(config, plan, self.job.dtype)
         for line in plan_lines(plan):
             log.info("%s", line)
+        if plan.tight and not machine.cuda:
+            map_large_blocks()
         self.resources = replace(self.resources, slots=plan.slots)
         self.planned = True
 
@@ -144,22 +146,23 @@ class Session:
         results = {}
         for name, problems in tests.items():
             folder = self.run.evaluation(side, name)
-            if once("the evaluation", folder.result.exists):
-                results[name] = read_evaluation(folder.result)
-            else:
+            found = finished_evaluation(folder, problems)
+            if found is None:
                 engine, tokenizer = self.open(checkpoint)
                 params = self.job.recipe.evaluation_params()
-                results[name] = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {one_line(name)}")
+                found = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {one_line(name)}")
+            results[name] = found
         return results
 
     def evaluate_alone(self) -> Evaluation:
         """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
         (test,) = self.job.tests.values()
-        if once("the evaluation", self.run.own_evaluation.result.exists):
-            return read_evaluation(self.run.own_evaluation.result)
-        engine, tokenizer = self.open(self.job.model)
         problems, params = self.job.instructed(test, training=False), self.job.recipe.evaluation_params()
-        return evaluate(engine, tokenizer, problems, params, self.run.own_evaluation, "evaluate")
+        found = finished_evaluation(self.run.own_evaluation, problems)
+        if found is None:
+            engine, tokenizer = self.open(self.job.model)
+            found = evaluate(engine, tokenizer, problems, params, self.run.own_evaluation, "evaluate")
+        return found
 
 
 @contextmanager

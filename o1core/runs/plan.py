@@ -19,6 +19,7 @@ from .resources import MOST_SLOTS
 
 GIB = 1 << 30
 OF_MACHINE = ("tensor_parallel", "offload")
+FRAGMENTS = 1.4  # what a process may hold on a CPU, as a multiple of what is alive, where freed blocks are kept
 GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % of the bytes a second of its memory
 
 
@@ -40,6 +41,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.peak.total <= self.memory
+
+    @property
+    def tight(self) -> bool:
+        """Whether it fits only without fragments."""
+        return FRAGMENTS * self.peak.total > self.memory
 
 
 def plan_run(

@@ -1,6 +1,6 @@
 """Memory that does not creep: peak memory of 30 update steps on completions of ever other lengths.
 
-    python -m tests.campaigns.memory [--steps 30] [--layers 24] [--vocab 151936] [--tokens 1024]
+    python -m tests.campaigns.memory [--steps 30] [--layers 24] [--vocab 151936] [--tokens 1024] [--batch 8]
 
 A child process trains a random model of Qwen2.5-0.5B's shape as the `prune` command does, with the memory settings of
 rollout/memory.py; before every fifth step it samples with an engine that gives its cache back. Prints the peak of each
@@ -21,12 +21,13 @@ import torch
 from o1core import Engine, SamplingParams, Transformer
 from o1core.model import ModelConfig, initialise
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory
+from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.rollout.memory import keep_large_blocks
 from o1core.training import Example, Updater
 
 from .bits import Words
 
+SIZES = {"layers": 24, "vocab": 151936, "tokens": 1024, "hidden": 896, "batch": 8}
 SLOTS = 16  # completions that are sampled at a time
 MOST_CREEP = 1.03  # running peak after the last step over that after step 3
 
@@ -34,7 +35,7 @@ MOST_CREEP = 1.03  # running peak after the last step over that after step 3
 def run_memory(steps: int = 30, **sizes: int) -> int:
     """Print the peaks; returns 1 where memory creeps, else 0."""
     command = [sys.executable, "-m", "tests.campaigns.memory", "--steps", str(steps), "--child"]
-    for name, value in sizes.items():
+    for name, value in (SIZES | sizes).items():
         command += [f"--{name}", str(value)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -49,8 +50,9 @@ def run_memory(steps: int = 30, **sizes: int) -> int:
 
 def child_main(steps: int, sizes: dict[str, int]) -> None:
     keep_freed_memory()
+    map_large_blocks()  # as a run does where memory is scarce
     model = random_model(sizes)
-    recipe = Recipe.of(batch=16, micro_tokens=sizes["tokens"])
+    recipe = Recipe.of(batch=sizes["batch"], micro_tokens=sizes["tokens"])
     updater = Updater(model, sizes["vocab"], recipe.objective, recipe.optimiser, recipe.execution)
     engine = Engine(model, Words(sizes["vocab"]), slots=SLOTS)
     rng, peaks, seconds = random.Random(0), [], []
@@ -110,7 +112,7 @@ def peak_mib() -> float:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--steps", type=int, default=30, help="optimiser steps (default: %(default)s)")
-    for name, default in (("layers", 24), ("vocab", 151936), ("tokens", 1024), ("hidden", 896)):
+    for name, default in SIZES.items():
         ap.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     ap.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = vars(ap.parse_args())

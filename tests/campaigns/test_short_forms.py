@@ -24,4 +24,4 @@ def test_hostile_files_are_read_or_refused(tmp_path, fuzz, seed):
 
 
 def test_memory_of_updates_between_samplings_does_not_creep():
-    assert run_memory(steps=6, layers=1, hidden=512, vocab=4096, tokens=256) == 0
+    assert run_memory(steps=4, layers=1, vocab=65536, batch=2, tokens=256) == 0

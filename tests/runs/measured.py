@@ -12,7 +12,7 @@ import torch
 
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory
+from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.training import Example, Updater
 
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
@@ -52,6 +52,7 @@ def peak() -> int:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     keep_freed_memory()
+    map_large_blocks()
     torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
     before = resident()
     updates(replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"]), DTYPES[asked["dtype"]])

@@ -185,6 +185,17 @@ def test_a_damaged_result_is_named_and_once_deleted_made_again(finished, capsys,
     assert {k: again[k] for k in ("accuracy", "mean_tokens")} == {k: whole[k] for k in ("accuracy", "mean_tokens")}
 
 
+@pytest.mark.parametrize("side", ["base", "after"])
+def test_lost_rollouts_of_a_finished_evaluation_are_sampled_again(finished, side):
+    command, run = finished
+    folder = run.evaluation(side, "problems")
+    shards = sorted(path.name for path in folder.rollouts.iterdir())
+    (folder.rollouts / next(name for name in shards if name.endswith(".jsonl"))).unlink()
+    run.result.unlink()
+    assert main(command) == 0
+    assert sorted(path.name for path in folder.rollouts.iterdir()) == shards
+
+
 def test_what_decides_no_result_may_change_and_the_run_says_so(stopped, caplog):
     command, run = stopped
     assert main([*command, "--micro-tokens", "64", "--slots", "3", "--save-every", "5", "--checkpointing"]) == 0
