@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,9 +36,11 @@ PATIENCE = 1800.0  # seconds, the default of --timeout
 
 @dataclass
 class World:
-    """A process among others. device: where it computes; mesh: [nodes, ranks of a node] or [ranks], of the shards.
+    """A process among others. device: where it computes; mesh: [nodes, ranks of a node] or [ranks], of the shards; writers:
+    the process group of the threads that write training states.
 
-    meetings and deals count those calls: all ranks go through the same ones in the same order.
+    meetings and deals count those calls: all ranks go through the same ones in the same order. Threads of one name meet
+    each other only, so that a thread that writes does not get what the main threads tell each other.
     """
 
     rank: int
@@ -45,7 +49,8 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     timeout: float
-    meetings: int = field(default=0, init=False)
+    writers: dist.ProcessGroup | None
+    meetings: Counter[str] = field(default_factory=Counter, init=False)
     deals: int = field(default=0, init=False)
 
 
@@ -148,7 +153,8 @@ def join(device: torch.device, timeout: float) -> World:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
         dist.distributed_c10d._set_pg_timeout(wait, group)
-    return World(own, count, PrefixStore("meetings", store), device, mesh, timeout)
+    writers = dist.new_group(backend="gloo", timeout=wait)
+    return World(own, count, PrefixStore("meetings", store), device, mesh, timeout, writers)
 
 
 def silence() -> None:
@@ -166,8 +172,9 @@ def meet(what: str, value: Any = None) -> list[Any]:
     """
     if _world is None:
         return [value]
-    _world.meetings += 1
-    key = f"meeting {_world.meetings}"
+    thread = threading.current_thread().name
+    _world.meetings[thread] += 1
+    key = f"{thread}, meeting {_world.meetings[thread]}"
     _world.store.set(f"{key}/{_world.rank}", json.dumps(value))
     keys = [f"{key}/{r}" for r in range(_world.size)]
     wait_for(_world, keys, what)

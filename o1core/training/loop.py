@@ -38,7 +38,7 @@ from .log import trim_log
 from .objectives import objective_of
 from .one_round import Round, load_reference, pick_round, summarise
 from .picking import between_percentiles, remember
-from .state import Progress, load_state, rewind, save_state
+from .state import Progress, durable, load_state, rewind, save_state
 from .step import Updater, select_trained
 from .tracker import Send, send_nothing
 
@@ -93,19 +93,20 @@ def train(
             everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
         kept = {group.problem for group in between_percentiles(everything, recipe.selection.percentiles)}
         problems = [problem for problem in problems if problem.id in kept]
-    for round_index in range(progress.round_index, recipe.sampling.rounds):
-        if progress.step == 0:
-            save_state(run, updater, progress, settings)  # what the round is sampled from
-        with sampling(engine, updater, source, offload):
-            groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
-        picked = pick_round(groups, recipe, round_index, progress.memory)
-        reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
-        summary = summarise(groups, picked, reference)
-        log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
-        round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
-        memory = remember(progress.memory, groups, recipe.reward)
-        progress = replace(round_of_steps.train(progress), memory=memory)
-    save_state(run, updater, progress, settings)
+    with durable(updater):
+        for round_index in range(progress.round_index, recipe.sampling.rounds):
+            if progress.step == 0:
+                save_state(run, updater, progress, settings)  # what the round is sampled from
+            with sampling(engine, updater, source, offload):
+                groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
+            picked = pick_round(groups, recipe, round_index, progress.memory)
+            reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
+            summary = summarise(groups, picked, reference)
+            log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+            round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
+            memory = remember(progress.memory, groups, recipe.reward)
+            progress = replace(round_of_steps.train(progress), memory=memory)
+        save_state(run, updater, progress, settings)
     export(updater.model, engine.model.embed.dtype, source, run)
     hand_over(updater.model, engine, source)
     return run.pruned

@@ -1,14 +1,18 @@
 """The training state on disk: everything that a killed run needs to end with the same bits as an undisturbed one.
 
 A state is a folder state-000123-01 (optimiser steps done, round of the next one): the fp32 weights and both moments of the
-optimiser as safetensors (training.safetensors; of many processes a file or more each) and progress.json (round, step,
-settings, checksums). Any number of processes can resume from it. It is named once all of it is on the disk. Two
-are kept: the newest, and the one that its round started from, since a round whose rollouts are lost has to be sampled
-from that again. There is no generator state to keep: every random choice is seeded by what it is for (o1core.seeds).
+optimiser as safetensors (training.safetensors; of many processes or a large model several files) and progress.json (round,
+step, settings, checksums). Any number of processes can resume from it. A thread writes it while the next step's gradient
+is made; the step waits for it before it changes a weight, and a round before it samples. It is named once all of it is on
+the disk. Two are kept: the newest, and the one that its round started from, since a round whose rollouts are lost has to be
+sampled from that again. There is no generator state to keep: every random choice is seeded by what it is for
+(o1core.seeds).
 """
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..distributed import is_lead, load_tensors, meet, once, own, save_tensors, shares
+from ..distributed import Writing, is_lead, load_tensors, meet, once, own, save_tensors, shares
 from ..errors import UserError
 from ..files import damaged_file, file_digest, publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
@@ -42,10 +46,12 @@ class Progress:
 
 
 def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
-    """Write the state after `progress.steps` optimiser steps. settings: those that decide the weights.
+    """Start to write the state after `progress.steps` optimiser steps; updater.written() waits for its end. settings: those
+    that decide the weights.
 
-    Raises UserError where it cannot be written; the older states stay.
+    Raises UserError, here or from there, where it cannot be written; the older states stay.
     """
+    updater.written()
     folder = run.state(progress.steps, progress.round_index)
     partial = folder.with_name(f".{folder.name}.partial")
 
@@ -55,25 +61,53 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
             partial.mkdir(parents=True)
         return not folder.exists()
 
+    where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
+    record: dict[str, Any] = where | {"recipe": settings}
+    if remembered := to_json(progress.memory):
+        record["memory"] = remembered
+    if is_lead():
+        record |= {"log": log_digest(run.log, progress.steps)}
+    try:
+        if not once("the training state", begin):  # a run that resumes at a round's start has just read it
+            once("the training state", lambda: remove_older(run, folder))
+            return
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    tensors = trained_tensors(updater)
+    updater.writing = Writing(lambda: write_state(run, tensors, partial, folder, record))
+
+
+def write_state(
+    run: RunFolder, tensors: dict[str, torch.Tensor], partial: Path, folder: Path, record: dict[str, Any]
+) -> None:
+    """Write a state into `partial`, name it `folder` once all of it is on the disk, and then remove older ones."""
+
     def publish() -> None:
-        where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
-        record = where | {"recipe": settings, "files": files}
-        if remembered := to_json(progress.memory):
-            record["memory"] = remembered
-        write_record(partial / PROGRESS, record | {"log": log_digest(run.log, progress.steps)})
+        write_record(partial / PROGRESS, record | {"files": files})
         publish_folder(partial, folder)
+        remove_older(run, folder)
 
     try:
-        if once("the training state", begin):  # a run that resumes at a round's start would write what it has just read
-            save_tensors(trained_tensors(updater), partial)
-            files = digests_by_all(partial)
-            once("the training state", publish)
-        once("the training state", lambda: remove_older(run, folder))
+        save_tensors(tensors, partial)
+        files = digests_by_all(partial)
+        once("the training state", publish)
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from None
     finally:
         if is_lead():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def durable(updater: Updater) -> Iterator[None]:
+    """On leaving, the newest state is on the disk: also where the run is stopped, or an error ends it."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        with suppress(UserError):
+            updater.written()
+        raise
+    updater.written()
 
 
 def digests_by_all(folder: Path) -> dict[str, str]:

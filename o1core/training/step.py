@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, clip_gradients, largest, offloaded, own, settle, shares, total
+from ..distributed import Offload, Writing, clip_gradients, largest, offloaded, own, settle, shares, total
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted
@@ -142,12 +142,14 @@ class Updater:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
         self.freed = FreedMemory()
+        self.writing: Writing | None = None  # of a training state, from these tensors
         self.optimiser = make_optimiser(optimiser, {name: master for name, (_, master) in self.pairs.items()}, model)
 
     def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
         """One optimiser step on a batch. Returns the objective's metrics before the step.
 
-        Raises UserError, with the weights as they were, where the loss or the gradient is not finite.
+        Raises UserError, with the weights as they were, where the loss or the gradient is not finite, or a training state
+        could not be written.
         """
         result = self.accumulate(examples, reference)
         norm = clip_gradients(self.masters, self.grad_clip)
@@ -156,11 +158,19 @@ class Updater:
             raise UserError(
                 f"loss {result['loss']}, gradient norm {norm}: not finite, in the batch of problems {problems}"
             )
+        self.written()
         self.optimiser.param_groups[0]["lr"] = lr
         self.optimiser.step()
         self.follow_masters()
         self.freed.after_step()
         return result | {"grad_norm": norm}
+
+    def written(self) -> None:
+        """Wait until no training state is being written any more, so that the weights and moments may change. Raises the
+        UserError of one that could not be."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.wait()
 
     @torch.no_grad()
     def follow_masters(self) -> None:
@@ -172,6 +182,7 @@ class Updater:
 
     def reset(self, steps: int) -> None:
         """Moments of zero after `steps` steps, to be filled from a training state; before the first there are none."""
+        self.written()
         self.optimiser.state.clear()
         for master in self.masters if steps else []:
             step, second = torch.tensor(float(steps), device=master.device), torch.zeros_like(master)
@@ -182,7 +193,9 @@ class Updater:
     @contextmanager
     def resting(self, offload: Offload) -> Iterator[None]:
         """Inside there is room for rollouts: gradients are dropped, and what `offload` names waits in the host's memory
-        (moments: the optimiser's; optimiser: the fp32 weights too, so that nothing may read them)."""
+        (moments: the optimiser's; optimiser: the fp32 weights too, so that nothing may read them). First the state that the
+        rollouts belong to is on the disk."""
+        self.written()
         for master in self.masters:
             master.grad = None
         settle(self.model)

@@ -196,6 +196,7 @@ def save_and_go_on(folder: Path, out: Path, kinds: list[str]) -> list[tuple[str,
         updater = updater_on(folder, torch.bfloat16, state_recipe(kind))
         steps(updater, 0, 2)
         save_state(RunFolder(out / kind), updater, Progress(0, 2, 2), {"kind": kind})
+        updater.written()
         saved = digest(updater)
         with updater.resting("none"):
             pass

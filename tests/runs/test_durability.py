@@ -6,16 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from o1core.cli import main
-from o1core.files import file_digest
+from o1core.files import digests, file_digest
 from o1core.run_folder import RunFolder
+from o1core.training import state
 from o1core.training.one_round import Round
-from tests.campaigns.kill import fingerprint, make_command
+from tests.campaigns.kill import fingerprint, finish, make_command, start_run
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,31 @@ def test_sigterm_saves_the_state_and_the_rerun_ends_with_the_same_bits(stopped, 
     assert [path.name for path in run.states()] == ["state-000008-01", "state-000013-01"]
     assert main(command) == 0
     assert fingerprint(run.path) == fingerprint(template[1])
+
+
+def test_a_kill_while_a_state_is_written_resumes_from_the_one_before(template, tmp_path):
+    """SIGKILL from the thread that writes the second state, when all of its tensors lie in their folder."""
+    command, run = [*template[0], "--out", str(tmp_path / "run")], RunFolder(tmp_path / "run")
+
+    def kill_at_the_second_state() -> None:
+        written = []
+
+        def note_and_kill(folder: Path) -> dict[str, str]:
+            written.append(folder)
+            if len(written) == 2:
+                assert threading.current_thread() is not threading.main_thread()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return digests(folder)
+
+        state.digests_by_all = note_and_kill
+
+    status, output = finish(start_run(command, run.path, kill_at_the_second_state))
+    assert status == -signal.SIGKILL, output
+    assert [path.name for path in run.states()] == ["state-000000-00"]
+    assert (run.path / ".state-000002-00.partial" / "training.safetensors").exists()
+    assert main(command) == 0
+    assert fingerprint(run.path) == fingerprint(template[1])
+    assert not list(run.path.rglob("*.partial"))
 
 
 def test_a_second_process_is_refused_with_the_owners_id(template, tmp_path):
