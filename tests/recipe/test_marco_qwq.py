@@ -167,9 +167,10 @@ def test_rotary_frequencies(true_shape):
     torch.testing.assert_close(sin[:100].double(), angle.sin(), rtol=0, atol=2e-5)
 
 
-# The small copies: 2 layers, and widths and heads divided by this, which leaves heads of 128 and the true number of
-# query heads to each kv head (7 of Marco-o1, 5 of QwQ).
-CUT = {"marco-o1": 4, "qwq-32b": 8}
+# The small copies: 2 layers, and width and heads divided by the first number, which leaves heads of 128 and the true
+# number of query heads to each kv head (7 of Marco-o1, 5 of QwQ). The feed-forward layers, most of the work, by the other.
+ATTENTION = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+CUT = {name: dict.fromkeys(ATTENTION, by) | {"intermediate_size": 64} for name, by in (("marco-o1", 4), ("qwq-32b", 8))}
 TOKENIZER_SIZE, PADDING = 259, 399  # as many spare rows as stand above Qwen2.5's tokenizer: 152,064 - 151,665
 
 
@@ -179,9 +180,8 @@ def small(request, tmp_path_factory, build_checkpoint, edit_json):
     name = request.param
     folder = tmp_path_factory.mktemp(name) / "model"
     true = json.loads((DATA / name / "config.json").read_text())
-    cut = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    assert all(true[field] % CUT[name] == 0 for field in cut)
-    changed = {field: true[field] // CUT[name] for field in cut} | {
+    assert all(true[field] % by == 0 for field, by in CUT[name].items())
+    changed = {field: true[field] // by for field, by in CUT[name].items()} | {
         "num_hidden_layers": 2,
         "vocab_size": TOKENIZER_SIZE + PADDING,
         "bos_token_id": 256,
@@ -232,15 +232,15 @@ def test_the_small_copy_has_transformers_logits(small):
 
 SMALLER = (  # than the recipes ask for, and a learning rate that shows in bf16 after two steps
     "--samples",
-    "4",
+    "2",
     "--problems",
-    "4",
+    "2",
     "--max-new-tokens",
     "16",
     "--eval-problems",
     "2",
     "--batch",
-    "4",
+    "2",
     "--cutoff",
     "1024",
     "--micro-tokens",
