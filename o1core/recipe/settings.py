@@ -231,6 +231,13 @@ class ObjectiveSettings(Settings):
     )
     eps_low: float = setting(0.2, "the ratio is clipped below at 1 - this", low=0, high=1e4)
     eps_high: float = setting(0.2, "the ratio is clipped above at 1 + this", low=0, high=1e4)
+    truncated_importance: float | None = setting(
+        None,
+        "surrogate: mask tokens whose log-prob differs by more than this, in nats, between the sampler and the trainer, and "
+        "count them in log.jsonl (none: keep all)",
+        above=0,
+        high=1e4,
+    )
     cutoff: int = setting(
         3072,
         "longest prompt + completion trained on, in tokens; longer ones are left out and counted",

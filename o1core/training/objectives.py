@@ -42,7 +42,8 @@ class LossInputs:
     """N completion tokens of S sequences.
 
     hidden [N, H]; head [V, H], ids from `vocab` on have probability 0; targets int64 [N]; reference float32 [N];
-    advantage float32 [S] (DPO: 1, -1, 1, -1, ...); cu_seqlens int64 [S + 1].
+    advantage float32 [S] (DPO: 1, -1, 1, -1, ...); cu_seqlens int64 [S + 1]; mask bool [N], the tokens that count (None:
+    all).
     """
 
     hidden: Tensor
@@ -52,6 +53,7 @@ class LossInputs:
     advantage: Tensor
     cu_seqlens: Tensor
     vocab: int
+    mask: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -64,7 +66,10 @@ class Objective(Protocol):
     def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
         """The units of each problem. seed: of what is picked at random."""
 
-    def units(self, examples: list[Example]) -> int:
+    def masks(self, examples: list[Example], reference: list[Tensor]) -> list[Tensor] | None:
+        """bool [L] of each example: the tokens that count; None where all do."""
+
+    def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
         """What the loss of these examples is the mean over."""
 
     def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
@@ -85,6 +90,7 @@ class Surrogate:
     eps_high: float
     retained: int | None = None
     retained_by: str = "efficiency"
+    truncated_importance: float | None = None
     unit_size: ClassVar[int] = 1
 
     def retain(self, table: RewardTable) -> Tensor:
@@ -115,8 +121,18 @@ class Surrogate:
                 units[row] = [[(k, weight)] for k, weight in zip(ks, weights)]
         return units
 
-    def units(self, examples: list[Example]) -> int:
-        return sum(len(e.ids) for e in examples) if self.ratio in ("token", "cispo") else len(examples)
+    def masks(self, examples: list[Example], reference: list[Tensor]) -> list[Tensor] | None:
+        """Masked importance sampling of tokens: those that the sampler and the trainer disagree about do not count. The
+        policy that sampled them is not the one whose ratio would be taken."""
+        if self.truncated_importance is None:
+            return None
+        return [(r - e.logprobs).abs() <= self.truncated_importance for e, r in zip(examples, reference)]
+
+    def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
+        of_tokens = self.ratio in ("token", "cispo")
+        if masks is None:
+            return sum(len(e.ids) for e in examples) if of_tokens else len(examples)
+        return max(1, sum(int(mask.sum()) if of_tokens else int(mask.any()) for mask in masks))
 
     def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
         return linear_surrogate(
@@ -126,7 +142,7 @@ class Surrogate:
             inputs.reference,
             inputs.advantage,
             inputs.cu_seqlens,
-            None,
+            inputs.mask,
             ratio=self.ratio,
             eps_low=self.eps_low,
             eps_high=self.eps_high,
@@ -148,7 +164,10 @@ class Likelihood:
             for lengths, correct in zip(table.lengths, table.correct)
         ]
 
-    def units(self, examples: list[Example]) -> int:
+    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+        return None
+
+    def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
         return sum(len(e.ids) for e in examples)
 
     def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
@@ -172,7 +191,10 @@ class Preference:
             units.append([[(right[0], 1.0), (longest, -1.0)]] if differs else [])
         return units
 
-    def units(self, examples: list[Example]) -> int:
+    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+        return None
+
+    def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
         return len(examples) // 2
 
     def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
@@ -202,6 +224,7 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
                 settings.eps_high,
                 settings.retained,
                 settings.retained_by,
+                settings.truncated_importance,
             )
         case "sft":
             return Likelihood(settings.picked)

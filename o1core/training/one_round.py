@@ -73,7 +73,9 @@ class Round:
                     if due and progress.step < len(batches):
                         save_state(self.run, self.updater, progress, settings)
                 device = self.updater.model.embed.device
-                todo.set_postfix_str(f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB")
+                memory = f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB"
+                masked = f", {line['masked_tokens']:.0f} tokens masked" if "masked_tokens" in line else ""
+                todo.set_postfix_str(memory + masked)
         return replace(progress, round_index=progress.round_index + 1, step=0)
 
     def batches(self, round_index: int) -> Iterator[list[int]]:

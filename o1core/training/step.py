@@ -209,7 +209,8 @@ class Updater:
     def accumulate(self, examples: list[Example], reference: list[Tensor]) -> dict[str, float]:
         """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
         device, objective = self.model.embed.device, self.objective
-        units = objective.units(examples)
+        masks = objective.masks(examples, reference)
+        units = objective.units(examples, masks)
         for master in self.masters:
             if master.grad is not None:
                 master.grad.zero_()
@@ -227,6 +228,7 @@ class Updater:
                 torch.tensor([examples[i].advantage for i in chosen], device=device),
                 batch.cu_seqlens,
                 self.vocab,
+                None if masks is None else torch.cat([masks[i] for i in chosen]).to(device),
             )
             loss, of_batch = objective.loss(inputs, units)
             if b < real:
@@ -234,7 +236,10 @@ class Updater:
             else:
                 loss = loss * 0
             loss.backward()
-        return SurrogateMetrics(total(metrics.sums), largest(metrics.ratio_max.double())).finalize()
+        found = SurrogateMetrics(total(metrics.sums), largest(metrics.ratio_max.double())).finalize()
+        if masks is not None:
+            found["masked_tokens"] = float(sum(int((~mask).sum()) for mask in masks))
+        return found
 
 
 def make_optimiser(
