@@ -18,8 +18,8 @@ import torch
 from . import checks, fused_surrogate
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .dispatch import primitives
-from .pages import paged_attention, write_pages
-from .paging import PAGE_TOKENS
+from .pages import paged_attention, refused_heads, runs_triton, write_pages
+from .paging import PAGE_TOKENS, SPLIT_TOKENS
 from .precision import LOG_RATIO_LIMIT
 from .surrogate_metrics import SurrogateMetrics
 from .token_sampling import sample_tokens
@@ -27,6 +27,7 @@ from .token_sampling import sample_tokens
 __all__ = [
     "LOG_RATIO_LIMIT",
     "PAGE_TOKENS",
+    "SPLIT_TOKENS",
     "SurrogateMetrics",
     "clipped_surrogate",
     "gather_logprob",
@@ -34,6 +35,8 @@ __all__ = [
     "linear_logprob",
     "linear_surrogate",
     "paged_attention",
+    "refused_heads",
+    "runs_triton",
     "sample_tokens",
     "write_pages",
 ]

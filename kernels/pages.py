@@ -100,15 +100,25 @@ def _check(
 def _for(queries: torch.Tensor, keys: torch.Tensor) -> Primitives:
     """The backend, or torch with one warning where the Triton kernels do not take the shape."""
     run = primitives(queries.device)
-    _, heads, size = queries.shape
-    group = heads // keys.shape[1]
-    if run is TORCH or (size in HEAD_SIZES and group <= LARGEST_GROUP):
+    reason = refused_heads(queries.shape[1], keys.shape[1], queries.shape[2])
+    if run is TORCH or reason is None:
         return run
-    if size not in HEAD_SIZES:
-        _warn_once(f"head size {size} is none of {', '.join(map(str, HEAD_SIZES))}")
-    else:
-        _warn_once(f"{group} query heads a key head are more than {LARGEST_GROUP}")
+    _warn_once(reason)
     return TORCH
+
+
+def refused_heads(heads: int, kv_heads: int, size: int) -> str | None:
+    """Why the Triton kernels of decode attention do not take these heads; None where they do."""
+    if size not in HEAD_SIZES:
+        return f"head size {size} is none of {', '.join(map(str, HEAD_SIZES))}"
+    if heads > LARGEST_GROUP * kv_heads:
+        return f"{heads // kv_heads} query heads a key head are more than {LARGEST_GROUP}"
+    return None
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether the ops run as Triton kernels on this device. On a GPU that is too old for them, a warning says so once."""
+    return primitives(device) is not TORCH
 
 
 @cache

@@ -17,6 +17,7 @@ from .config import ModelConfig
 from .rope import rotary, rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
+Rotation = tuple[Tensor, Tensor]  # cos and sin [..., 1, D/2]
 THREAD_GRAIN = 1 << 15  # up to so many numbers are computed by one thread (torch's at::internal::GRAIN_SIZE)
 
 
@@ -37,15 +38,15 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(c.hidden_size, 2 * c.ffn_size, bias=False)
         self.down = nn.Linear(c.ffn_size, c.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend, layer: int) -> Tensor:
         c = self.config
         heads = self.qkv(rms_norm(x, self.attention_norm, c)).unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D]
         qk, v = heads.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=-2)
         if c.qk_norm:
             q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
             qk = torch.cat((rms_norm(q, self.q_norm, c), rms_norm(k, self.k_norm, c)), dim=-2)
-        if self.rotates:
-            qk = rotate(qk, cos, sin)
+        if self.rotates and rotation is not None:
+            qk = rotate(qk, *rotation)
         q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
         x = x + self.o(attend(layer, q, k, v).flatten(-2))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, c)).chunk(2, dim=-1)
@@ -69,22 +70,28 @@ class Transformer(nn.Module):
         """[V, H]: the rows that score each token."""
         return self.embed if self.config.tied else self.head
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None, attend: Attend, recompute: bool = False) -> Tensor:
         """Hidden states after the last norm.
 
-        ids: int64, any shape [...]; positions: int64, broadcastable to it; attend: see the module's docstring, q
-        [..., Hq, D], k and v [..., Hkv, D] -> [..., Hq, D]. recompute: gradient checkpointing, a block at a time.
+        ids: int64, any shape [...]; positions: int64, broadcastable to it (None: `attend` rotates q and k itself); attend:
+        see the module's docstring, q [..., Hq, D], k and v [..., Hkv, D] -> [..., Hq, D]. recompute: gradient
+        checkpointing, a block at a time.
         Returns [..., H] in the weights' dtype.
         """
         x = F.embedding(ids, self.embed)
-        c = self.config
-        cos, sin = (t.to(x.dtype) for t in rotary(positions, c.head_dim, c.rope_theta, c.scaling))
+        rotation = None if positions is None else self.rotation(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
             if recompute:
-                x = checkpoint(block, x, cos, sin, attend, layer, use_reentrant=False)
+                x = checkpoint(block, x, rotation, attend, layer, use_reentrant=False)
             else:
-                x = block(x, cos, sin, attend, layer)
+                x = block(x, rotation, attend, layer)
         return rms_norm(x, self.norm, self.config)
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """cos and sin [..., 1, D/2] of the rotary embedding at positions [...]."""
+        c = self.config
+        cos, sin = rotary(positions, c.head_dim, c.rope_theta, c.scaling)
+        return cos.to(dtype), sin.to(dtype)
 
     def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
         """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""
@@ -101,12 +108,12 @@ def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of x [..., F]. Rows [R, F] that are decoded are taken so few at a time that one thread computes them.
+    """SiLU of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one thread computes them.
 
     torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
     inside a row, its bits depend on the rows beside it.
     """
-    if x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
+    if x.is_cuda or x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
         return F.silu(x)
     return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
 

@@ -1,15 +1,18 @@
 """Rollouts: a model and prompts in, graded samples out, in memory (engine) and as files (collect, store)."""
 
+from .caches import CacheKind, cache_kind
 from .collect import sample_problems
 from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample, lengths_and_verdicts
 from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, map_large_blocks
+from .pages import page_bytes, pages_of
 from .sampling import SamplingParams
 from .store import problems_held, read_groups, write_shard
 
 __all__ = [
+    "CacheKind",
     "Completion",
     "Engine",
     "FreedMemory",
@@ -17,10 +20,13 @@ __all__ = [
     "Sample",
     "SamplingParams",
     "cache_bytes",
+    "cache_kind",
     "free_memory",
     "keep_freed_memory",
     "lengths_and_verdicts",
     "map_large_blocks",
+    "page_bytes",
+    "pages_of",
     "problems_held",
     "read_groups",
     "sample_problems",

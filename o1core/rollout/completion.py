@@ -17,7 +17,12 @@ class Completion:
 
 @dataclass(eq=False)
 class Row:
-    """A completion being decoded. length: tokens in its cache; token: the next one to feed."""
+    """A completion being decoded.
+
+    length: tokens in its cache once every launched step has run; steps: how many were launched; token: the last one that
+    was read, and before the first step the prompt's last. Where the host is a step behind, ids has one token fewer than
+    there were steps. restarted: the row was given up and another one starts in its place.
+    """
 
     prompt: int
     sample: int
@@ -25,20 +30,31 @@ class Row:
     length: int
     token: int
     limit: int
+    steps: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
+    restarted: bool = False
+
+    def launched(self) -> None:
+        """A step with this row was launched."""
+        self.length += 1
+        self.steps += 1
 
     def append(self, token: int, logprob: float, eos: frozenset[int]) -> None:
         """Take the token that was sampled; finish_reason says afterwards whether it was the last."""
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.token = token
-        self.length += 1
         if token in eos:
             self.finish_reason = "stop"
         elif len(self.ids) == self.limit:
             self.finish_reason = "length"
+
+    @property
+    def open(self) -> bool:
+        """Whether its next token is wanted."""
+        return self.finish_reason is None and not self.restarted
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None

@@ -1,8 +1,11 @@
 """The model's two calls of a rollout: the prefill of a prompt, and one decode step for all rows.
 
 A prompt is prefilled alone, so the shapes depend on its own length and nothing else. A decode step computes its rows in
-blocks of a fixed number of rows (blocks.py).
+blocks of a fixed number of rows (blocks.py). The step here is that of lanes; page_decoder.py has the one of pages.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +13,25 @@ from torch import Tensor
 
 from ..model import Transformer, causal_attention
 from .blocks import Blocks
-from .lanes import KVCache
+from .completion import Row
+from .lanes import LaneCache
 from .packing import Product
 from .sampling import SamplingParams, sample, uniforms
+
+Read = Callable[[], tuple[list[int], list[float]]]  # waits for a step and returns its ids and log-probs, one a row
+
+
+class Decoder(Protocol):
+    """Decode steps for the rows of a cache."""
+
+    @property
+    def behind(self) -> int:
+        """How many more steps may be launched before the results of one are read."""
+        ...
+
+    def launch(self, rows: list[Row]) -> Read:
+        """Start one step for all rows of the cache, which has made room for it."""
+        ...
 
 
 @torch.inference_mode()
@@ -32,21 +51,34 @@ def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-@torch.inference_mode()
-def decode(
-    model: Transformer, head: Product, cache: KVCache, blocks: Blocks, params: SamplingParams
-) -> tuple[list[int], list[float]]:
-    """One new token and its log-prob for every row, in the order of cache.rows(). head: hidden states -> logits."""
-    rows, weight = cache.rows(), model.embed
-    u = torch.from_numpy(uniforms([row.key for row in rows], [len(row.ids) for row in rows])).to(weight.device)
-    feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=weight.device)
-    ids, logprobs, first = [], [], 0
-    for size in blocks.cut(len(rows)):
-        last = min(first + size, len(rows))
-        tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
-        hidden = model(tokens, positions, cache.decode_attention(first, last))
-        found = sample(head(hidden)[: last - first], u[first:last], params)
-        ids += found[0].tolist()
-        logprobs += found[1].tolist()
-        first = last
-    return ids, logprobs
+class LaneDecoder:
+    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits.
+
+    A step's results are there when it returns: the host is never behind.
+    """
+
+    behind = 0
+
+    def __init__(
+        self, model: Transformer, head: Product, cache: LaneCache, blocks: Blocks, params: SamplingParams
+    ) -> None:
+        self.model, self.head, self.cache, self.blocks, self.params = model, head, cache, blocks, params
+
+    @torch.inference_mode()
+    def launch(self, rows: list[Row]) -> Read:
+        """One new token for every row of the cache. Returns what reads the ids and log-probs."""
+        device = self.model.embed.device
+        u = torch.from_numpy(uniforms([row.key for row in rows], [row.steps for row in rows])).to(device)
+        feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=device)
+        ids: list[int] = []
+        logprobs: list[float] = []
+        first = 0
+        for size in self.blocks.cut(len(rows)):
+            last = min(first + size, len(rows))
+            tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
+            hidden = self.model(tokens, positions, self.cache.decode_attention(first, last))
+            found = sample(self.head(hidden)[: last - first], u[first:last], self.params)
+            ids += found[0].tolist()
+            logprobs += found[1].tolist()
+            first = last
+        return lambda: (ids, logprobs)

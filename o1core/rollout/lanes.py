@@ -53,7 +53,7 @@ class Lane:
         self.rows.pop()
 
 
-class KVCache:
+class LaneCache:
     """Lanes for `slots` rows of at most `max_length` tokens each."""
 
     def __init__(
@@ -77,9 +77,17 @@ class KVCache:
         """All rows in the order in which a decode step computes them."""
         return [row for lane in self.lanes.values() for row in lane.rows]
 
-    def add(self, row: Row, keys: Tensor, values: Tensor) -> None:
+    @torch.inference_mode()
+    def add(self, row: Row, keys: Tensor, values: Tensor) -> bool:
+        """Take a row whose first tokens have keys and values [L, Hkv, T, D]. There is room for every slot."""
         self.lane_for(row.length + 1).add(row, keys, values)
+        return True
 
+    def make_room(self) -> list[Row]:
+        """Nothing to do: a lane has room for its rows, and keep moves those that filled it."""
+        return []
+
+    @torch.inference_mode()
     def keep(self, is_live: Callable[[Row], bool]) -> None:
         """Drop the rows for which is_live(row) is false, and move those that filled their lane to the next one."""
         for lane in list(self.lanes.values()):
@@ -92,6 +100,7 @@ class KVCache:
                 lane.remove(i)
 
     def clear(self) -> None:
+        """Forget all rows."""
         for lane in self.lanes.values():
             lane.rows.clear()
 

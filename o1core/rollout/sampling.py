@@ -21,6 +21,7 @@ from ..model import THREAD_GRAIN
 BLOCK = 512  # tokens in a block of the two-level search
 NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole
 VECTOR = 64  # numbers: the vectorised loops of torch end at a multiple of it on every CPU
+NOT_FINITE = "the model's logits are not finite: its weights are broken, or overflow in this dtype"
 CHUNK_BYTES = 8 << 20  # rows are sampled a few at a time, so that their probabilities stay in the processor's cache
 
 
@@ -68,6 +69,23 @@ def uniforms(keys: list[int], steps: list[int]) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def device_uniforms(keys: Tensor, steps: Tensor) -> Tensor:
+    """`uniforms` of int64 keys (their 64 bits) and steps [R] where they are: the same numbers, nothing read back."""
+
+    def shifted(z: Tensor, bits: int) -> Tensor:
+        return (z >> bits) & ((1 << 64 - bits) - 1)  # int64 shifts its sign in
+
+    z = keys + steps * signed(0x9E3779B97F4A7C15)
+    z = (z ^ shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ shifted(z, 27)) * signed(0x94D049BB133111EB)
+    return shifted(z ^ shifted(z, 31), 11).double() * 2.0**-53
+
+
+def signed(bits: int) -> int:
+    """The int64 of 64 bits."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
 def sample(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Pick a token a row.
 
@@ -86,7 +104,7 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
     weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
     lse = top + log_rows(weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True))
     if not lse.isfinite().all():
-        raise UserError("the model's logits are not finite: its weights are broken, or overflow in this dtype")
+        raise UserError(NOT_FINITE)
     if params.temperature == 0:
         ids = logits.argmax(dim=-1, keepdim=True)
     else:

@@ -45,9 +45,9 @@ class Watched(Engine):
         super().__init__(*args, **kwargs)
         self.steps, self.prefills = [], []
 
-    def _step(self, params, cache, head, blocks):
-        self.steps.append(len(cache.rows()))
-        return super()._step(params, cache, head, blocks)
+    def _step(self, decoder, rows):
+        self.steps.append(len(rows))
+        return super()._step(decoder, rows)
 
     def _prefill(self, ids):
         self.prefills.append(len(ids))

@@ -1,0 +1,112 @@
+"""Pages and lanes sample the same completions, and a row with pages has the same bits in any company and after a restart."""
+
+import pytest
+import torch
+
+import o1core
+from o1core import Engine, SamplingParams
+from o1core.errors import UserError
+from o1core.rollout import page_decoder
+from tests.campaigns.bits import WIDTHS, Words, real_widths
+
+# Prompts around the ends of pages, and one of one token. Completions cross 64 and 128 tokens.
+LENGTHS = [63, 1, 130, 65, 5]
+PARAMS = SamplingParams(n=3, max_new_tokens=70, seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, build_checkpoint):
+    folder = tmp_path_factory.mktemp("pages")
+    build_checkpoint(folder, "qwen2", seed=4, num_attention_heads=6, num_key_value_heads=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    return o1core.load(folder, dtype=torch.float64)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """use("lanes" or "pages"): what an engine that is made next has."""
+    return lambda name: monkeypatch.setenv("O1CORE_CACHE", name)
+
+
+@pytest.fixture(params=[0, 1], ids=["host in step", "host one step behind"])
+def behind(request, monkeypatch):
+    """How far the host is behind, as it is on a GPU."""
+    made = page_decoder.PageDecoder.__init__
+
+    def make(self, *arguments):
+        made(self, *arguments)
+        self.behind = request.param
+
+    monkeypatch.setattr(page_decoder.PageDecoder, "__init__", make)
+    return request.param
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def from_lanes(exact):
+    assert Engine(*exact).kind == "lanes"
+    return Engine(*exact).generate(prompts_of(LENGTHS), PARAMS)
+
+
+def ids_of(groups):
+    return [[c.ids for c in group] for group in groups]
+
+
+@pytest.mark.parametrize("slots, pages", [(1, None), (7, None), (64, None), (64, 5), (4, 4)])
+def test_pages_and_lanes_sample_the_same_tokens(exact, from_lanes, use, behind, slots, pages):
+    use("pages")
+    engine = Engine(*exact, slots=slots, pages=pages)
+    found = engine.generate(prompts_of(LENGTHS), PARAMS)
+    assert ids_of(found) == ids_of(from_lanes)
+    assert [[c.finish_reason for c in group] for group in found] == [[c.finish_reason for c in g] for g in from_lanes]
+    assert (engine.restarts > 3) == (pages is not None)
+    assert set(engine._cache.pool.owners) == {0}
+
+
+def test_the_order_of_arrival_changes_nothing(exact, from_lanes, use, behind):
+    use("pages")
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist()
+    found = dict(Engine(*exact, slots=7, pages=6).stream(prompts_of(LENGTHS), PARAMS, order))
+    assert ids_of([found[i] for i in range(5)]) == ids_of(from_lanes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_have_the_same_bits_alone_and_in_any_batch(folder, use, dtype):
+    use("pages")
+    model, tokenizer = o1core.load(folder, dtype=dtype)
+    prompts = prompts_of(LENGTHS)
+    expected = Engine(model, tokenizer, slots=8).generate(prompts, PARAMS)
+    assert Engine(model, tokenizer, slots=17, pages=8).generate(prompts[::-1], PARAMS) == expected[::-1]
+    alone = Engine(model, tokenizer, slots=1)
+    assert [alone.generate([p], PARAMS)[0] for p in prompts[:2]] == expected[:2]
+
+
+def test_lanes_and_pages_agree_at_real_widths(use):
+    """One layer of 896 x 4864 with 151,936 tokens."""
+    model, words = real_widths(torch.float32, layers=1), Words(WIDTHS["vocab_size"])
+    prompts, params = [words.prompt(str(i)) for i in range(3)], SamplingParams(n=2, max_new_tokens=3)
+    found = {}
+    for kind in ("lanes", "pages"):
+        use(kind)
+        found[kind] = Engine(model, words, slots=8).generate(prompts, params)
+    assert ids_of(found["lanes"]) == ids_of(found["pages"])
+
+
+def test_an_unknown_cache_is_refused(exact, use):
+    use("blocks")
+    with pytest.raises(UserError, match=r"^O1CORE_CACHE: 'blocks' is no KV cache; use lanes or pages, or unset it$"):
+        Engine(*exact)
+
+
+def test_pages_that_cannot_hold_one_row_are_refused(exact, use):
+    use("pages")
+    with pytest.raises(UserError, match=r"^KV cache: 4 pages of 64 tokens do not hold one completion of 290 tokens"):
+        Engine(*exact, pages=4).generate(prompts_of([5, 220]), PARAMS)
