@@ -156,7 +156,8 @@ def add_resource_flags(sub: argparse.ArgumentParser) -> None:
         "--slots",
         metavar="N",
         type=int,
-        help="completions decoded at once (default: as many as fit into half of the free memory, up to 256)",
+        help="completions decoded at once (default: as many as fit into half of the free memory, up to 256, or 512 where the "
+        "KV cache has pages, as on a GPU; O1CORE_CACHE=lanes or pages in the environment overrides that)",
     )
 
 

@@ -18,8 +18,8 @@ from ..distributed import Offload
 from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import LORA_TARGETS, ModelConfig, layout
 from ..recipe import OptimiserSettings, Recipe
-from ..rollout import cache_bytes
-from .resources import LONG_PROMPT
+from ..rollout import CacheKind, cache_bytes, cache_kind, page_bytes, pages_of
+from .resources import BLOCK_SLOTS, LONG_PROMPT
 
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
 UNITS_IN_FLIGHT = 2.85  # blocks' weights and gradients beside the one that computes, as in torch's own simulation
@@ -110,9 +110,15 @@ def held_by_training(
 
 
 def phases(
-    c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine, slots: int, trains: bool = True
+    c: ModelConfig,
+    recipe: Recipe,
+    dtype: torch.dtype,
+    machine: Machine,
+    slots: int,
+    trains: bool = True,
+    pages: int | None = None,
 ) -> list[Phase]:
-    """The run's phases with what each holds at its peak."""
+    """The run's phases with what each holds at its peak. pages: of a paged KV cache (None: all that the slots may need)."""
     held = held_by_training(c, recipe.optimiser, dtype, machine)
     if not trains:
         held = {"weights": dtype.itemsize * sum(math.prod(shape) for *_, shape in layout(c)) // machine.tensor_parallel}
@@ -121,7 +127,7 @@ def phases(
     resting = {name: size for name, size in held.items() if name not in absent(machine)}
     if machine.ranks > 1 and trains:
         resting["copy to sample from"] = sampled_copy(c, dtype, machine)
-    found = [Phase("sample", resting | sampling(c, recipe, dtype, machine, slots))]
+    found = [Phase("sample", resting | sampling(c, recipe, dtype, machine, slots, pages))]
     if trains:
         found.append(Phase("reference", held | reference(c, recipe, dtype, machine)))
         found.append(Phase("update", held | update(c, recipe, dtype, machine)))
@@ -143,22 +149,38 @@ def sampled_copy(c: ModelConfig, dtype: torch.dtype, machine: Machine) -> int:
     return dtype.itemsize * (blocks // machine.tensor_parallel + vocab)
 
 
-def sampling(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine, slots: int) -> dict[str, int]:
-    """What sampling adds: the cache of all slots at their longest, logits, merged or packed matrices."""
+def sampling(
+    c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine, slots: int, pages: int | None
+) -> dict[str, int]:
+    """What sampling adds: the KV cache, logits, merged or packed matrices."""
     matrices = sum(math.prod(shape) for theirs, _, _, shape in layout(c) if theirs.endswith("_proj.weight"))
-    parts = {
-        "KV cache": slots * slot_bytes(c, recipe, dtype, machine),
-        "logits": slots * c.vocab_size * (dtype.itemsize + 4 * LOGIT_COPIES),
-    }
+    own, longest = cache_config(c, machine), longest_row(c, recipe)
+    copies = 4 * LOGIT_COPIES
+    if kind_of_cache(c, machine) == "pages":
+        cache = (slots * pages_of(longest) if pages is None else pages) * page_bytes(own, dtype)
+        rows, copies = BLOCK_SLOTS, 0 if machine.cuda else copies  # of one block; the sampling kernel copies nothing
+    else:
+        cache, rows = slots * cache_bytes(own, longest, dtype), slots
+    parts = {"KV cache": cache, "logits": rows * c.vocab_size * (dtype.itemsize + copies)}
     if recipe.optimiser.lora_rank is not None and recipe.sampling.rounds > 1 and machine.ranks == 1:
         parts["merged matrices"] = dtype.itemsize * matrices
     return parts
 
 
-def slot_bytes(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine) -> int:
-    """Bytes of the KV cache of one completion at its longest, on one rank."""
-    own = replace(c, num_kv_heads=max(1, c.num_kv_heads // machine.tensor_parallel))
-    return cache_bytes(own, min(recipe.sampling.max_new_tokens + LONG_PROMPT, c.max_positions), dtype)
+def kind_of_cache(c: ModelConfig, machine: Machine) -> CacheKind:
+    """The KV cache that the machine's engine has."""
+    return cache_kind(cache_config(c, machine), torch.device("cuda" if machine.cuda else "cpu"))
+
+
+def cache_config(c: ModelConfig, machine: Machine) -> ModelConfig:
+    """The model whose keys and values one rank holds: its heads alone."""
+    n = machine.tensor_parallel
+    return replace(c, num_heads=max(1, c.num_heads // n), num_kv_heads=max(1, c.num_kv_heads // n))
+
+
+def longest_row(c: ModelConfig, recipe: Recipe) -> int:
+    """Tokens of a long prompt with its longest completion."""
+    return min(recipe.sampling.max_new_tokens + LONG_PROMPT, c.max_positions)
 
 
 def micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, int]:

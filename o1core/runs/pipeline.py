@@ -73,7 +73,7 @@ class Session:
             log.info("%s", line)
         if plan.tight and not machine.cuda:
             map_large_blocks()
-        self.resources = replace(self.resources, slots=plan.slots)
+        self.resources = replace(self.resources, slots=plan.slots, pages=plan.pages)
         self.planned = True
 
     def check(self) -> None:

@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..model import ModelConfig
 from ..recipe import Recipe, flag
 from ..report import Cell, Column, Table
-from .footprint import Machine, Phase, count_weights, micro_batch, phases
-from .resources import MOST_SLOTS
+from .footprint import Machine, Phase, cache_config, count_weights, kind_of_cache, longest_row, micro_batch, phases
+from .resources import MOST_SLOTS, fit_pages
 
 GIB = 1 << 30
 OF_MACHINE = ("tensor_parallel", "offload")
@@ -25,12 +25,14 @@ GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe on a machine: `memory` bytes a rank, completions decoded at once, and the phases' bytes."""
+    """A recipe on a machine: `memory` bytes a rank, completions decoded at once, pages of the KV cache where it has pages,
+    and the phases' bytes."""
 
     recipe: Recipe
     machine: Machine
     memory: int
     slots: int
+    pages: int | None
     phases: tuple[Phase, ...]
 
     @property
@@ -56,14 +58,20 @@ def plan_run(
     machine: Machine | None = None,
     slots: int | None = None,
 ) -> Plan:
-    """slots: None for as many as fit beside what training holds, in half of the memory at most."""
+    """slots: None for as many as fit beside what training holds, in half of the memory at most. With pages the cache has
+    that much memory whatever the slots are."""
     machine, trains = machine or Machine(), recipe.objective.kind != "none"
-    if slots is None:
-        without = phases(config, recipe, dtype, machine, 0, trains)[0].total
+    pages = None
+    without = phases(config, recipe, dtype, machine, 0, trains)[0].total
+    room = max(0, min(memory - without, memory // 2))
+    if kind_of_cache(config, machine) == "pages":
+        own, longest = cache_config(config, machine), longest_row(config, recipe)
+        slots, pages = fit_pages(own, longest, dtype, room, slots)
+    elif slots is None:
         of_one = phases(config, recipe, dtype, machine, 1, trains)[0].total - without
-        room = min(memory - without, memory // 2)
         slots = max(1, min(MOST_SLOTS, room // of_one))
-    return Plan(recipe, machine, memory, slots, tuple(phases(config, recipe, dtype, machine, slots, trains)))
+    found = phases(config, recipe, dtype, machine, slots, trains, pages)
+    return Plan(recipe, machine, memory, slots, pages, tuple(found))
 
 
 def proposals(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Iterator[tuple[dict[str, Any], Plan]]:
@@ -137,7 +145,7 @@ def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
     tokens, _ = micro_batch(plan.recipe, plan.machine)
     counts = count_weights(config, plan.recipe.optimiser)
     note = (
-        f"GiB a rank, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {plan.slots} slots, "
+        f"GiB a rank, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {slots_of(plan)}, "
         f"{tokens} tokens a micro-batch. "
     )
     if plan.fits:
@@ -170,7 +178,7 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"memory to {phase.name}: {in_units(phase.total)} ({', '.join(shown)})")
     execution, (tokens, _) = plan.recipe.execution, micro_batch(plan.recipe, plan.machine)
     lines.append(
-        f"memory free: {in_units(plan.memory)}{' a process' if plan.machine.ranks > 1 else ''}; {plan.slots} slots, "
+        f"memory free: {in_units(plan.memory)}{' a process' if plan.machine.ranks > 1 else ''}; {slots_of(plan)}, "
         f"{tokens} tokens a micro-batch, {'with' if execution.checkpointing else 'without'} checkpointing, "
         f"offload {plan.machine.offload}"
     )
@@ -180,6 +188,11 @@ def plan_lines(plan: Plan) -> list[str]:
 def in_units(size: int) -> str:
     """ "3.4 GiB" or "12.3 MiB"."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.1f} MiB"
+
+
+def slots_of(plan: Plan) -> str:
+    """ "36 slots", or "256 slots on 11,000 pages"."""
+    return f"{plan.slots} slots" + (f" on {plan.pages:,} pages" if plan.pages is not None else "")
 
 
 def hours(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from o1core.errors import UserError
 from o1core.model import read_config
 from o1core.recipe import Recipe, read_recipe
 from o1core.runs import Machine, pipeline, plan_run
-from o1core.runs.plan import check_fits, proposals
+from o1core.runs.plan import check_fits, plan_lines, proposals
+from o1core.runs.resources import fit_pages
 
 DATA, GIB = Path(__file__).parents[1] / "data", 1 << 30
 
@@ -45,6 +46,36 @@ def test_slots_fill_what_training_leaves_and_half_of_the_memory_at_most():
         sample = plan.phases[0]
         assert plan.slots > 1 and sample.total <= memory * GIB
         assert sample.parts["KV cache"] <= memory * GIB / 2
+
+
+def test_pages_hold_several_times_the_rows_of_lanes(monkeypatch):
+    """On one 80 GB card, for evaluation alone; pages are counted by the mean length, lanes by the longest."""
+    found = {}
+    for kind in ("lanes", "pages"):
+        monkeypatch.setenv("O1CORE_CACHE", kind)
+        _, found[kind] = of("marco-o1", 79, Machine(cuda=True), objective="none", max_new_tokens=8192)
+    lanes, pages = found["lanes"], found["pages"]
+    assert lanes.pages is None and lanes.slots < 40
+    assert pages.slots == 256 and pages.pages * 64 > 256 * 2000
+    assert pages.phases[0].parts["KV cache"] == pages.pages * 64 * 2 * 28 * 4 * 128 * 2  # k and v, layers, heads, bf16
+    assert max(plan.phases[0].parts["KV cache"] for plan in found.values()) <= 79 * GIB / 2
+    assert f"256 slots on {pages.pages:,} pages" in plan_lines(pages)[-1]
+
+
+def test_a_gpu_has_pages_by_itself_and_a_cpu_lanes(monkeypatch):
+    monkeypatch.delenv("O1CORE_CACHE", raising=False)
+    assert of("marco-o1", 79, Machine(cuda=True))[1].pages is not None
+    assert of("marco-o1", 79, Machine())[1].pages is None
+
+
+@pytest.mark.parametrize("room, slots, expected", [(0, None, (1, 16)), (0, 7, (7, 16)), (1000, None, (250, 1000))])
+def test_slots_follow_from_the_pages_and_their_mean_length(room, slots, expected):
+    """Rows of up to 1,000 tokens: 16 pages at their longest, 4 on average."""
+    config = read_config(DATA / "marco-o1")
+    page = 64 * 2 * 28 * 4 * 128 * 2
+    assert fit_pages(config, 1000, torch.bfloat16, room * page, slots) == expected
+    assert fit_pages(config, 1000, torch.bfloat16, 1900 * page) == (256, 1900)  # not 475: a whole block of rows
+    assert fit_pages(config, 1000, torch.bfloat16, 99_000 * page) == (512, 8192)
 
 
 @pytest.mark.parametrize(
