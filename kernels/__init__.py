@@ -18,6 +18,7 @@ import torch
 from . import checks, fused_surrogate
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .dispatch import primitives
+from .linear_kl import LinearKL
 from .pages import paged_attention, refused_heads, runs_triton, write_pages
 from .paging import PAGE_TOKENS, SPLIT_TOKENS
 from .precision import LOG_RATIO_LIMIT
@@ -33,6 +34,7 @@ __all__ = [
     "gather_logprob",
     "length_harmonizing_advantage",
     "linear_logprob",
+    "linear_reverse_kl",
     "linear_surrogate",
     "paged_attention",
     "refused_heads",
@@ -246,3 +248,24 @@ def linear_surrogate(
         mask,
         *settings,
     )
+
+
+def linear_reverse_kl(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    *,
+    vocab_size: int | None = None,
+) -> torch.Tensor:
+    """KL(softmax(hidden weight^T) || softmax(teacher_hidden teacher_weight^T)) of each row, without storing logits.
+
+    hidden [N, H] and weight [V, H]; the teacher's [N, H'] and [V', H'], of the same dtype, get no gradient. Ids from
+    vocab_size on (None: V) have probability 0 in both. Returns kl [N], float32 (float64 for float64 inputs), in nats;
+    differentiable in hidden and weight. Raises ValueError naming the wrong argument.
+    """
+    checks.head(hidden, weight)
+    checks.teacher(hidden, teacher_hidden, teacher_weight)
+    vocab_size = checks.vocabulary(vocab_size, weight.shape[0], "weight")
+    checks.vocabulary(vocab_size, teacher_weight.shape[0], "teacher_weight")
+    return LinearKL.apply(hidden, weight, teacher_hidden, teacher_weight, vocab_size)

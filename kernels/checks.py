@@ -65,6 +65,20 @@ def head(hidden: torch.Tensor, weight: torch.Tensor) -> None:
     same_device("weight", weight, hidden.device)
 
 
+def teacher(hidden: torch.Tensor, teacher_hidden: torch.Tensor, teacher_weight: torch.Tensor) -> None:
+    """Another head's inputs for the same rows."""
+    rows, width = hidden.shape[0], teacher_weight.shape[-1]
+    require(hidden.dim() == 2, f"hidden: shape {tuple(hidden.shape)}, expected [N, H]")
+    require(teacher_weight.dim() == 2, f"teacher_weight: shape {tuple(teacher_weight.shape)}, expected [V, H]")
+    require(
+        teacher_hidden.shape == (rows, width),
+        f"teacher_hidden: shape {tuple(teacher_hidden.shape)}, expected ({rows}, {width}) to match the other tensors",
+    )
+    for name, tensor in (("teacher_hidden", teacher_hidden), ("teacher_weight", teacher_weight)):
+        require(tensor.dtype == hidden.dtype, f"{name}: dtype {tensor.dtype}, expected {hidden.dtype} like hidden")
+        same_device(name, tensor, hidden.device)
+
+
 def logits(tensor: torch.Tensor) -> None:
     floating("logits", tensor)
     require(tensor.dim() == 2, f"logits: shape {tuple(tensor.shape)}, expected [N, V]")

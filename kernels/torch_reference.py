@@ -44,6 +44,22 @@ def linear_logprob(
     return tuple(part.view(targets.shape) for part in result) if entropy else result.view(targets.shape)
 
 
+def linear_reverse_kl(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    *,
+    vocab_size: int | None = None,
+) -> torch.Tensor:
+    """KL(p || q) of each row [N], p and q the softmax of hidden weight^T and teacher_hidden teacher_weight^T."""
+    log_p, log_q = (
+        torch.log_softmax((h @ w.T)[:, :vocab_size], dim=-1)
+        for h, w in ((hidden, weight), (teacher_hidden, teacher_weight))
+    )
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def length_harmonizing_advantage(
     lengths: torch.Tensor, correct: torch.Tensor, group: torch.Tensor, lam: float
 ) -> torch.Tensor:

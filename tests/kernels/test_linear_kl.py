@@ -1,0 +1,111 @@
+"""linear_reverse_kl: against the plain formula and gradcheck in float64, in blocks, in lesser dtypes, and what it holds."""
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from o1core import kernels
+from o1core.kernels import linear_kl, torch_reference
+from tests.kernels.kernel_cases import assert_as_near_as_torch, head_case, in_float64, upstream
+
+
+def case(rows=7, vocab=13, size=5, dtype=torch.float64, known=11):
+    """A student's leaves and a teacher of another width."""
+    hidden, weight, _ = head_case(rows, vocab, size, dtype, known=known)
+    teacher_hidden, teacher_weight, _ = head_case(rows, vocab + 2, size + 1, dtype, seed=5, known=known)
+    return hidden, weight, teacher_hidden.detach(), teacher_weight.detach()
+
+
+@pytest.fixture(params=["one block", "blocks"])
+def block_sizes(request, monkeypatch):
+    """All at once, and two rows and three ids at a time."""
+    if request.param == "blocks":
+        monkeypatch.setattr(linear_kl, "SCRATCH_BYTES", 2 * 4 * 11 * 8)
+        monkeypatch.setattr(linear_kl, "WIDENED_BYTES", 3 * 5 * 4)
+
+
+def test_by_hand():
+    """Logits (log 3, 0) against (0, 0): p = 3/4, 1/4 and q = 1/2, 1/2."""
+    hidden, weight = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[math.log(3)], [0]], dtype=torch.float64)
+    kl = kernels.linear_reverse_kl(hidden, weight, hidden, torch.zeros(2, 1, dtype=torch.float64))
+    assert kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_gradcheck(block_sizes):
+    hidden, weight, *teacher = case()
+    assert gradcheck(lambda h, w: kernels.linear_reverse_kl(h, w, *teacher, vocab_size=11), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_it_is_as_near_to_the_formula_as_torch(dtype, block_sizes):
+    inputs = case(dtype=dtype)
+    exact = in_float64(*inputs)
+    above = upstream((7,))
+    found = []
+    for op, leaves in (
+        (kernels.linear_reverse_kl, inputs),
+        (torch_reference.linear_reverse_kl, inputs),
+        (torch_reference.linear_reverse_kl, exact),
+    ):
+        kl = op(*leaves, vocab_size=11)
+        found.append((kl, *torch.autograd.grad(kl, leaves[:2], above.to(kl.dtype))))
+    for name, ours, own, truth in zip(("kl", "d_hidden", "d_weight"), *found):
+        assert_as_near_as_torch(ours, own, truth, dtype, name)
+    assert not found[0][2][11:].any(), "padding of the weight has a gradient"
+
+
+def test_it_is_zero_between_a_head_and_itself():
+    hidden, weight, *_ = case(dtype=torch.float32)
+    kl = kernels.linear_reverse_kl(hidden, weight, hidden.detach(), weight.detach())
+    gradient = torch.autograd.grad(kl.sum(), hidden)[0]
+    assert kl.abs().max() < 1e-6 and gradient.abs().max() < 1e-6
+
+
+def test_a_frozen_weight_gets_no_gradient_and_no_rows_are_fine():
+    hidden, weight, *teacher = case()
+    kernels.linear_reverse_kl(hidden, weight.detach(), *teacher, vocab_size=11).sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+    empty = kernels.linear_reverse_kl(hidden[:0], weight, teacher[0][:0], teacher[1], vocab_size=11)
+    empty.sum().backward()
+    assert empty.shape == (0,) and not weight.grad.any()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of a tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if torch.is_tensor(tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return result
+
+
+def test_no_logits_of_all_rows_exist(monkeypatch):
+    monkeypatch.setattr(linear_kl, "SCRATCH_BYTES", 16 * 4 * 300 * 4)  # 16 rows at a time
+    hidden, weight, _ = head_case(400, 300, 8, torch.float32)
+    with Largest() as mode:
+        kernels.linear_reverse_kl(hidden, weight, hidden.detach(), weight.detach()).sum().backward()
+    assert mode.elements <= 16 * 300
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({0: torch.zeros(7, 4)}, "weight: shape"),
+        ({2: torch.zeros(6, 6)}, "teacher_hidden: shape"),
+        ({3: torch.zeros(15, 6).double()}, "teacher_weight: dtype"),
+        ({3: torch.zeros(9, 6)}, "vocab_size: 13"),
+    ],
+)
+def test_a_wrong_argument_is_named(change, message):
+    inputs = list(case(dtype=torch.float32))
+    for place, tensor in change.items():
+        inputs[place] = tensor
+    with pytest.raises(ValueError, match=message):
+        kernels.linear_reverse_kl(*inputs)
