@@ -2,7 +2,7 @@
 
     settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
-    round-00/        a round's rollouts/ and reference.safetensors
+    round-00/        a round's rollouts/ and reference.safetensors (while CRISP trains on it, teacher/ too)
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
     adapter/         with --lora-rank, the same as a PEFT adapter
@@ -100,6 +100,9 @@ class RunFolder:
 
     def reference(self, round_index: int) -> Path:
         return self.round(round_index) / "reference.safetensors"
+
+    def teacher(self, round_index: int) -> Path:
+        return self.round(round_index) / "teacher"
 
     def state(self, steps: int, round_index: int) -> Path:
         """The training state after `steps` optimiser steps, the next of which belongs to the round."""

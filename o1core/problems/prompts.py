@@ -2,7 +2,7 @@
 
 Sampling, training and evaluation ask in the same way, because a run rewrites its problems here once, when it opens them.
 Sources: the forms and the instruction "fast" are those of O1-Pruner's released scripts; the budgets are those of L1 (arXiv
-2503.04697, section 3).
+2503.04697, section 3). "concise" asks for what CRISP's teacher is asked for (arXiv 2603.05433).
 """
 
 import hashlib
@@ -19,6 +19,7 @@ FORMS = {
 INSTRUCTIONS = {
     "none": "",
     "fast": "\nBe confident. Solving this problem quickly with less pause, stop or reflection.",
+    "concise": "\nSolve this concisely, and leave out every step that is not needed.",
     "exact": "\nThink for {} tokens.",
     "max": "\nThink for maximum {} tokens.",
 }

@@ -69,6 +69,8 @@ METHODS: dict[str, dict] = {
     "cispo": {"objective": "surrogate", "ratio": "cispo", "eps_low": 1.0, "eps_high": 4.0},
     # arXiv 2507.18071
     "gspo": {"objective": "surrogate", "ratio": "sequence_mean", "eps_low": 3e-4, "eps_high": 4e-4},
+    # arXiv 2603.05433: self-distillation from a teacher that is asked to be concise; answers are not used
+    "crisp": {"objective": "crisp", "teacher_instruction": "concise"},
     # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.
     "l1-exact": ON_POLICY | {"reward": "l1-exact", "advantage": "group", "instruction": "exact", "alpha": 3e-4},
     "l1-max": ON_POLICY | {"reward": "l1-max", "advantage": "group", "instruction": "max", "alpha": 3e-4},

@@ -45,6 +45,8 @@ class Recipe:
         longest, most = self.prompt.budget_high, self.sampling.max_new_tokens
         if self.prompt.has_budget and longest > most:
             raise UserError(f"--budget-high: {longest} tokens do not fit within --max-new-tokens {most}")
+        if self.objective.kind == "crisp" and self.prompt.instruction != "none":
+            raise UserError("--objective crisp: the student is asked without an instruction; use --instruction none")
         if self.reward.needs_budget and not self.prompt.has_budget:
             raise UserError(f"--reward {self.reward.kind}: needs --instruction exact or max, which state the budget")
 

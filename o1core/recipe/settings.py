@@ -59,7 +59,8 @@ class PromptSettings(Settings):
     )
     instruction: str = setting(
         "none",
-        "added for the pruned model: fast asks to be quick; exact and max ask for exactly or at most N tokens",
+        "added for the pruned model: fast asks to be quick, concise to be concise; exact and max ask for exactly or at most "
+        "N tokens",
         choices=tuple(INSTRUCTIONS),
     )
     budget_low: int = setting(
@@ -195,9 +196,10 @@ class ObjectiveSettings(Settings):
     kind: str = setting(
         "surrogate",
         "surrogate: clipped surrogate over all K samples' rewards; sft: likelihood of the m shortest right samples; "
-        "dpo: shortest right sample against the longest; none: no training",
+        "dpo: shortest right sample against the longest; crisp: KL to the same weights under --teacher-instruction, without "
+        "answers; none: no training",
         name="objective",
-        choices=("surrogate", "sft", "dpo", "none"),
+        choices=("surrogate", "sft", "dpo", "crisp", "none"),
     )
     picked: int = setting(
         2,
@@ -221,6 +223,9 @@ class ObjectiveSettings(Settings):
     )
     retained_by: str = setting(
         "efficiency", "GFPO: shortest, or efficiency: most reward per token", choices=("shortest", "efficiency")
+    )
+    teacher_instruction: str = setting(
+        "concise", "CRISP: what the teacher is asked besides the question", choices=("concise", "fast")
     )
     dpo_beta: float = setting(0.1, "DPO: how sharply the pair's log-ratio counts", low=0, high=1e4)
     ratio: str = setting(

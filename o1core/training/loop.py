@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ from ..run_folder import RunFolder
 from ..seeds import seed_of
 from .log import trim_log
 from .objectives import objective_of
-from .one_round import Round, load_reference, pick_round, summarise
-from .picking import between_percentiles, remember
+from .one_round import train_round
+from .picking import between_percentiles
 from .state import Progress, durable, load_state, rewind, save_state
 from .step import Updater, select_trained
+from .teacher import forget_teachers, teacher_prompts
 from .tracker import Send, send_nothing
 
 log = logging.getLogger(__name__)
@@ -93,20 +94,19 @@ def train(
             everything = sample_round(engine, tokenizer, problems, recipe, run, 0)
         kept = {group.problem for group in between_percentiles(everything, recipe.selection.percentiles)}
         problems = [problem for problem in problems if problem.id in kept]
+    prompts = None
+    if recipe.objective.kind == "crisp":
+        prompts = teacher_prompts(tokenizer, problems, recipe.objective.teacher_instruction)
     with durable(updater):
         for round_index in range(progress.round_index, recipe.sampling.rounds):
             if progress.step == 0:
                 save_state(run, updater, progress, settings)  # what the round is sampled from
+                once("the teacher", partial(forget_teachers, run, round_index))
             with sampling(engine, updater, source, offload):
                 groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
-            picked = pick_round(groups, recipe, round_index, progress.memory)
-            reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
-            summary = summarise(groups, picked, reference)
-            log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
-            round_of_steps = Round(run, updater, recipe, picked.examples, reference, summary, send)
-            memory = remember(progress.memory, groups, recipe.reward)
-            progress = replace(round_of_steps.train(progress), memory=memory)
+            progress = train_round(groups, prompts, recipe, run, updater, progress, send)
         save_state(run, updater, progress, settings)
+    once("the teacher", lambda: forget_teachers(run, recipe.sampling.rounds))
     export(updater.model, engine.model.embed.dtype, source, run)
     hand_over(updater.model, engine, source)
     return run.pruned
@@ -143,7 +143,7 @@ def hand_over(model: Transformer, engine: Engine, source: Path) -> None:
 
 
 def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_index: int) -> bool:
-    """Whether everything is there that the round's steps so far were trained on: rollouts and reference log-probs.
+    """Whether everything is there that the round's steps so far were trained on: rollouts, reference log-probs, teacher.
 
     Raises UserError where the first round's rollouts, from which percentiles are taken, are lost in a later one.
     """
@@ -158,7 +158,8 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, round_i
                 f"{run.rollouts(0)}: holds {len(everything)} of {len(wanted)} problems, and --percentiles needs all; "
                 "restore its files, or choose another --out"
             )
-    return wanted <= problems_held(run.rollouts(round_index)) and run.reference(round_index).exists()
+    taught = recipe.objective.kind != "crisp" or run.teacher(round_index).exists()
+    return wanted <= problems_held(run.rollouts(round_index)) and run.reference(round_index).exists() and taught
 
 
 def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], round_index: int) -> Progress:
@@ -171,6 +172,7 @@ def restart_round(run: RunFolder, updater: Updater, settings: dict[str, Any], ro
         )
     log.warning("%s: is not whole; the round is trained again from its start", run.round(round_index))
     once("the reference", lambda: run.reference(round_index).unlink(missing_ok=True))
+    once("the teacher", lambda: forget_teachers(run, round_index + 1))
     progress = load_state(run, updater, settings)
     assert progress is not None
     return progress

@@ -4,12 +4,14 @@
     sft         - mean over tokens of log p
     dpo         - mean over pairs of log sigmoid(beta (log-ratio of the better - log-ratio of the worse))
                                                                                              arXiv 2305.18290, Eq. 7
+    crisp         mean over tokens of KL(policy || teacher), over the whole vocabulary         arXiv 2603.05433
 
 The units of the surrogate are sequences or tokens, as its ratio says; "cispo" (arXiv 2506.13585) clips a weight instead.
 GFPO (arXiv 2508.09726) retains some of the K samples, by length or by reward per token, and forgets the others. SFT picks
 the m shortest right samples and DPO the shortest right one against the longest of all: the baselines of arXiv 2501.12570,
-section 5. In both nothing is clipped, and the ratios of the metrics are those of the tokens. Log-probs and the clipped
-surrogate come from o1core.kernels, so no objective holds logits.
+section 5. CRISP takes m at random, whatever they earned; teacher.py has its teacher. In these three nothing is clipped, and
+the ratios of the metrics are those of the tokens. Log-probs, KL and the clipped surrogate come from o1core.kernels, so no
+objective holds logits.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..kernels import LOG_RATIO_LIMIT, SurrogateMetrics, linear_logprob, linear_surrogate
+from ..kernels import LOG_RATIO_LIMIT, SurrogateMetrics, linear_logprob, linear_reverse_kl, linear_surrogate
 from ..recipe import ObjectiveSettings
 from ..rewards import advantage, standardise
 from .examples import Example
@@ -43,7 +45,7 @@ class LossInputs:
 
     hidden [N, H]; head [V, H], ids from `vocab` on have probability 0; targets int64 [N]; reference float32 [N];
     advantage float32 [S] (DPO: 1, -1, 1, -1, ...); cu_seqlens int64 [S + 1]; mask bool [N], the tokens that count (None:
-    all).
+    all); teacher [N, H] and teacher_head [V, H], of CRISP alone.
     """
 
     hidden: Tensor
@@ -54,10 +56,12 @@ class LossInputs:
     cu_seqlens: Tensor
     vocab: int
     mask: Tensor | None = None
+    teacher: Tensor | None = None
+    teacher_head: Tensor | None = None
 
 
 class Objective(Protocol):
-    """The interface of the three objectives."""
+    """The interface of the four objectives."""
 
     @property
     def unit_size(self) -> int:
@@ -211,6 +215,34 @@ class Preference:
         return -F.logsigmoid(self.beta * (better - worse)).sum()
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """CRISP: reverse KL per token to the weights that the round started from, asked to be concise, on m samples of each
+    problem, drawn at random. The teacher gets no gradient."""
+
+    picked: int
+    unit_size: ClassVar[int] = 1
+
+    def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.rand(table.reward.shape, generator=generator).argsort(dim=1)[:, : self.picked]
+        return [[[(k, 1.0)] for k in ks] for ks in chosen.tolist()]
+
+    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+        return None
+
+    def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
+        return sum(len(e.ids) for e in examples)
+
+    def loss(self, inputs: LossInputs, units: int) -> tuple[Tensor, SurrogateMetrics]:
+        assert inputs.teacher is not None and inputs.teacher_head is not None
+        heads = inputs.hidden, inputs.head, inputs.teacher, inputs.teacher_head
+        total = linear_reverse_kl(*heads, vocab_size=inputs.vocab).sum()
+        with torch.no_grad():
+            logp = linear_logprob(inputs.hidden, inputs.head, inputs.targets, vocab_size=inputs.vocab)
+        return total / units, metrics_of(logp, inputs.reference, total.detach(), len(inputs.targets))
+
+
 def objective_of(settings: ObjectiveSettings) -> Objective:
     """The objective that the settings name. Raises UserError for "none", which trains nothing."""
     match settings.kind:
@@ -230,6 +262,8 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
             return Likelihood(settings.picked)
         case "dpo":
             return Preference(settings.dpo_beta)
+        case "crisp":
+            return Distillation(settings.picked)
     raise UserError(f"--objective {settings.kind}: there is nothing to train; `o1core prune` evaluates its instruction")
 
 

@@ -1,6 +1,7 @@
-"""One round of training: what is picked of its rollouts, its reference log-probs, and its optimiser steps."""
+"""One round of training: what is picked of its rollouts, its reference log-probs and teacher, and its optimiser steps."""
 
 import json
+import logging
 import os
 import resource
 import time
@@ -22,11 +23,39 @@ from ..run_folder import RunFolder
 from ..seeds import seed_of
 from .examples import Example, Picked
 from .memory import RewardMemory
-from .picking import pick_examples
+from .picking import pick_examples, remember
 from .reference import read_reference, save_reference
 from .state import Progress, save_state
 from .step import Updater, learning_rate, reference_logprobs
+from .teacher import Teacher, open_teacher
 from .tracker import Send
+
+log = logging.getLogger(__name__)
+
+
+def train_round(
+    groups: list[Group],
+    prompts: dict[str, Tensor] | None,
+    recipe: Recipe,
+    run: RunFolder,
+    updater: Updater,
+    progress: Progress,
+    send: Send,
+) -> Progress:
+    """Train on a round's rollouts from progress.step on. Returns the progress at the start of the next round.
+
+    prompts: what CRISP's teacher is asked, by problem; None without a teacher.
+    """
+    round_index = progress.round_index
+    picked = pick_round(groups, recipe, round_index, progress.memory)
+    reference = load_reference(run.reference(round_index), updater, picked.examples, progress)
+    teacher = None
+    if prompts is not None:
+        teacher = open_teacher(run.teacher(round_index), updater, picked.examples, prompts)
+    summary = summarise(groups, picked, reference)
+    log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+    steps = Round(run, updater, recipe, picked.examples, reference, summary, send, teacher)
+    return replace(steps.train(progress), memory=remember(progress.memory, groups, recipe.reward))
 
 
 def pick_round(groups: list[Group], recipe: Recipe, round_index: int, memory: RewardMemory) -> Picked:
@@ -44,7 +73,8 @@ def pick_round(groups: list[Group], recipe: Recipe, round_index: int, memory: Re
 
 @dataclass(frozen=True)
 class Round:
-    """The optimiser steps of one round. summary: what `summarise` returned, for the log; send: to a tracker."""
+    """The optimiser steps of one round. summary: what `summarise` returned, for the log; send: to a tracker; teacher: of
+    CRISP alone."""
 
     run: RunFolder
     updater: Updater
@@ -53,6 +83,7 @@ class Round:
     reference: list[Tensor]
     summary: dict[str, float]
     send: Send
+    teacher: Teacher | None = None
 
     def train(self, progress: Progress) -> Progress:
         """Run the steps from progress.step on. Returns the progress at the start of the next round, with the memory of
@@ -94,7 +125,8 @@ class Round:
         # Half a step on: neither the first step of a warm-up nor the last of a cosine is spent on a rate of zero.
         lr = learning_rate(done / rounds, self.recipe.optimiser)
         chosen = [self.examples[i] for i in batch]
-        metrics = self.updater.step(chosen, [self.reference[i] for i in batch], lr)
+        taught = None if self.teacher is None else self.teacher.taught(batch)
+        metrics = self.updater.step(chosen, [self.reference[i] for i in batch], lr, taught)
         seconds = time.perf_counter() - start
         return {
             "step": progress.steps + 1,

@@ -40,6 +40,14 @@ def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> I
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What a teacher says of a batch: its hidden states [L, H] of each example's completion tokens, and its head [V, H]."""
+
+    hidden: list[Tensor]
+    head: Tensor
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Sequences padded on the right, and where their completions are predicted.
 
@@ -145,13 +153,15 @@ class Updater:
         self.writing: Writing | None = None  # of a training state, from these tensors
         self.optimiser = make_optimiser(optimiser, {name: master for name, (_, master) in self.pairs.items()}, model)
 
-    def step(self, examples: list[Example], reference: list[Tensor], lr: float) -> dict[str, float]:
-        """One optimiser step on a batch. Returns the objective's metrics before the step.
+    def step(
+        self, examples: list[Example], reference: list[Tensor], lr: float, taught: Taught | None = None
+    ) -> dict[str, float]:
+        """One optimiser step on a batch. taught: of CRISP's teacher. Returns the objective's metrics before the step.
 
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite, or a training state
         could not be written.
         """
-        result = self.accumulate(examples, reference)
+        result = self.accumulate(examples, reference, taught)
         norm = clip_gradients(self.masters, self.grad_clip)
         if not (math.isfinite(result["loss"]) and math.isfinite(norm)):
             problems = ", ".join(sorted({e.problem for e in examples})[:8])
@@ -206,7 +216,9 @@ class Updater:
         with offloaded(on_device):
             yield
 
-    def accumulate(self, examples: list[Example], reference: list[Tensor]) -> dict[str, float]:
+    def accumulate(
+        self, examples: list[Example], reference: list[Tensor], taught: Taught | None = None
+    ) -> dict[str, float]:
         """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
         device, objective = self.model.embed.device, self.objective
         masks = objective.masks(examples, reference)
@@ -229,6 +241,8 @@ class Updater:
                 batch.cu_seqlens,
                 self.vocab,
                 None if masks is None else torch.cat([masks[i] for i in chosen]).to(device),
+                None if taught is None else torch.cat([taught.hidden[i] for i in chosen]).to(device),
+                None if taught is None else taught.head,
             )
             loss, of_batch = objective.loss(inputs, units)
             if b < real:
