@@ -6,7 +6,7 @@ from .offload import Offload, offloaded
 from .sharding import clip_gradients, settle, trained_model
 from .states import Writing, load_tensors, save_tensors
 from .sums import any_rank, largest, own, shares, total
-from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, team_of
+from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
 from .world import PATIENCE, is_lead, meet, neighbours, once, opened, processes, processes_asked, same, together
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "same",
     "save_tensors",
     "settle",
+    "share_tokens",
     "shares",
     "team_of",
     "together",

@@ -122,6 +122,13 @@ def sum_over_team(model: Transformer, team: Team) -> None:
             block.get_submodule(name).register_forward_hook(add_up)
 
 
+def share_tokens(ids: Tensor, team: Team) -> None:
+    """Overwrite what a rank has sampled by what its team's first rank has. Sums that ranks round otherwise could move a token
+    over the border to its neighbour, and from there on the ranks would decode different texts."""
+    if team.members > 1:
+        dist.broadcast(ids, team.index * team.members, group=team.group)
+
+
 @torch.no_grad()
 def copy_weights(sharded: Transformer, whole: ModelConfig, to: Transformer, team: Team) -> None:
     """Give a model to sample from the weights of the one that is trained, a block at a time."""

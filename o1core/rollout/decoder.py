@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import ALONE, Team, share_tokens
 from ..model import Transformer, causal_attention
 from .blocks import Blocks
 from .completion import Row
@@ -52,7 +53,7 @@ def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
 
 
 class LaneDecoder:
-    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits.
+    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits; team: the ranks that hold the model.
 
     A step's results are there when it returns: the host is never behind.
     """
@@ -60,9 +61,16 @@ class LaneDecoder:
     behind = 0
 
     def __init__(
-        self, model: Transformer, head: Product, cache: LaneCache, blocks: Blocks, params: SamplingParams
+        self,
+        model: Transformer,
+        head: Product,
+        cache: LaneCache,
+        blocks: Blocks,
+        params: SamplingParams,
+        team: Team = ALONE,
     ) -> None:
         self.model, self.head, self.cache, self.blocks, self.params = model, head, cache, blocks, params
+        self.team = team
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:
@@ -78,6 +86,7 @@ class LaneDecoder:
             tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
             hidden = self.model(tokens, positions, self.cache.decode_attention(first, last))
             found = sample(self.head(hidden)[: last - first], u[first:last], self.params)
+            share_tokens(found[0], self.team)
             ids += found[0].tolist()
             logprobs += found[1].tolist()
             first = last

@@ -184,8 +184,8 @@ class Engine:
 
     def _decoder(self, cache: LaneCache | PagedCache, head: Product, blocks: Blocks, params: SamplingParams) -> Decoder:
         if isinstance(cache, LaneCache):
-            return LaneDecoder(self.model, head, cache, blocks, params)
-        return PageDecoder(self.model, head, cache, blocks, params, self.team.members == 1)
+            return LaneDecoder(self.model, head, cache, blocks, params, self.team)
+        return PageDecoder(self.model, head, cache, blocks, params, self.team)
 
     def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         return prefill(self.model, ids)

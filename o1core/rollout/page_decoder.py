@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed import Team, share_tokens
 from ..errors import UserError
 from ..kernels import SPLIT_TOKENS, refused_heads, runs_triton, sample_tokens
 from ..model import Transformer
@@ -28,20 +29,21 @@ from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
 
 
 class PageDecoder:
-    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits; alone: no other rank takes part.
+    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits; team: the ranks that hold the model.
 
     behind: how many steps the host may launch before it reads the first one's results.
     """
 
     def __init__(
-        self, model: Transformer, head: Product, cache: PagedCache, blocks: Blocks, params: SamplingParams, alone: bool
+        self, model: Transformer, head: Product, cache: PagedCache, blocks: Blocks, params: SamplingParams, team: Team
     ) -> None:
         self.model, self.head, self.cache, self.blocks, self.params = model, head, cache, blocks, params
+        self.team = team
         device, config = model.embed.device, model.config
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         self.triton = runs_triton(device) and refused_heads(*heads) is None
         self.behind = int(device.type == "cuda")
-        captured = device.type == "cuda" and self.triton and alone
+        captured = device.type == "cuda" and self.triton and team.members == 1
         self.step: Step = Captured(self._compute) if captured else self._compute
         rows = -(-len(cache.table) // blocks.base) * blocks.base
         self.live = 0  # rows of the step that are not there to fill a block
@@ -63,6 +65,7 @@ class PageDecoder:
             longest = max((row.length + 1 for row in rows[first : first + size]), default=1)
             self.step(first, size, rounded_splits(longest, SPLIT_TOKENS, self.cache.splits))
             first += size
+        share_tokens(self.ids, self.team)
         self._places = {row: i for i, row in enumerate(rows)}
         return self._results(len(rows))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from o1core.distributed import (
 from o1core.model import checkpoint, draw_adapters, read_config
 from o1core.problems import Problem
 from o1core.recipe import Recipe
-from o1core.rollout import sample_problems
+from o1core.rollout import decoder, page_decoder, sample_problems, sampling
 from o1core.run_folder import RunFolder
 from o1core.training import Example, Updater, reference_logprobs
 from o1core.training.loop import select
@@ -89,6 +90,19 @@ def sampled_by_a_team(folder: Path, members: int, prompts: list[list[int]], ids:
     params = o1core.SamplingParams(temperature=0, max_new_tokens=40)
     texts = [c.ids for [c] in o1core.Engine(model, tokenizer, slots=4).generate(prompts, params)]
     return hidden, texts
+
+
+def sampled_by_ranks_that_drift(folder: Path, kind: str, prompts: list[list[int]]) -> list:
+    """Completions of a team whose second rank samples other tokens than its first."""
+    os.environ["O1CORE_CACHE"] = kind
+    team = team_of(2)
+    tokenizer = o1core.load(folder)[1]
+    model = load_part(folder, torch.float32, torch.device("cpu"), team)
+    module, sample = (decoder if kind == "lanes" else page_decoder), sampling.sample
+    if team.member:
+        module.sample = lambda logits, *rest: sample(logits.roll(1, -1), *rest)
+    params = o1core.SamplingParams(max_new_tokens=20)
+    return [c.ids for [c] in o1core.Engine(model, tokenizer, 4, team).generate(prompts, params)]
 
 
 def copied_weights(folder: Path, members: int, dtype: torch.dtype) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:

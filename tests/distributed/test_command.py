@@ -1,17 +1,16 @@
 """The command under torchrun: killed and restarted, and refused in one line where it cannot work."""
 
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
-import time
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed.launched import Torchrun
 from tests.distributed.worlds import run_commands
 
 SETTINGS = (
@@ -29,52 +28,67 @@ def flags(tmp_path_factory, build_checkpoint):
     return ["--model", str(folder / "model"), "--data", str(folder / "problems.jsonl"), *SETTINGS.split(" ")]
 
 
-def torchrun(arguments: list[str], restarts: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "-m", "o1core", *arguments], env=env, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    """The folder of a whole run on two processes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert [status for status, _ in run_commands([["prune", *flags, "--out", str(folder / "run")]] * 2, folder)] == [
+        0,
+        0,
+    ]
+    return folder / "run"
 
 
-def second_rank(launcher: int) -> int:
-    """The process id of rank 1 below torchrun; 0 where there is none."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher and b"LOCAL_RANK=1" in (path / "environ").read_bytes().split(b"\0"):
-                return int(path.name)
-        except OSError:
-            continue
-    return 0
-
-
-def kill_second_rank(launcher: subprocess.Popen, condition) -> None:
-    """kill -9 of rank 1 once condition() holds."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert launcher.poll() is None and time.monotonic() < deadline, (
-            "never came to the point where it was to be killed"
-        )
-        time.sleep(0.002)
-    os.kill(second_rank(launcher.pid), signal.SIGKILL)
-
-
-def test_a_run_whose_second_rank_is_killed_twice_ends_with_the_same_bits(flags, tmp_path):
-    """While it samples and while it trains; torchrun restarts all, and they resume."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun(["prune", *flags, "--out", str(whole)]).wait(240) == 0
-    launcher = torchrun(["prune", *flags, "--out", str(killed)], restarts=2)
-    kill_second_rank(launcher, lambda: any((killed / "round-00").glob("rollouts")))
-    lines = killed / "log.jsonl"
-    kill_second_rank(launcher, lambda: lines.exists() and len(lines.read_text().splitlines()) >= 3)
-    assert launcher.wait(240) == 0
-    expected, found = (load_file(run / "pruned" / "model.safetensors") for run in (whole, killed))
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    states = list(killed.glob("state-*"))
-    assert states and all(len(list(state.glob("*.safetensors"))) == 2 for state in states)
-    for path in (p for run in (whole, killed) for p in run.rglob("*") if p.is_file()):
+def assert_same_end(found: Path, expected: Path) -> None:
+    weights, wanted = (load_file(run / "pruned" / "model.safetensors") for run in (found, expected))
+    assert all(torch.equal(wanted[name], weights[name]) for name in wanted)
+    assert [len(list(state.glob("*.safetensors"))) for state in found.glob("state-*")] == [2]
+    for path in (p for p in found.rglob("*") if p.is_file()):
         start = path.read_bytes()[:4]
         assert not start.startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")), f"{path} is a pickle"
         assert path.name != ".metadata"
+
+
+def test_a_run_whose_second_rank_is_killed_twice_ends_with_the_same_bits(flags, undisturbed, tmp_path):
+    """In the middle of its sampling and of its training; torchrun restarts all, and they resume."""
+    run = tmp_path / "run"
+    torchrun = Torchrun(
+        tmp_path / "torchrun", ["--nproc-per-node", "2", "--max-restarts", "2"], ["prune", *flags, "--out", str(run)]
+    )
+    torchrun.until(lambda: re.search(r"sample, round 1 of 1: +[1-9][0-9]?%", torchrun.told()) is not None)
+    assert not list(run.glob("round-00/rollouts/*")), "it has sampled everything"
+    torchrun.signal(1, signal.SIGKILL)
+    torchrun.until(lambda: (run / "log.jsonl").exists() and (run / "log.jsonl").read_text().count("\n") >= 3)
+    torchrun.signal(1, signal.SIGKILL)
+    assert torchrun.end() == 0, torchrun.told()
+    assert_same_end(run, undisturbed)
+
+
+def test_a_rank_that_hangs_is_named_by_the_one_that_waits(flags, tmp_path):
+    arguments = ["prune", *flags, "--timeout", "2", "--out", str(tmp_path / "run")]
+    torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], arguments)
+    torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+    torchrun.signal(1, signal.SIGSTOP)
+    torchrun.until(lambda: "o1core: error: " in torchrun.told())
+    torchrun.signal(1, signal.SIGKILL)  # torchrun itself would wait 30 s before it did
+    assert torchrun.end() == 1
+    (told,) = (line for line in torchrun.told().splitlines() if line.startswith("o1core: error: "))
+    assert "sample, round 1 of 1: waited 2 s (--timeout) for rank 1" in told, told
+
+
+def test_two_nodes_meet_by_torchruns_rendezvous_and_end_as_one_node_of_two(flags, undisturbed, tmp_path):
+    """Weights are replicated over the nodes, so the sums are those of two ranks too, in another order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    where = ["--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    nodes = [
+        Torchrun(tmp_path / f"node-{i}", where, ["prune", *flags, "--out", str(tmp_path / "run")]) for i in range(2)
+    ]
+    assert [node.end() for node in nodes] == [0, 0], nodes[0].told() + nodes[1].told()
+    weights, wanted = (load_file(run / "pruned" / "model.safetensors") for run in (tmp_path / "run", undisturbed))
+    assert all((weights[name] - wanted[name]).norm() <= 1e-5 * wanted[name].norm() for name in wanted)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import o1core
-from tests.distributed.cases import bytes_read, copied_weights, exported, sampled_by_a_team
+from tests.distributed.cases import bytes_read, copied_weights, exported, sampled_by_a_team, sampled_by_ranks_that_drift
 from tests.distributed.worlds import run_world
 
 
@@ -40,6 +40,12 @@ def test_a_team_of_two_samples_the_text_of_one(untied):
     for hidden, found in run_world(sampled_by_a_team, 2, untied, 2, prompts, ids):
         assert (hidden - expected).norm() <= 1e-5 * expected.norm()
         assert found == texts
+
+
+@pytest.mark.parametrize("kind", ["lanes", "pages"])
+def test_a_team_decodes_what_its_first_rank_has_sampled(untied, kind):
+    first, second = run_world(sampled_by_ranks_that_drift, 2, untied, kind, [[3, 4], [5, 6, 7]])
+    assert first == second
 
 
 @pytest.mark.parametrize(

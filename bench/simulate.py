@@ -1,0 +1,127 @@
+"""The plan's bytes beside torch's own simulation of an update, for models that no machine here holds.
+
+    python -m bench.simulate [--cards NAME:RANKS[:LAST] ...] [--tokens 4096 16384]
+
+The simulation runs the trainer's own model, sharding and Updater tensors through a forward and backward pass of FSDP2 on a
+fake process group and fake tensors, and torch's FSDPMemTracker (MemTracker for one process) counts what is alive: rank 0's
+peak, all layers. It computes on fake CPU tensors, since fake CUDA tensors need CUDA. Two things are not simulated, and left
+out of the plan's column too: the loss (a stub that reads one row of the head: its shapes depend on the data), and CUDA's
+and NCCL's own memory. The optimiser's moments are allocated by hand: their update is in place.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from o1core.distributed.sharding import local_rows, shard
+from o1core.distributed.world import World
+from o1core.model import ModelConfig, Transformer, read_config
+from o1core.recipe import Recipe
+from o1core.runs import Machine
+from o1core.runs.footprint import held_by_training, update
+from o1core.training import select_trained
+from o1core.training.step import master_of
+
+CONFIGS = Path(__file__).parents[1] / "tests" / "data"
+CARDS = ["marco-o1:1", "marco-o1:2", "marco-o1:4", "marco-o1:8", "qwq-32b:8:48", "qwq-32b:8"]
+GIB = 1 << 30
+SEQUENCE = 4096  # tokens of the longest
+
+
+def simulated(config: ModelConfig, ranks: int, last: int | None, tokens: int) -> int:
+    """Bytes at the peak of two micro-batches with checkpointing on rank 0."""
+    if ranks == 1:
+        return simulated_alone(config, last, tokens)
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",))
+        opened = World(0, ranks, FakeStore(), torch.device("cpu"), mesh, 60.0, None)
+        with FakeTensorMode():
+            with torch.device("meta"):
+                model = Transformer(config)
+            select_trained(model, last)
+            for p in model.parameters():
+                p.data = p.data.to(torch.float32 if p.requires_grad else torch.bfloat16)
+            shard(model, torch.bfloat16, opened)
+            model.to_empty(device="cpu")
+            trained = [p for p in model.parameters() if p.requires_grad]
+            moments = [torch.empty_like(local_rows(p.detach())[0]) for p in trained for _ in range(2)]
+            tracker = FSDPMemTracker(model)
+            tracker.track_inputs(tuple(moments))  # track_external does nothing here
+            with tracker:
+                passes(model, tokens, tracker)
+            return peak_of(tracker)
+    finally:
+        dist.destroy_process_group()
+
+
+def simulated_alone(config: ModelConfig, last: int | None, tokens: int) -> int:
+    """The same in one process, without FSDP: bf16 weights, whose finished gradients are added to those of fp32 masters."""
+    with FakeTensorMode():
+        model = Transformer(config)
+        select_trained(model, last)
+        for p in model.parameters():
+            p.data = p.data.to(torch.bfloat16)
+        masters = [master_of(p) for p in model.parameters() if p.requires_grad]
+        moments = [torch.empty_like(master) for master in masters for _ in range(2)]
+        tracker = MemTracker()
+        tracker.track_external(model, *masters, *moments)
+        with tracker:
+            passes(model, tokens, tracker)
+        return peak_of(tracker)
+
+
+def passes(model: Transformer, tokens: int, tracker: MemTracker) -> None:
+    for _ in range(2):
+        ids = torch.zeros(tokens // SEQUENCE, SEQUENCE, dtype=torch.int64)
+        hidden = model.hidden(ids, recompute=True).flatten(0, 1)
+        F.linear(hidden[:1], model.lm_head).float().sum().backward()
+        del hidden
+        tracker.reset_mod_stats()
+
+
+def peak_of(tracker: MemTracker) -> int:
+    return max(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
+
+
+def planned(config: ModelConfig, ranks: int, last: int | None, tokens: int) -> int:
+    """What the plan counts of the same things."""
+    recipe = Recipe.of(checkpointing=True, micro_tokens=tokens, train_last_layers=last, batch=10_000, cutoff=SEQUENCE)
+    machine = Machine(ranks, cuda=True)
+    held = held_by_training(config, recipe.optimiser, torch.bfloat16, machine)
+    parts = update(config, recipe, torch.bfloat16, machine)
+    return sum(held.values()) + sum(size for name, size in parts.items() if name != "loss scratch")
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--cards", nargs="+", default=CARDS, metavar="NAME:RANKS[:LAST]", help="(default: %(default)s)")
+    ap.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384], help="of a micro-batch (default: both)")
+    args = ap.parse_args()
+    print("| model, cards | trained | tokens | simulated GiB | planned GiB | plan / simulation | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for cards in args.cards:
+        name, ranks, *last = cards.split(":")
+        config, trained = read_config(CONFIGS / name), int(last[0]) if last else None
+        for tokens in args.tokens:
+            start = time.perf_counter()
+            found = simulated(config, int(ranks), trained, tokens)
+            plan = planned(config, int(ranks), trained, tokens)
+            print(
+                f"| {name} x {ranks} | {f'last {trained}' if trained else 'all'} | {tokens} | {found / GIB:.1f} | "
+                f"{plan / GIB:.1f} | {plan / found:.3f} | {time.perf_counter() - start:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""torchrun, as `torchrun FLAGS -m o1core ARGUMENTS` starts it, in processes that have imported everything already.
+
+torchrun's own main() runs in a process of the tests' server, and starts this file in forks of itself (--start-method fork
+--run-path). Each of them writes its process id into the launcher's folder, under its rank.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch.distributed.run import main as torchrun_main
+
+from o1core.cli import main
+from tests.distributed.worlds import SERVER
+
+FOLDER = "O1CORE_TEST_LAUNCHER"
+
+
+class Torchrun:
+    """A torchrun at work in `folder`, where its standard error and its processes' ids are."""
+
+    def __init__(self, folder: Path, flags: list[str], arguments: list[str]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        flags = [*flags, "--start-method", "fork", "--run-path", __file__]
+        self.process = SERVER.Process(target=launch, args=(folder, [*flags, *arguments]))
+        self.process.start()
+
+    def told(self) -> str:
+        path = self.folder / "stderr"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.is_alive(), self.told()
+            assert time.monotonic() < deadline, f"it never came to this point: {self.told()}"
+            time.sleep(0.002)
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        os.kill(int((self.folder / str(rank)).read_text()), number)
+
+    def end(self) -> int:
+        """Wait for it; returns its exit status. No process is left."""
+        self.process.join(200)
+        if self.process.exitcode is None:
+            self.process.kill()
+        for path in self.folder.glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                os.kill(int(path.read_text()), signal.SIGKILL)
+        self.process.join()
+        return self.process.exitcode
+
+
+def launch(folder: Path, arguments: list[str]) -> None:
+    os.environ[FOLDER] = str(folder)
+    errors = os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(errors, 2)
+    torchrun_main(arguments)
+
+
+if __name__ == "__main__":
+    note = Path(os.environ[FOLDER], os.environ["RANK"])
+    note.with_suffix(".new").write_text(str(os.getpid()))
+    note.with_suffix(".new").rename(note)
+    torch.set_num_threads(1)
+    if status := main(sys.argv[1:]):
+        sys.exit(status)
