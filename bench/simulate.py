@@ -12,17 +12,19 @@ and NCCL's own memory. The optimiser's moments are allocated by hand: their upda
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from o1core.distributed.sharding import local_rows, shard
+from o1core.distributed.sharding import shard
 from o1core.distributed.world import World
 from o1core.model import ModelConfig, Transformer, read_config
 from o1core.recipe import Recipe
@@ -54,7 +56,7 @@ def simulated(config: ModelConfig, ranks: int, last: int | None, tokens: int) ->
             shard(model, torch.bfloat16, opened)
             model.to_empty(device="cpu")
             trained = [p for p in model.parameters() if p.requires_grad]
-            moments = [torch.empty_like(local_rows(p.detach())[0]) for p in trained for _ in range(2)]
+            moments = [torch.empty_like(local(p.detach())) for p in trained for _ in range(2)]
             tracker = FSDPMemTracker(model)
             tracker.track_inputs(tuple(moments))  # track_external does nothing here
             with tracker:
@@ -80,11 +82,28 @@ def simulated_alone(config: ModelConfig, last: int | None, tokens: int) -> int:
         return peak_of(tracker)
 
 
+class Loss(torch.autograd.Function):
+    """A stub with the gradients of the real one in one pass: made beside the loss, and once more where it is scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty_like(hidden), torch.empty_like(head) if head.requires_grad else None)
+        return hidden.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return tuple(None if held is None else held * grad for held in ctx.saved_tensors)
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def passes(model: Transformer, tokens: int, tracker: MemTracker) -> None:
     for _ in range(2):
         ids = torch.zeros(tokens // SEQUENCE, SEQUENCE, dtype=torch.int64)
         hidden = model.hidden(ids, recompute=True).flatten(0, 1)
-        F.linear(hidden[:1], model.lm_head).float().sum().backward()
+        Loss.apply(hidden, model.lm_head).backward()
         del hidden
         tracker.reset_mod_stats()
 
