@@ -62,9 +62,8 @@ METHODS: dict[str, dict] = {
     "hapo": ON_POLICY | {"reward": "hapo", "advantage": "group", "alpha": 1.0},
     # arXiv 2505.18298: lambda per token follows the accuracy of the rounds
     "a-dlp": ON_POLICY | {"reward": "a-dlp", "advantage": "group", "alpha": 1e-3, "memory_rate": 1e-3},
-    # arXiv 2508.09726: of K samples the 8 with most reward per token are trained on
-    "gfpo": ON_POLICY
-    | {"reward": "accuracy", "advantage": "group", "retained": 8, "retained_by": "efficiency", "picked": 8},
+    # arXiv 2508.09726: trains on the half of the samples with most reward per token (8 of 16 is one of the paper's settings)
+    "gfpo": ON_POLICY | {"reward": "accuracy", "advantage": "group", "retained": 0.5, "retained_by": "efficiency"},
     # The recipe's O1-Pruner with another clip. arXiv 2506.13585: no lower bound; arXiv 2510.13786: weights up to 5
     "cispo": {"objective": "surrogate", "ratio": "cispo", "eps_low": 1.0, "eps_high": 4.0},
     # arXiv 2507.18071

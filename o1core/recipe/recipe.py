@@ -39,9 +39,6 @@ class Recipe:
         picked, samples = self.objective.picked, self.sampling.samples
         if picked > samples:
             raise UserError(f"--picked: {picked} of {samples} samples cannot be picked")
-        retained = self.objective.retained
-        if retained is not None and not picked <= retained <= samples:
-            raise UserError(f"--retained: {retained} is not between --picked {picked} and --samples {samples}")
         longest, most = self.prompt.budget_high, self.sampling.max_new_tokens
         if self.prompt.has_budget and longest > most:
             raise UserError(f"--budget-high: {longest} tokens do not fit within --max-new-tokens {most}")

@@ -214,12 +214,12 @@ class ObjectiveSettings(Settings):
         choices=tuple(ADVANTAGES),
     )
     dynamic_sampling: bool = setting(False, "leave out problems whose samples all earn the same")
-    retained: int | None = setting(
+    retained: float | None = setting(
         None,
-        "GFPO: advantages and picks are taken over so many samples of each problem alone, the best by --retained-by "
+        "GFPO: advantages and picks are taken over this share of each problem's samples alone, the best by --retained-by "
         "(none: over all)",
-        low=1,
-        high=10**6,
+        above=0,
+        high=1,
     )
     retained_by: str = setting(
         "efficiency", "GFPO: shortest, or efficiency: most reward per token", choices=("shortest", "efficiency")

@@ -83,8 +83,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The clipped surrogate on m samples of each problem, drawn at random; advantages are taken over all K, or over those
-    that are retained."""
+    """The clipped surrogate on m samples of each problem, drawn at random; advantages are taken over all K. Where only a share
+    is retained, both are taken over that, and m is at most its count."""
 
     picked: int
     advantage: str
@@ -92,18 +92,20 @@ class Surrogate:
     ratio: str
     eps_low: float
     eps_high: float
-    retained: int | None = None
+    retained: float | None = None
     retained_by: str = "efficiency"
     truncated_importance: float | None = None
     unit_size: ClassVar[int] = 1
 
     def retain(self, table: RewardTable) -> Tensor:
-        """int64 [P, retained]: the samples of each problem that are not filtered out, in their order (GFPO, arXiv
+        """int64 [P, R]: the samples of each problem that are not filtered out, in their order (GFPO, arXiv
         2508.09726): the shortest ones, or those with most reward per token; of equal ones the earlier."""
+        samples = table.reward.shape[1]
         if self.retained is None:
-            return torch.arange(table.reward.shape[1]).expand(table.reward.shape)
+            return torch.arange(samples).expand(table.reward.shape)
         cost = table.lengths if self.retained_by == "shortest" else -table.reward / table.lengths
-        return cost.argsort(dim=1, stable=True)[:, : self.retained].sort(dim=1).values
+        count = max(1, round(self.retained * samples))
+        return cost.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
 
     def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
         """With dynamic_sampling, problems whose samples all earn the same give nothing and count for no mean or spread."""

@@ -89,8 +89,8 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
         ({"reward": "overlong", "alpha": 1.5}, "--alpha: 1.5 is above 1"),
         ({"reward": "a-dlp", "accuracy_reference": 1.2}, "--accuracy-reference: 1.2 is above 1"),
         ({"memory_rate": -0.1}, "--memory-rate: -0.1 is below 0"),
-        ({"retained": 1}, "--retained: 1 is not between --picked 2 and --samples 16"),
-        ({"retained": 17}, "--retained: 17 is not between --picked 2 and --samples 16"),
+        ({"retained": 0.0}, "--retained: 0.0 is not above 0"),
+        ({"retained": 2.0}, "--retained: 2.0 is above 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):

@@ -155,7 +155,7 @@ def test_gfpo_takes_advantages_and_picks_among_the_retained_alone():
     """Of lengths 10, 40, 20, 30, of which 40, 20 and 30 are right, the two shortest are 10 and 20, and the two with most
     reward per token 20 and 30."""
     groups = groups_of([[10, 40, 20, 30]], [[0, 1, 1, 1]], [[0] * 4])
-    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=2)
+    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=0.5)
     shortest = pick(groups, recipe.but(retained_by="shortest"), 0).examples
     assert sorted((len(e.ids), e.advantage) for e in shortest) == [(10, -1.0), (20, 1.0)]
     efficient = pick(groups, recipe, 0).examples
@@ -164,7 +164,7 @@ def test_gfpo_takes_advantages_and_picks_among_the_retained_alone():
 
 def test_gfpo_drops_a_group_that_is_even_among_the_retained():
     groups = groups_of([[10, 40, 20, 30]], [[0, 1, 1, 1]], [[0] * 4])
-    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=2, dynamic_sampling=True)
+    recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=0.5, dynamic_sampling=True)
     assert pick(groups, recipe, 0).uniform == 1
 
 
