@@ -1,7 +1,9 @@
 """The methods: what each sets of a recipe, and nothing else. All of them are one loop (train.py).
 
-The first five are O1-Pruner and its baselines (arXiv 2501.12570), the others what came after. What depends on the model
-(learning rates, lengths, rounds) is the recipe's: its own settings for a method are under "methods" in its file.
+The first five are O1-Pruner and its baselines (arXiv 2501.12570), the others what came after. The formulas of their rewards
+are in o1core/rewards.py and o1core/rewards_over_rounds.py, those of their losses in o1core/training/objectives.py and
+kernels/__init__.py. What depends on the model (learning rates, lengths, rounds) is the recipe's: its own settings for a
+method are under "methods" in its file.
 """
 
 ON_POLICY = {"objective": "surrogate", "ratio": "token", "eps_low": 0.2, "eps_high": 0.2}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import o1core
 from o1core.cli import main
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
+from o1core.training import peak_memory
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -219,3 +221,11 @@ def test_train_does_not_go_on_unasked(flags, tmp_path, capsys):
     (run / "pruned").rmdir()
     assert main(["train", *flags, "--out", str(run)]) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_the_peak_in_the_log_is_the_process_own(monkeypatch):
+    """getrusage's maximum outlives exec: a small process started by a large one has the large one's."""
+    inherited = resource.struct_rusage([0.0, 0.0, 1 << 40, *[0] * 13])
+    monkeypatch.setattr("resource.getrusage", lambda who: inherited)
+    if sys.platform == "linux":
+        assert 10 < peak_memory(torch.device("cpu")) < 1 << 24
