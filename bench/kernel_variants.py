@@ -169,18 +169,20 @@ def _entropy(kernel: str, entropy: bool) -> tuple[tuple[str, int], ...]:
 
 
 def _linear_and_gather(target: str) -> list[Variant]:
-    """fp16 (bf16 with another name of an instruction) only where there is a product; fp16, fp64, sm_100 and other chips
-    with the entropy only; and on those not the kernels whose configuration does not depend on the chip."""
+    """fp16 (bf16 with another name of an instruction, and never kept) only where there is a product, on server chips; fp16,
+    fp64, sm_100 and other chips with the entropy only; and on those not the kernels whose configuration does not depend on
+    the chip. sm_100 multiplies fp64 as sm_90 does, by the same configuration."""
     every, found = target in ("sm_80", "sm_90"), []
-    for dtype in DTYPES if target != "sm_100" else ("bf16", "fp32", "fp64"):
+    for dtype in {"sm_100": ("bf16", "fp32"), "other": ("bf16", "fp32", "fp64")}.get(target, DTYPES):
         tma = ["linear.partial_sums_tma"] if target in configs.LINEAR_TMA and DTYPES[dtype] == 2 else []
         for entropy in (False, True) if dtype in ("bf16", "fp32") and every else (True,):
             kernels = ["linear.partial_sums", *tma, "linear.logit_gradient"]
             if every and dtype != "fp16":
                 kernels += ["gather.forward", "gather.backward"]
             found += [Variant(kernel, target, dtype, _entropy(kernel, entropy)) for kernel in kernels]
-        keepers = ["linear.partial_sums", *tma]
-        found += [Variant(kernel, target, dtype, (("ENTROPY", False), ("KEEP", True))) for kernel in keepers]
+        if dtype != "fp16":
+            keepers = ["linear.partial_sums", *tma]
+            found += [Variant(kernel, target, dtype, (("ENTROPY", False), ("KEEP", True))) for kernel in keepers]
         if every and dtype != "fp16":
             found.append(Variant("kept.gradient", target, dtype, (("PICK", True),)))
     return found

@@ -1,8 +1,39 @@
-"""Fixtures of the torch kernels' tests."""
+"""Fixtures of the torch kernels' tests, and the compiler at work beside all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from o1core.kernels import torch_linear
+
+ROOT = Path(__file__).parents[2]
+COMPILED = "test_compile.py"  # its tests look at machine code, which takes minutes to make
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name == COMPILED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiler(request, tmp_path_factory):
+    """(process, folder): bench.compiled_kernels with its log and records.json, in what the other tests leave of the machine.
+    In a process of its own, since this one may be in Triton's interpreter."""
+    if not any(item.path.name == COMPILED for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    command = ["nice", sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline"]
+    with open(folder / "log", "w") as log:
+        command += ["--json", str(folder / "records.json")]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    yield process, folder
+    process.terminate()
+    process.wait()
 
 
 @pytest.fixture

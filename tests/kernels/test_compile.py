@@ -1,17 +1,12 @@
 """Every Triton kernel in every shipped configuration, compiled for its chips and read as machine code. No GPU is needed.
 
-The compiling is one run of bench/compiled_kernels.py in a process of its own: this one may be in Triton's interpreter.
+The compiling is one run of bench/compiled_kernels.py, beside the tests of this folder (conftest.py); these come last.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 HEAD_PRODUCTS = ("linear.partial_sums", "linear.logit_gradient")
 PRODUCTS = (*HEAD_PRODUCTS, "pages.attention")
 MATRIX_READERS = ("kept.gradient", "gather.forward", "gather.backward")
@@ -21,14 +16,9 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for the compiler
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("compiled")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline", "--json", "records.json"]
-    command[-1] = str(folder / command[-1])
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def compiled(compiler) -> list[dict]:
+    process, folder = compiler
+    assert process.wait() == 0, (folder / "log").read_text()[-3000:]
     return json.loads((folder / "records.json").read_text())
 
 
