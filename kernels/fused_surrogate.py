@@ -143,8 +143,16 @@ class OnePass(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
-        gradients = (None if g is None else g * loss_grad.to(g.dtype) for g in ctx.saved_tensors)
+        # The weight's gradient is a gigabyte at real sizes: where no other backward pass can follow it is not copied.
+        times = torch.Tensor.mul_ if frees_the_graph() else torch.Tensor.mul
+        gradients = (None if g is None else times(g, loss_grad.to(g.dtype)) for g in ctx.saved_tensors)
         return *gradients, *(None,) * ctx.rest
+
+
+def frees_the_graph() -> bool:
+    """In a backward pass: whether what it saved is freed after it (no retain_graph), and so may be written over. False
+    while torch.compile traces, which finds out by itself."""
+    return not (torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def rows_with_gradient(d_logp: torch.Tensor, weight: torch.Tensor, primitives: Primitives) -> torch.Tensor | None:

@@ -239,9 +239,7 @@ def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine)
         parts = max(moments, key=lambda found: sum(found.values()))
     else:
         largest = 0 if counts.adapters else 2 * c.hidden_size * c.ffn_size
-        # One pass over the head makes its gradient before the backward pass, which makes another of it.
-        one_pass = machine.cuda or 8 * tokens * c.vocab_size <= SCRATCH_BYTES
-        head = (2 if one_pass else 1) * c.vocab_size * c.hidden_size if counts.trained_vocab else 0
+        head = c.vocab_size * c.hidden_size if counts.trained_vocab else 0
         parts["gradients on their way"] = size * (head + largest)
         if c.tied and counts.trained_vocab:
             # Both of the tied weight's gradients are there at the end, when the activations are gone.

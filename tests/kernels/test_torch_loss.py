@@ -70,6 +70,32 @@ def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
     )
 
 
+def loss_of(hidden, weight, targets):
+    rest = surrogate_case(torch_reference.linear_logprob(hidden, weight, targets).detach(), (3, 4, 2))
+    return kernels.linear_surrogate(hidden, weight, targets, *rest, ratio="token", **CLIP, normalizer=2.5)[0]
+
+
+def test_a_backward_pass_may_be_repeated(passes):
+    leaves = head_case(9, 11, size=3)
+    expected = torch.autograd.grad(loss_of(*leaves), leaves[:2])
+    loss = loss_of(*leaves)
+    for factor, last in ((2.0, False), (0.0, False), (1.0, False), (4.0, True)):
+        found = torch.autograd.grad(loss, leaves[:2], torch.tensor(factor).double(), retain_graph=not last)
+        for a, b in zip(found, expected):
+            assert torch.equal(a, factor * b)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, leaves[:2])
+
+
+def test_one_pass_hands_over_its_gradients_without_a_copy(monkeypatch):
+    monkeypatch.setattr(OnePassBudget, "rows_a_wave", lambda self, tokens, weight, ratio: tokens)
+    hidden, weight, targets = head_case(9, 11, size=3)
+    loss = loss_of(hidden, weight, targets)
+    held = [tensor.data_ptr() for tensor in loss.grad_fn.saved_tensors]
+    loss.backward()
+    assert [hidden.grad.data_ptr(), weight.grad.data_ptr()] == held
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("lengths", [(), (0, 0), (4, 3)])
 def test_nothing_to_learn_gives_zero_loss_and_zero_gradients(ratio, lengths, passes):
