@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .dispatch import Primitives
+from .row_coefficients import RowNumbers
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -20,25 +21,24 @@ class LinearLogprob(torch.autograd.Function):
         want_entropy: bool,
         primitives: Primitives,
     ) -> Any:
-        logp, top, log_total, entropy = primitives.linear_forward(
-            hidden, weight, targets, inv_temperature, vocab_size, want_entropy
-        )
-        ctx.save_for_backward(hidden, weight, targets, logp, top, log_total, entropy)
+        known = primitives.linear_forward(hidden, weight, targets, inv_temperature, vocab_size, want_entropy)
+        ctx.save_for_backward(hidden, weight, targets, *known)
         ctx.settings = inv_temperature, vocab_size
         ctx.backward_primitive = primitives.linear_backward
         ctx.set_materialize_grads(False)
-        return (logp, entropy) if want_entropy else logp
+        return (known.logp, known.entropy) if want_entropy else known.logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
-        hidden, weight, targets, *row, entropy = ctx.saved_tensors
+        hidden, weight, targets, *numbers = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         if logp_grad is None and entropy_grad is None:
             return (None,) * 7
-        logp_grad = torch.zeros_like(row[0]) if logp_grad is None else logp_grad
+        known = RowNumbers(*numbers)
+        logp_grad = torch.zeros_like(known.logp) if logp_grad is None else logp_grad
         d_hidden, d_weight = ctx.backward_primitive(
-            hidden, weight, targets, *row, logp_grad, entropy_grad, entropy, *ctx.settings, need_hidden, need_weight
+            hidden, weight, targets, known, logp_grad, entropy_grad, *ctx.settings, need_hidden, need_weight
         )
         return d_hidden, d_weight, None, None, None, None, None
 
@@ -55,23 +55,22 @@ class GatherLogprob(torch.autograd.Function):
         inplace_gradient: bool,
         primitives: Primitives,
     ) -> Any:
-        logp, top, log_total, entropy = primitives.gather_forward(
-            logits, targets, inv_temperature, vocab_size, want_entropy
-        )
-        ctx.save_for_backward(logits, targets, logp, top, log_total, entropy)
+        known = primitives.gather_forward(logits, targets, inv_temperature, vocab_size, want_entropy)
+        ctx.save_for_backward(logits, targets, *known)
         ctx.settings = inv_temperature, vocab_size, inplace_gradient
         ctx.backward_primitive = primitives.gather_backward
         ctx.set_materialize_grads(False)
-        return (logp, entropy) if want_entropy else logp
+        return (known.logp, known.entropy) if want_entropy else known.logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, logp_grad: torch.Tensor | None, entropy_grad: torch.Tensor | None = None) -> Any:
-        logits, targets, *row, entropy = ctx.saved_tensors
+        logits, targets, *numbers = ctx.saved_tensors
         if logp_grad is None and entropy_grad is None:
             return (None,) * 7
-        logp_grad = torch.zeros_like(row[0]) if logp_grad is None else logp_grad
-        d_logits = ctx.backward_primitive(logits, targets, *row, logp_grad, entropy_grad, entropy, *ctx.settings)
+        known = RowNumbers(*numbers)
+        logp_grad = torch.zeros_like(known.logp) if logp_grad is None else logp_grad
+        d_logits = ctx.backward_primitive(logits, targets, known, logp_grad, entropy_grad, *ctx.settings)
         return d_logits, None, None, None, None, None, None
 
 

@@ -5,9 +5,9 @@ only when it is chosen: it costs time at start and does not exist everywhere. Th
 because importing a submodule `linear_logprob` would replace the function of that name in the package.
 
     linear_forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
-        -> logp [N], top [N], log_total [N], entropy [N] or None
-    linear_backward(hidden, weight, targets, logp, top, log_total, logp_grad [N], entropy_grad [N] or None, entropy [N] or None,
-                    inv_temperature, vocab_size, need_hidden, need_weight)
+        -> RowNumbers: logp [N], top [N], log_total [N], entropy [N] or None
+    linear_backward(hidden, weight, targets, RowNumbers, logp_grad [N], entropy_grad [N] or None, inv_temperature, vocab_size,
+                    need_hidden, need_weight)
         -> d_hidden [N, H] or None, d_weight [V, H] or None           (dtypes of hidden and weight)
 
 with z = inv_temperature * hidden weight^T, columns from vocab_size on left out, p = exp(z - lse):
@@ -27,9 +27,8 @@ upstream gradients are float32 (float64), any value a row, any stride. Rows of d
     one_pass: how many rows of kept numbers it may hold
 
     gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
-        -> logp, top, log_total, entropy or None
-    gather_backward(logits, targets, logp, top, log_total, logp_grad, entropy_grad or None, entropy or None,
-                    inv_temperature, vocab_size, inplace)
+        -> RowNumbers
+    gather_backward(logits, targets, RowNumbers, logp_grad, entropy_grad or None, inv_temperature, vocab_size, inplace)
         -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
 
     surrogate(logp [N], ref_logp [N], advantage [S], cu_seqlens [S + 1] int32/int64, mask [N] bool or None,

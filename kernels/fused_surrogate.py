@@ -21,6 +21,7 @@ import torch
 
 from .dispatch import Primitives
 from .precision import accumulator, add_product
+from .row_coefficients import RowNumbers
 from .surrogate_metrics import FIELDS, SurrogateMetrics
 
 
@@ -59,9 +60,9 @@ class TwoPasses(torch.autograd.Function):
         no_sync: bool,
         *surrogate: Any,
     ) -> Any:
-        logp, top, log_total, _ = primitives.linear_forward(hidden, weight, targets, inv_temperature, vocab_size, False)
-        loss, d_logp, metrics = primitives.surrogate(logp, *surrogate)
-        ctx.save_for_backward(hidden, weight, targets, logp, top, log_total, d_logp)
+        known = primitives.linear_forward(hidden, weight, targets, inv_temperature, vocab_size, False)
+        loss, d_logp, metrics = primitives.surrogate(known.logp, *surrogate)
+        ctx.save_for_backward(hidden, weight, targets, *known[:3], d_logp)
         ctx.mark_non_differentiable(metrics.sums, metrics.ratio_max)
         ctx.settings = inv_temperature, vocab_size
         ctx.backward_primitive = primitives.linear_backward
@@ -81,8 +82,10 @@ class TwoPasses(torch.autograd.Function):
         if rows is not None:
             kept, d_logp = hidden[rows], d_logp[rows]
             numbers = [n[rows] for n in numbers]
+        targets, logp, top, log_total = numbers
         d_hidden, d_weight = ctx.backward_primitive(
-            kept, weight, *numbers, d_logp * loss_grad, None, None, *ctx.settings, need_hidden, need_weight
+            *(kept, weight, targets, RowNumbers(logp, top, log_total, None), d_logp * loss_grad, None),
+            *(*ctx.settings, need_hidden, need_weight),
         )
         if need_hidden and rows is not None:
             d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, d_hidden)

@@ -18,6 +18,15 @@ import torch
 from .precision import FLOOR
 
 
+class RowNumbers(NamedTuple):
+    """What a forward pass finds of each row [N], float32 or float64; entropy is None where nobody asked for it."""
+
+    logp: torch.Tensor
+    top: torch.Tensor
+    log_total: torch.Tensor
+    entropy: torch.Tensor | None
+
+
 class RowCoefficients(NamedTuple):
     """Each [N], in the dtype of logp; linear is None where there is no gradient of the entropy."""
 
@@ -33,13 +42,9 @@ class RowCoefficients(NamedTuple):
 
 
 def row_coefficients(
-    logp: torch.Tensor,
-    log_total: torch.Tensor,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
-    inv_temperature: float,
+    known: RowNumbers, logp_grad: torch.Tensor, entropy_grad: torch.Tensor | None, inv_temperature: float
 ) -> RowCoefficients:
+    logp, _, log_total, entropy = known
     slope = logp_grad.to(logp.dtype) * -inv_temperature
     share = log_total.neg().exp()
     if entropy_grad is None or entropy is None:

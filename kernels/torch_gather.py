@@ -4,12 +4,12 @@ import torch
 
 from . import torch_linear
 from .precision import FLOOR, accumulator
-from .row_coefficients import row_coefficients
+from .row_coefficients import RowNumbers, row_coefficients
 
 
 def gather_forward(
     logits: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int, want_entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> RowNumbers:
     acc = accumulator(logits.dtype)
     tokens = logits.shape[0]
     logp, top, log_total = (logits.new_empty(tokens, dtype=acc) for _ in range(3))
@@ -26,25 +26,22 @@ def gather_forward(
         logp[part] = log_p.gather(1, targets[part].long()[:, None])[:, 0]
         if entropy is not None:
             entropy[part] = -torch.exp(log_p, out=z).mul_(log_p.clamp_(min=FLOOR)).sum(1)
-    return logp, top, log_total, entropy
+    return RowNumbers(logp, top, log_total, entropy)
 
 
 def gather_backward(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    logp: torch.Tensor,
-    top: torch.Tensor,
-    log_total: torch.Tensor,
+    known: RowNumbers,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
     inv_temperature: float,
     vocab_size: int,
     inplace: bool,
 ) -> torch.Tensor:
     acc = accumulator(logits.dtype)
     tokens = logits.shape[0]
-    row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
+    row = row_coefficients(known, logp_grad, entropy_grad, inv_temperature)
     d_logits = logits if inplace else torch.empty_like(logits)
     d_logits[:, vocab_size:] = 0
     rows = max(1, min(tokens, torch_linear.FORWARD_BLOCK // acc.itemsize // vocab_size))
@@ -53,7 +50,7 @@ def gather_backward(
         part = slice(r, min(r + rows, tokens))
         z = scratch[: part.stop - r]
         z.copy_(logits[part, :vocab_size]).mul_(inv_temperature)  # a bf16 product would be rounded to bf16
-        z -= top[part, None]
+        z -= known.top[part, None]
         if row.linear is None:
             z.exp_().mul_(row.constant[part, None])
         else:

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 import torch
 
 from .precision import accumulator, add_product
+from .row_coefficients import RowNumbers
 
 SCRATCH_BYTES = 128 * 2**20
 FORWARD_BLOCK = 8 * 2**20  # bytes of a block of logits, and of as many log-probs
@@ -65,7 +66,7 @@ def forward(
     inv_temperature: float,
     vocab_size: int,
     want_entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> RowNumbers:
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
     targets = targets.long()
@@ -101,8 +102,8 @@ def forward(
 
 def merge(
     tops: torch.Tensor, log_totals: torch.Tensor, entropies: torch.Tensor | None, target_logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Blocks of the vocabulary [blocks, N] -> logp, top, log_total, entropy or None [N]. The sums over blocks are made in
+) -> RowNumbers:
+    """Blocks of the vocabulary [blocks, N] -> a row's numbers [N]. The sums over blocks are made in
     float64: they are few, and a log-prob near zero is their difference."""
     top = tops.amax(0)
     log_parts = (tops - top).double() + log_totals
@@ -113,7 +114,7 @@ def merge(
         # H = sum over blocks of P(block) (H(block) - log P(block))
         log_share = log_parts - log_total
         entropy = (log_share.exp() * (entropies - log_share)).sum(0).to(top.dtype)
-    return logp, top, log_total.to(top.dtype), entropy
+    return RowNumbers(logp, top, log_total.to(top.dtype), entropy)
 
 
 def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
@@ -175,12 +176,9 @@ def backward(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    logp: torch.Tensor,
-    top: torch.Tensor,
-    log_total: torch.Tensor,
+    known: RowNumbers,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
     inv_temperature: float,
     vocab_size: int,
     need_hidden: bool,
@@ -188,6 +186,7 @@ def backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     # A block B holds p - [j = target], so that d_hidden = -diag(s) B W and d_weight = -B^T diag(s) X with s the upstream
     # gradient over the temperature. With an entropy gradient the factor differs from column to column and goes into B.
+    logp, top, log_total, entropy = known
     acc = accumulator(hidden.dtype)
     work = _gradient_dtype(hidden, exact=entropy_grad is not None)
     tokens, size = hidden.shape

@@ -123,31 +123,14 @@ def linear_surrogate(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    ref_logp: torch.Tensor,
-    advantage: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    ratio: str,
-    eps_low: float,
-    eps_high: float,
-    normalizer: float,
+    *batch: Any,
     temperature: float = 1.0,
     vocab_size: int | None = None,
+    **settings: Any,
 ) -> tuple[torch.Tensor, SurrogateMetrics]:
-    """linear_logprob followed by clipped_surrogate."""
+    """linear_logprob followed by clipped_surrogate, whose arguments from ref_logp on are *batch and **settings."""
     logp = linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=vocab_size).reshape(-1)
-    return clipped_surrogate(
-        logp,
-        ref_logp,
-        advantage,
-        cu_seqlens,
-        mask,
-        ratio=ratio,
-        eps_low=eps_low,
-        eps_high=eps_high,
-        normalizer=normalizer,
-    )
+    return clipped_surrogate(logp, *batch, **settings)
 
 
 def paged_attention(

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from . import configs
 from .configs import FLOOR
-from .row_coefficients import row_coefficients
+from .row_coefficients import RowNumbers, row_coefficients
 
 
 @triton.jit
@@ -45,19 +45,16 @@ def gather_backward_kernel(
 def gather_backward(
     logits: torch.Tensor,
     targets: torch.Tensor,
-    logp: torch.Tensor,
-    top: torch.Tensor,
-    log_total: torch.Tensor,
+    known: RowNumbers,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
     inv_temperature: float,
     vocab_size: int,
     inplace: bool,
 ) -> torch.Tensor:
     """-> d_logits [N, V] in the dtype of logits; with inplace it is logits, written over."""
     rows, columns = logits.shape
-    row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
+    row = row_coefficients(known, logp_grad, entropy_grad, inv_temperature)
     launch = configs.elementwise(configs.GATHER, logits.device)
     d_logits = logits if inplace else torch.empty_like(logits, memory_format=torch.contiguous_format)
     blocks = triton.cdiv(columns, launch.constants["BLOCK_V"])
@@ -65,7 +62,7 @@ def gather_backward(
         gather_backward_kernel[(rows * blocks,)](
             logits,
             targets.contiguous(),
-            top,
+            known.top,
             row.at_target,
             row.constant,
             row.constant if row.linear is None else row.linear,

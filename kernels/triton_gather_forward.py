@@ -7,6 +7,7 @@ import triton.language as tl
 from . import configs
 from .configs import FLOOR
 from .precision import accumulator
+from .row_coefficients import RowNumbers
 
 
 @triton.jit
@@ -60,8 +61,8 @@ def gather_forward_kernel(
 
 def gather_forward(
     logits: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int, want_entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """logits [N, V] of any row stride, targets [N] -> logp, top, log_total, entropy or None, all [N] float32 (float64)."""
+) -> RowNumbers:
+    """logits [N, V] of any row stride, targets [N] -> float32 (float64) numbers a row."""
     rows = len(logits)
     acc = accumulator(logits.dtype)
     logp, top, log_total = (logits.new_empty(rows, dtype=acc) for _ in range(3))
@@ -82,4 +83,4 @@ def gather_forward(
             ACC=configs.accumulator(logits.dtype),
             **configs.elementwise(configs.GATHER, logits.device).options(),
         )
-    return logp, top, log_total, entropy
+    return RowNumbers(logp, top, log_total, entropy)

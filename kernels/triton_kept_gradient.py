@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .row_coefficients import row_coefficients
+from .row_coefficients import RowNumbers, row_coefficients
 from .triton_tiles import padded
 
 
@@ -66,7 +66,7 @@ def kept_gradient(
     [N, vocab_size]; or of the rows picked [n] int64 alone, in that order, in new memory [n, vocab_size]."""
     columns = kept.shape[1]
     maxima, top, log_total = state
-    row = row_coefficients(logp, log_total, logp_grad, None, None, inv_temperature)
+    row = row_coefficients(RowNumbers(logp, top, log_total, None), logp_grad, None, inv_temperature)
     block_v = configs.linear(kept.device, kept.dtype).constants["BLOCK_V"]
     launch = configs.elementwise(configs.KEPT, kept.device)
     d_logits = kept if picked is None else kept.new_empty(len(picked), padded(columns))[:, :columns]

@@ -27,7 +27,7 @@ import triton
 from . import configs
 from .one_pass_budget import OnePassBudget
 from .precision import accumulator, add_product
-from .row_coefficients import row_coefficients
+from .row_coefficients import RowNumbers, row_coefficients
 from .triton_logit_gradient import logit_gradient
 from .triton_merge import merge
 from .triton_partial_sums import partial_sums
@@ -48,8 +48,8 @@ def forward(
     inv_temperature: float,
     vocab_size: int,
     want_entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """hidden [N, H], weight [V, H], targets [N] -> logp, top, log_total, entropy or None: [N] float32 (float64)."""
+) -> RowNumbers:
+    """hidden [N, H], weight [V, H], targets [N] -> float32 (float64) numbers a row."""
     hidden, targets = unit_stride(hidden), targets.contiguous()
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
@@ -67,7 +67,7 @@ def forward(
         )
         of_entropy = None if entropy is None else entropy[part]
         merge(parts, tiles, target_logits[part], logp[part], top[part], log_total[part], of_entropy)
-    return logp, top, log_total, entropy
+    return RowNumbers(logp, top, log_total, entropy)
 
 
 def kept_forward(
@@ -92,12 +92,9 @@ def backward(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    logp: torch.Tensor,
-    top: torch.Tensor,
-    log_total: torch.Tensor,
+    known: RowNumbers,
     logp_grad: torch.Tensor,
     entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
     inv_temperature: float,
     vocab_size: int,
     need_hidden: bool,
@@ -107,7 +104,7 @@ def backward(
     hidden = unit_stride(hidden)
     rows, width = hidden.shape
     acc = accumulator(hidden.dtype)
-    row = row_coefficients(logp, log_total, logp_grad, entropy_grad, entropy, inv_temperature)
+    row = row_coefficients(known, logp_grad, entropy_grad, inv_temperature)
     wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize, scratch_bytes(hidden.device))
     d_hidden = hidden.new_zeros(rows, width, dtype=acc) if need_hidden else None
     d_weight = torch.empty_like(weight) if need_weight else None
@@ -120,7 +117,9 @@ def backward(
         for start in range(0, rows, wave):
             part = slice(start, min(start + wave, rows))
             d_logits = scratch[: part.stop - start, : len(w)]
-            logit_gradient(hidden[part], w, targets[part], top[part], row.of(part), first, inv_temperature, d_logits)
+            logit_gradient(
+                hidden[part], w, targets[part], known.top[part], row.of(part), first, inv_temperature, d_logits
+            )
             if d_hidden is not None:
                 add_product(d_hidden[part], d_logits, w)
             if d_w is not None:

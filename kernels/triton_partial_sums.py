@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .triton_partial_sums_tma import partial_sums_tma, takes
+from .triton_partial_sums_tma import descriptors, launch_for, partial_sums_tma_kernel
 from .triton_tiles import fold_tile, tile_logits, tile_of
 
 
@@ -86,30 +86,22 @@ def partial_sums(
 ) -> None:
     """Fills parts [2 or 3, tiles * N or more] (maxima, totals and, where there is a third, moments), target_logits [N]
     and, where given, kept [N, vocab_size] whose rows are padded. The numbers of a row of hidden are neighbours."""
-    if takes(hidden, weight):
-        partial_sums_tma(hidden, weight, targets, inv_temperature, vocab_size, parts, target_logits, kept)
-        return
     rows, width = hidden.shape
-    launch = configs.linear(hidden.device, hidden.dtype)
-    programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(vocab_size, launch.constants["BLOCK_V"])
-    partial_sums_kernel[(programs,)](
-        hidden,
-        weight,
-        targets,
-        hidden if kept is None else kept,
-        parts[0],
-        parts[1],
-        parts[-1],
-        target_logits,
-        rows,
-        vocab_size,
-        width,
-        hidden.stride(0),
-        weight.stride(0),
-        hidden.stride(0) if kept is None else kept.stride(0),
-        inv_temperature,
-        ENTROPY=len(parts) == 3,
-        KEEP=kept is not None,
-        ACC=configs.accumulator(hidden.dtype),
+    tma = launch_for(hidden, weight)
+    launch = tma or configs.linear(hidden.device, hidden.dtype)
+    tiles = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(vocab_size, launch.constants["BLOCK_V"])
+    written = hidden if kept is None else kept
+    numbers = targets, written, parts[0], parts[1], parts[-1], target_logits, rows, vocab_size, width
+    options = {
+        "ENTROPY": len(parts) == 3,
+        "KEEP": kept is not None,
+        "ACC": configs.accumulator(hidden.dtype),
         **launch.options(),
-    )
+    }
+    if tma is None:
+        strides = hidden.stride(0), weight.stride(0), written.stride(0)
+        partial_sums_kernel[(tiles,)](hidden, weight, *numbers, *strides, inv_temperature, **options)
+    else:
+        grid = (min(tiles, configs.multiprocessors(hidden.device)),)
+        operands = descriptors(hidden, weight, vocab_size, tma)
+        partial_sums_tma_kernel[grid](*operands, *numbers, written.stride(0), inv_temperature, **options)

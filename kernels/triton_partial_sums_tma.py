@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import configs
+from .configs import Launch
 from .triton_tiles import fold_tile, tile_of
 
 
@@ -70,45 +71,18 @@ def partial_sums_tma_kernel(
         )
 
 
-def takes(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernel is for this chip and dtype, and the accelerator for these addresses (multiples of 16 bytes)."""
-    if configs.linear_tma(hidden.device, hidden.dtype) is None:
-        return False
-    return all(t.data_ptr() % 16 == 0 and t.stride(0) * t.dtype.itemsize % 16 == 0 for t in (hidden, weight))
+def launch_for(hidden: torch.Tensor, weight: torch.Tensor) -> Launch | None:
+    """The kernel's configuration, where it is for this chip and dtype, and the accelerator for these addresses (multiples
+    of 16 bytes)."""
+    aligned = (t.data_ptr() % 16 == 0 and t.stride(0) * t.dtype.itemsize % 16 == 0 for t in (hidden, weight))
+    return configs.linear_tma(hidden.device, hidden.dtype) if all(aligned) else None
 
 
-def partial_sums_tma(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    inv_temperature: float,
-    vocab_size: int,
-    parts: torch.Tensor,
-    target_logits: torch.Tensor,
-    kept: torch.Tensor | None,
-) -> None:
-    """As triton_partial_sums.partial_sums, for what takes() accepts."""
+def descriptors(hidden: torch.Tensor, weight: torch.Tensor, vocab_size: int, launch: Launch) -> list[TensorDescriptor]:
+    """The two operands as the accelerator reads them, in blocks."""
     rows, width = hidden.shape
-    launch = configs.linear_tma(hidden.device, hidden.dtype)
-    assert launch is not None
     n, v, h = (launch.constants[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_H"))
-    tiles = triton.cdiv(rows, n) * triton.cdiv(vocab_size, v)
-    partial_sums_tma_kernel[(min(tiles, configs.multiprocessors(hidden.device)),)](
+    return [
         TensorDescriptor(hidden, [rows, width], [hidden.stride(0), 1], [n, h]),
         TensorDescriptor(weight, [vocab_size, width], [weight.stride(0), 1], [v, h]),
-        targets,
-        parts if kept is None else kept,
-        parts[0],
-        parts[1],
-        parts[-1],
-        target_logits,
-        rows,
-        vocab_size,
-        width,
-        hidden.stride(0) if kept is None else kept.stride(0),
-        inv_temperature,
-        ENTROPY=len(parts) == 3,
-        KEEP=kept is not None,
-        ACC=configs.accumulator(hidden.dtype),
-        **launch.options(),
-    )
+    ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import configs, triton_partial_sums_tma
+from o1core.kernels import configs, triton_partial_sums
 from tests.kernels.triton_cases import (
     BLOCK_N,
     BLOCK_V,
@@ -30,15 +30,15 @@ def choose_triton(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the persistent kernel was launched; `calls.on()` lets it be."""
-    original = triton_partial_sums_tma.partial_sums_tma
+    """How often the persistent kernel was launched."""
+    original = triton_partial_sums.descriptors
     count = []
 
     def counting(*arguments):
         count.append(1)
-        original(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr("o1core.kernels.triton_partial_sums.partial_sums_tma", counting)
+    monkeypatch.setattr(triton_partial_sums, "descriptors", counting)
     return count
 
 
