@@ -1,6 +1,7 @@
 """Fixtures of the torch kernels' tests, and the compiler at work beside all of them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiler(request, tmp_path_factory):
-    """(process, folder): bench.compiled_kernels with its log and records.json, in what the other tests leave of the machine.
+    """(process, folder): bench.compiled_kernels with its log and records.json, beside the other tests.
     In a process of its own, since this one may be in Triton's interpreter."""
     if not any(item.path.name == COMPILED for item in request.session.items):
         yield None
@@ -27,13 +28,16 @@ def compiler(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    command = ["nice", sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline"]
+    command = [sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline"]
     with open(folder / "log", "w") as log:
         command += ["--json", str(folder / "records.json")]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     yield process, folder
-    process.terminate()
-    process.wait()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)  # with the processes that it started
+        process.wait()
 
 
 @pytest.fixture
