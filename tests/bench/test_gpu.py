@@ -37,6 +37,7 @@ def attention_of_torch(monkeypatch):
 def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch, capsys):
     settings = SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_k=9, top_p=0.9)
     monkeypatch.setattr(decode, "SAMPLED", settings)
+    monkeypatch.setenv("O1CORE_CACHE", "pages")  # as on a GPU
     command.main(["--sizes", "tiny", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert list(rows) == list(command.ROWS)
