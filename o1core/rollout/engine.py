@@ -164,7 +164,7 @@ class Engine:
         config, dtype, device = self.model.config, self.model.embed.dtype, self.model.embed.device
         held, self._cache = self._cache, None
         if self.kind == "lanes":
-            if not isinstance(held, LaneCache) or held.spans[-1] < longest:
+            if not isinstance(held, LaneCache) or held.max_length < longest:
                 held = None
                 held = LaneCache(config, self.slots, longest, dtype, device)
         else:

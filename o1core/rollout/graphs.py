@@ -17,30 +17,34 @@ Step = Callable[[int, int, int], None]
 
 
 class Captured:
-    """`step` in graphs, one for each set of numbers it is called with; all share one pool of memory."""
+    """Steps in graphs, one for each set of numbers that they are called with; all share one pool of memory.
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    The step is handed over with each call and not kept: a step that its owner keeps would keep the owner, and with it the
+    cache, past its time.
+    """
+
+    def __init__(self) -> None:
         self.graphs: dict[tuple[int, int, int], torch.cuda.CUDAGraph] = {}
 
-    def __call__(self, first: int, rows: int, splits: int) -> None:
+    def __call__(self, step: Step, first: int, rows: int, splits: int) -> None:
+        """Replay the step of these numbers; `step` itself is called where there is no graph of it yet."""
         numbers = first, rows, splits
         if numbers not in self.graphs:
-            self.graphs[numbers] = self._capture(numbers)
+            self.graphs[numbers] = self._capture(step, numbers)
         self.graphs[numbers].replay()
 
-    def _capture(self, numbers: tuple[int, int, int]) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Step, numbers: tuple[int, int, int]) -> torch.cuda.CUDAGraph:
         """A graph of the step. The step runs once before: kernels are compiled then, and libraries take their workspaces.
         It does no harm: what a step writes does not change what it reads."""
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            self.step(*numbers)
+            step(*numbers)
         torch.cuda.current_stream().wait_stream(beside)
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            self.step(*numbers)
+            step(*numbers)
         return graph
 
 

@@ -22,7 +22,7 @@ from ..model import Transformer
 from .blocks import Blocks
 from .completion import Row
 from .decoder import Read
-from .graphs import Captured, Step, rounded_splits
+from .graphs import Captured, rounded_splits
 from .packing import Product
 from .pages import PagedCache
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
@@ -43,8 +43,7 @@ class PageDecoder:
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         self.triton = runs_triton(device) and refused_heads(*heads) is None
         self.behind = int(device.type == "cuda")
-        captured = device.type == "cuda" and self.triton and team.members == 1
-        self.step: Step = Captured(self._compute) if captured else self._compute
+        self.graphs = Captured() if device.type == "cuda" and self.triton and team.members == 1 else None
         rows = -(-len(cache.table) // blocks.base) * blocks.base
         self.live = 0  # rows of the step that are not there to fill a block
         self._places: dict[Row, int] = {}  # of the rows of the step before
@@ -63,7 +62,11 @@ class PageDecoder:
         first = 0
         for size in sizes:
             longest = max((row.length + 1 for row in rows[first : first + size]), default=1)
-            self.step(first, size, rounded_splits(longest, SPLIT_TOKENS, self.cache.splits))
+            numbers = first, size, rounded_splits(longest, SPLIT_TOKENS, self.cache.splits)
+            if self.graphs is None:
+                self._compute(*numbers)
+            else:
+                self.graphs(self._compute, *numbers)
             first += size
         share_tokens(self.ids, self.team)
         self._places = {row: i for i, row in enumerate(rows)}

@@ -1,0 +1,222 @@
+"""The decode step that a GPU captures, looked at on a CPU: what it launches, that it waits for nothing, and what it samples."""
+
+import contextlib
+from itertools import chain
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import InterpretedFunction
+
+import o1core
+from o1core import Engine, SamplingParams, Transformer
+from o1core.distributed import ALONE
+from o1core.errors import UserError
+from o1core.kernels import configs, dispatch
+from o1core.model import ModelConfig, initialise
+from o1core.rollout import caches, engine, graphs
+from o1core.rollout.graphs import Captured, rounded_splits
+from o1core.rollout.page_decoder import PageDecoder
+from o1core.rollout.pages import PagedCache
+from o1core.rollout.sampling import device_uniforms, uniforms
+from tests.campaigns.bits import Words
+from tests.kernels.triton_cases import needs_interpreter
+
+SHAPE = ModelConfig("Qwen2ForCausalLM", 75, 64, 96, 2, 6, 2, 16, 1e-6, 1e4, 512, True, torch.float64)
+PARAMS = SamplingParams(n=2, max_new_tokens=4, seed=3)
+PROMPTS = [[5, 6, 7], list(range(1, 65))]
+
+
+def model_of(config: ModelConfig, dtype: torch.dtype) -> Transformer:
+    model = Transformer(config)
+    initialise(model, seed=0, std=0.2)
+    return model.to(dtype)
+
+
+def test_the_device_makes_the_random_numbers_of_the_host():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(-(2**63), 2**63 - 1, (2000,), generator=generator)
+    steps = torch.randint(0, 20_000, (2000,), generator=generator)
+    expected = uniforms([key % 2**64 for key in keys.tolist()], steps.tolist())
+    assert device_uniforms(keys, steps).tolist() == expected.tolist()
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would launch; refuses what would leave the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        name = str(function)
+        assert "_local_scalar_dense" not in name and "nonzero" not in name
+        inputs = [x for x in args if isinstance(x, torch.Tensor)]
+        outputs = list(out) if isinstance(out, tuple | list) else [out]
+        assert all(tensor.device.type == "meta" for tensor in (*inputs, *outputs)), name
+        storages = {tensor.untyped_storage()._cdata for tensor in inputs}
+        view = all(tensor.untyped_storage()._cdata in storages for tensor in outputs) and "_." not in name
+        if not view and "empty" not in name:
+            self.names.append(name)
+        return out
+
+
+def launches_of_a_step(config: ModelConfig, monkeypatch, backend: str = "triton") -> list[str]:
+    """Everything that the captured step of 256 rows launches on a GPU. Tensors have no numbers, so nothing can be read back;
+    kernels are noted and not run, and an RMSNorm is one of torch's own, as it is on a GPU."""
+    launches, device = Launches(), torch.device("meta")
+    monkeypatch.setenv("O1CORE_KERNELS", backend)
+    monkeypatch.setattr(configs, "target", lambda device: "sm_90")
+    monkeypatch.setattr(InterpretedFunction, "run", lambda self, *_, **__: launches.names.append(self.fn.__name__))
+    monkeypatch.setattr(F, "rms_norm", lambda *arguments: torch.ops.aten._fused_rms_norm(*arguments)[0])
+    with device:
+        model = Transformer(config).to(torch.bfloat16)
+    cache = PagedCache(config, 256, 16, 512, torch.bfloat16, device)
+    blocks, head = SimpleNamespace(base=256), lambda hidden: F.linear(hidden, model.lm_head)
+    decoder = PageDecoder(model, head, cache, blocks, SamplingParams(temperature=0.6, top_p=0.9), ALONE)
+    with torch.inference_mode(), launches:
+        decoder._compute(0, 256, 1)
+    return launches.names
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    "family, most", [("Qwen2ForCausalLM", 13), ("Qwen3ForCausalLM", 16), ("SmolLM3ForCausalLM", 13)]
+)
+def test_a_captured_step_launches_few_kernels_a_layer_and_never_asks_the_host(monkeypatch, family, most):
+    """A layer's launches are the difference that one more layer makes; one that is not rotated launches as many."""
+    nope = (2,) if family.startswith("SmolLM3") else ()
+    config = ModelConfig(family, 75, 64, 96, 2, 6, 2, 16, 1e-6, 1e4, 512, True, torch.bfloat16, nope_layers=nope)
+    two, three = (launches_of_a_step(replaced(config, num_layers=n), monkeypatch) for n in (2, 3))
+    assert len(three) - len(two) <= most
+    assert three.count("write_pages_kernel") == three.count("paged_attention_kernel") == 3
+    assert three.count("sample_kernel") == 1
+
+
+def test_the_torch_twins_are_seen_to_ask_the_host(monkeypatch):
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        launches_of_a_step(SHAPE, monkeypatch, "torch")
+
+
+def replaced(config: ModelConfig, **changes) -> ModelConfig:
+    return ModelConfig(**vars(config) | changes)
+
+
+@needs_interpreter
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_kernels_of_a_gpu_sample_what_their_torch_twins_sample(monkeypatch):
+    """float64, in Triton's interpreter: attention over pages, the write of pages and the sampler, a step behind."""
+    monkeypatch.setenv("O1CORE_CACHE", "pages")
+    model, words = model_of(replaced(SHAPE, num_layers=1, num_heads=2, num_kv_heads=1), torch.float64), Words(75)
+    params = SamplingParams(max_new_tokens=3, seed=3, temperature=0.7)
+    expected = Engine(model, words, slots=4).generate(PROMPTS, params)
+    monkeypatch.setenv("O1CORE_KERNELS", "triton")
+    monkeypatch.setattr(engine, "PageDecoder", OneBehind)
+    found = Engine(model, words, slots=4).generate(PROMPTS, params)
+    assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
+    for a, b in zip(chain(*found), chain(*expected)):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-6)
+
+
+class OneBehind(PageDecoder):
+    """With the host as far behind as it is on a GPU."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        assert self.triton
+        self.behind = 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "Qwen3ForCausalLM"},
+        {"architecture": "SmolLM3ForCausalLM", "nope_layers": (1,)},
+        {"num_heads": 2, "scaling": o1core.model.rope.Yarn(4.0, 1.2, 32.0, 1.0, 128, True)},
+    ],
+    ids=["norms of heads", "a layer without a rotary embedding", "yarn"],
+)
+def test_every_kind_of_layer_has_the_tokens_of_lanes(monkeypatch, changes):
+    model, found = model_of(replaced(SHAPE, **changes), torch.float64), {}
+    for kind in ("lanes", "pages"):
+        monkeypatch.setenv("O1CORE_CACHE", kind)
+        found[kind] = Engine(model, Words(75), slots=4).generate(PROMPTS, PARAMS)
+    for a, b in zip(chain(*found["lanes"]), chain(*found["pages"])):
+        assert a.ids == b.ids and a.logprobs == pytest.approx(b.logprobs, abs=1e-6)
+
+
+def test_splits_are_a_power_of_two_or_the_most_there_can_be():
+    found = [rounded_splits(longest, 512, 17) for longest in (0, 1, 512, 513, 1024, 1025, 2049, 4097, 8193, 8704)]
+    assert found == [1, 1, 1, 2, 2, 4, 8, 16, 17, 17]
+
+
+def test_graphs_are_captured_once_and_replayed(monkeypatch):
+    """Against a stand-in for torch's graphs, which notes what is run while it captures and runs it at a replay."""
+    calls, capturing = [], []
+
+    class Graph:
+        def replay(self):
+            calls.append(("replay", self.numbers))
+
+        def pool(self):
+            return "pool"
+
+    @contextlib.contextmanager
+    def graph(made, pool):
+        capturing.append(pool)
+        yield
+        made.numbers = calls.pop()
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(
+        graphs.torch,
+        "cuda",
+        SimpleNamespace(
+            CUDAGraph=Graph,
+            Stream=lambda: stream,
+            current_stream=lambda: stream,
+            stream=lambda s: contextlib.nullcontext(),
+            graph=graph,
+        ),
+    )
+    captured = Captured()
+    for numbers in ((0, 256, 1), (256, 256, 1), (0, 256, 1)):
+        captured(lambda *seen: calls.append(seen), *numbers)
+    assert capturing == [None, "pool"]
+    first, second = (0, 256, 1), (256, 256, 1)
+    assert calls == [first, ("replay", first), second, ("replay", second), ("replay", first)]
+
+
+def test_logits_that_are_not_finite_are_refused(monkeypatch):
+    monkeypatch.setenv("O1CORE_CACHE", "pages")
+    model = model_of(SHAPE, torch.float32)
+    with torch.no_grad():
+        model.norm.fill_(float("nan"))
+    with pytest.raises(UserError, match="logits are not finite"):
+        Engine(model, Words(75)).generate(PROMPTS, PARAMS)
+
+
+@pytest.mark.parametrize("changes, reason", [({"head_dim": 24}, "head size 24"), ({"num_heads": 34}, "17 query heads")])
+def test_a_gpu_has_lanes_where_the_kernels_do_not_take_the_heads(monkeypatch, caplog, changes, reason):
+    monkeypatch.delenv("O1CORE_CACHE", raising=False)
+    caches._warn_once.cache_clear()
+    config, device = replaced(SHAPE, **changes), torch.device("cuda")
+    assert [caches.cache_kind(config, device) for _ in range(2)] == ["lanes", "lanes"]
+    (line,) = caplog.messages
+    assert reason in line and "lanes run instead of pages" in line and "\n" not in line
+    assert caches.cache_kind(SHAPE, device) == "pages" and caches.cache_kind(config, torch.device("cpu")) == "lanes"
+
+
+def test_an_old_gpu_has_lanes_with_one_line(monkeypatch):
+    monkeypatch.delenv("O1CORE_CACHE", raising=False)
+    monkeypatch.delenv("O1CORE_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    dispatch._new_enough.cache_clear()
+    with pytest.warns(UserWarning, match=r"compute capability 7.5: .* torch runs instead$") as lines:
+        assert caches.cache_kind(SHAPE, torch.device("cuda", 0)) == "lanes"
+    assert len(lines) == 1
+    dispatch._new_enough.cache_clear()
