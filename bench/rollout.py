@@ -1,23 +1,27 @@
-"""Rollouts per second: our engine beside transformers' generate, in one run.
+"""Rollouts per second: our engine with lanes and with pages beside transformers' generate, in one run.
 
     python -m bench.rollout --model DIR --data FILE [--prompts 16 --samples 4 --new-tokens 128 --runs 3] [--json FILE]
+    python -m bench.rollout --engines lanes pages --dtype float32    # random weights in the shape of Qwen2.5-0.5B
 
-Same checkpoint, dtype (bf16), prompts and sampling law (temperature 1, no filter) for all, in turn, each run in a process
-of its own: o1core as its command runs it, transformers as it comes, and transformers with
+Same checkpoint, dtype, prompts and sampling law (temperature 1, no filter) for all, in turn, each run in a process
+of its own: o1core as its command runs it with each of its KV caches, transformers as it comes, and transformers with
 o1core.rollout.memory.keep_freed_memory, which spares it most of its page faults. Two cases: "fixed", where every
 completion has exactly --new-tokens (end-of-text is switched off on both sides), and "mixed", where each ends where it
 ends, at --mixed-tokens at the latest: there transformers decodes until the slowest of the batch is done, and only
 tokens up to the end of a completion are counted. The floor counts matrix multiplications alone, at the best rate of
-a large bf16 one measured between the runs.
+a large one measured between the runs. Random weights have no end-of-text: there the mixed case ends a completion with a
+chance that makes them a third of --mixed-tokens long on average, and transformers does not take part.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,17 +29,24 @@ import torch
 import o1core
 from bench.peers import import_transformers
 from o1core import Tokenizer, Transformer
+from o1core.model import DTYPES, ModelConfig, initialise
 from o1core.problems import load_problems
 from o1core.rollout import keep_freed_memory
 from o1core.training import peak_memory
 
-ENGINES = ("o1core", "transformers", "transformers, memory kept")
+OURS, THEIRS = ("lanes", "pages"), ("transformers", "transformers, memory kept")
+ENGINES = OURS + THEIRS
+SHAPE = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.float32)
+PROMPT = 100  # tokens of a prompt where the weights are random
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
-    ap.add_argument("--data", type=Path, required=True, help="a problem file")
+    ap.add_argument("--model", type=Path, help="a Hugging Face folder (default: random weights, our engine alone)")
+    ap.add_argument("--data", type=Path, help="a problem file, for a model with a tokenizer")
+    ap.add_argument("--layers", type=int, default=24, help="of a model with random weights (default: %(default)s)")
+    ap.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
+    ap.add_argument("--engines", nargs="+", choices=ENGINES, help="(default: all that can run)")
     ap.add_argument("--prompts", type=int, default=16, help="problems (default: %(default)s)")
     ap.add_argument("--samples", type=int, default=4, help="completions of each (default: %(default)s)")
     ap.add_argument("--new-tokens", type=int, default=128, help="of a completion, fixed case (default: %(default)s)")
@@ -48,16 +59,22 @@ def main() -> None:
     if args.child:
         print(json.dumps(one_run(args, *args.child)))
         return
+    if args.model is not None and args.data is None:
+        ap.error("--model needs --data, a problem file")
+    engines = args.engines or (ENGINES if args.model else OURS)
+    if args.model is None and not set(engines) <= set(OURS):
+        ap.error("--engines: transformers needs --model")
     results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     for case in args.cases:
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
-        peak = product_rate()
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+        peak = product_rate(DTYPES[args.dtype])
         for seed in range(args.runs):
             for name, found in runs.items():
                 command = [sys.executable, "-m", "bench.rollout", *sys.argv[1:], "--child", name, case, str(seed)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                env = os.environ | ({"O1CORE_CACHE": name} if name in OURS else {})
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
-                peak = max(peak, product_rate())
+                peak = max(peak, product_rate(DTYPES[args.dtype]))
         report(args, case, runs, peak)
         results[case] = runs | {"product_flops": peak}
     if args.json:
@@ -67,17 +84,18 @@ def main() -> None:
 def report(args: argparse.Namespace, case: str, runs: dict[str, list[dict[str, float]]], peak: float) -> None:
     limit = args.new_tokens if case == "fixed" else args.mixed_tokens
     print(f"{case}: {args.prompts} prompts x {args.samples} samples x {limit} new tokens, {args.runs} runs in turn")
-    ours = [run["rate"] for run in runs["o1core"]]
+    first = next(iter(runs))
+    ours = [run["rate"] for run in runs[first]]
     for name, found in runs.items():
         rates = [run["rate"] for run in found]
         line = " / ".join(f"{x:.0f}" for x in quantiles(rates))
         ratio = " / ".join(f"{x:.2f}" for x in quantiles([a / b for a, b in zip(ours, rates)]))
         memory = max(run["peak_gib"] for run in found)
-        print(f"  {name:26} tokens/s p20 / p50 / p80: {line:18} o1core is {ratio} x   peak {memory:.1f} GiB")
-    floor = peak / runs["o1core"][0]["flops_a_token"]
+        print(f"  {name:26} tokens/s p20 / p50 / p80: {line:18} {first} is {ratio} x   peak {memory:.1f} GiB")
+    floor = peak / runs[first][0]["flops_a_token"]
     print(
         f"  floor: {floor:.0f} tokens/s if matrix multiplications were all, at {peak / 1e12:.2f} TFLOP/s; "
-        f"o1core reaches {np.median(ours) / floor:.0%} of it",
+        f"{first} reaches {np.median(ours) / floor:.0%} of it",
         flush=True,
     )
 
@@ -87,17 +105,31 @@ def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[s
     if name != "transformers":
         keep_freed_memory()
     limit = args.new_tokens if case == "fixed" else args.mixed_tokens
-    model, tokenizer = o1core.load(args.model, torch.bfloat16)
-    prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
+    dtype = DTYPES[args.dtype]
+    if args.model is None:
+        model, tokenizer, prompts = made_up(args.layers, dtype, args.prompts, 3 * SHAPE.vocab_size // args.mixed_tokens)
+    else:
+        model, tokenizer = o1core.load(args.model, dtype)
+        prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
     flops = flops_a_token(model, prompts, args.samples, limit)
-    if name == "o1core":
+    if name in OURS:
         rate = ours(model, tokenizer, prompts, args.samples, limit, case, int(seed))
     else:
         del model
         transformers = import_transformers()
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
         rate = generate(theirs, tokenizer, prompts, args.samples, limit, case, int(seed))
     return {"rate": rate, "flops_a_token": flops, "peak_gib": peak_memory(torch.device("cpu")) / 1024}
+
+
+def made_up(layers: int, dtype: torch.dtype, count: int, ends: int) -> tuple[Transformer, Tokenizer, list[list[int]]]:
+    """A model with random weights, a tokenizer of which `ends` ids end a completion, and prompts."""
+    model = Transformer(ModelConfig(**vars(SHAPE) | {"num_layers": layers})).to(dtype)
+    initialise(model, seed=0)
+    tokenizer = SimpleNamespace(eos_ids=tuple(range(ends)), size=SHAPE.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(ends, SHAPE.vocab_size, (count, PROMPT), generator=generator).tolist()
+    return model, cast(Tokenizer, tokenizer), prompts
 
 
 def ours(
@@ -152,9 +184,9 @@ def flops_a_token(model: Transformer, prompts: list[list[int]], samples: int, ne
     return 2 * (blocks + model.lm_head.numel()) + prefill
 
 
-def product_rate(size: int = 4096, runs: int = 5) -> float:
-    """FLOP/s of a large bf16 matrix multiplication here: the best of a few."""
-    a, b = torch.randn(2, size, size).to(torch.bfloat16)
+def product_rate(dtype: torch.dtype, size: int = 4096, runs: int = 5) -> float:
+    """FLOP/s of a large matrix multiplication here: the best of a few."""
+    a, b = torch.randn(2, size, size).to(dtype)
     best = 0.0
     for _ in range(runs):
         start = time.perf_counter()

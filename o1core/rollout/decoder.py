@@ -47,9 +47,17 @@ def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
             keys[layer], values[layer] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             return causal_attention(layer, q, k, v)
 
-        tokens = torch.tensor([ids], device=weight.device)
+        tokens = sent(torch.tensor([ids]), weight.device)
         model(tokens, torch.arange(len(ids), device=weight.device), attend)
     return keys, values
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on their way to the device, which they reach before what is launched next. A GPU's host does not
+    wait for that."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 class LaneDecoder:

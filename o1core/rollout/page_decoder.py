@@ -13,7 +13,6 @@ without them, because an all-reduce inside of a graph is not tried.
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..distributed import Team, share_tokens
 from ..errors import UserError
@@ -21,11 +20,13 @@ from ..kernels import SPLIT_TOKENS, refused_heads, runs_triton, sample_tokens
 from ..model import Transformer
 from .blocks import Blocks
 from .completion import Row
-from .decoder import Read
+from .decoder import Read, sent
 from .graphs import Captured, rounded_splits
 from .packing import Product
 from .pages import PagedCache
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
+
+FIELDS = ("key", "length", "steps", "place in the step before", "token of a row's first step")  # of what is sent
 
 
 class PageDecoder:
@@ -82,8 +83,9 @@ class PageDecoder:
         columns = [(row.length + 1, row.steps, self._places.get(row, -1), row.token) for row in rows]
         facts[1:, : self.live] = np.array(columns, dtype=np.int64).T
         facts[0, : self.live] = np.array([row.key for row in rows], dtype=np.uint64).view(np.int64)
-        send(facts, self.sent)
-        send(self.cache.table[: self.live], self.table[: self.live])
+        device = self.ids.device
+        self.sent.copy_(sent(torch.from_numpy(facts), device))
+        self.table[: self.live] = sent(torch.from_numpy(self.cache.table[: self.live]), device)
         _, lengths, _, places, prompt_tokens = self.sent
         self.lengths.copy_(lengths)
         torch.where(places < 0, prompt_tokens, self.ids[places.clamp(min=0)], out=self.tokens)
@@ -122,14 +124,3 @@ class PageDecoder:
             return ids, logprobs
 
         return read
-
-
-FIELDS = ("key", "length", "steps", "place in the step before", "token of a row's first step")  # of what is sent
-
-
-def send(numbers: np.ndarray, to: Tensor) -> None:
-    """Copy numbers to the device; the array may be changed at once."""
-    source = torch.from_numpy(numbers)
-    if to.device.type == "cuda":
-        source = source.pin_memory()
-    to.copy_(source, non_blocking=True)
