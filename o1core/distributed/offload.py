@@ -14,7 +14,8 @@ Offload = Literal["none", "moments", "optimiser"]
 @contextmanager
 def offloaded(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Move this rank's part of the tensors to the host's memory, and back on leaving. Nothing may read them inside."""
-    local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
+    detached = [t.detach() for t in tensors]
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in detached]
     held = []
     for tensor in local:
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

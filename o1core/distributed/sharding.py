@@ -28,15 +28,16 @@ from .world import World, world
 def trained_model(plain: Transformer, folder: Path, select: Callable[[Transformer], None]) -> Transformer:
     """The model to train: `plain` itself in one process, else one in shards, read from the same folder.
 
-    plain: holds the checkpoint of `folder`, in the dtype that computes. select: sets requires_grad.
+    plain: holds the checkpoint of `folder`, or a team's part of it, in the dtype that computes. select: sets requires_grad,
+    and may add adapters to the model that is trained; the one to sample from gets them merged.
     """
-    select(plain)
     opened = world()
     if opened is None:
+        select(plain)
         return plain
     plain.requires_grad_(False)  # from here on a copy to sample from
     with torch.device("meta"):
-        model = Transformer(plain.config)
+        model = Transformer(read_config(folder))  # of a team's, `plain` has its part
     select(model)
     compute = plain.embed.dtype
     for p in model.parameters():

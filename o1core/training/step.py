@@ -212,8 +212,7 @@ class Updater:
         moments = [t for m in self.masters for n, t in self.optimiser.state.get(m, {}).items() if n != "step"]
         masters = [m for w, m in self.pairs.values() if m is not w or is_sharded(m)]
         named = {"none": [], "moments": moments, "optimiser": moments + masters}[offload]
-        on_device = [t for t in named if t.device.type != "cpu"]
-        with offloaded(on_device):
+        with offloaded(on_gpu(named)):
             yield
 
     def accumulate(
@@ -254,6 +253,11 @@ class Updater:
         if masks is not None:
             found["masked_tokens"] = float(sum(int((~mask).sum()) for mask in masks))
         return found
+
+
+def on_gpu(tensors: list[Tensor]) -> list[Tensor]:
+    """Those that are not in the host's memory anyway."""
+    return [t for t in tensors if t.device.type != "cpu"]
 
 
 def make_optimiser(

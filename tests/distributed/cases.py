@@ -41,21 +41,21 @@ class Trained:
     metrics: list[dict[str, float]]
 
 
-def make_examples(count: int, seed: int = 0) -> list[Example]:
+def make_examples(count: int, seed: int = 0, vocab: int = VOCAB) -> list[Example]:
     g = torch.Generator().manual_seed(seed)
     examples = []
     for i in range(count):
         t, n = (int(torch.randint(low, high, (), generator=g)) for low, high in ((1, 9), (1, 20)))
-        prompt, ids = (torch.randint(VOCAB, (m,), generator=g, dtype=torch.int32) for m in (t, n))
+        prompt, ids = (torch.randint(vocab, (m,), generator=g, dtype=torch.int32) for m in (t, n))
         examples.append(Example(f"p{i}", prompt, ids, torch.zeros(n), float(torch.randn((), generator=g)), False))
     return examples
 
 
-def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe) -> Updater:
+def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe, vocab: int = VOCAB) -> Updater:
     plain = o1core.load(folder, dtype)[0]
     model = trained_model(plain, folder, lambda m: select(m, recipe.optimiser))
     draw_adapters(model, 0)
-    return Updater(model, VOCAB, recipe.objective, recipe.optimiser, recipe.execution)
+    return Updater(model, vocab, recipe.objective, recipe.optimiser, recipe.execution)
 
 
 def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: object) -> Trained:
@@ -73,6 +73,16 @@ def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: 
 
 def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def train_at_real_widths(folder: Path) -> tuple[float, dict[str, Tensor]]:
+    """The gradient norm of a step, and 256 rows of every weight after it."""
+    vocab = 151936
+    updater = updater_on(folder, torch.float32, Recipe.of(lr=1e-3, ratio="token", micro_tokens=64), vocab)
+    examples = make_examples(3, 0, vocab)
+    norm = updater.step(examples, [torch.full((len(e.ids),), -12.0) for e in examples], 1e-3)["grad_norm"]
+    weights = ((name, whole(p.detach())) for name, p in updater.model.named_parameters())
+    return norm, {name: w[:: max(1, len(w) // 256)].clone() for name, w in weights}
 
 
 def train_all(jobs: list[tuple]) -> list[Trained]:

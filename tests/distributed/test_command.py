@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
+from o1core.cli.entry import parser
 from tests.distributed.launched import Torchrun
 from tests.distributed.worlds import run_commands
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "--samples 4 --picked 3 --problems 10 --rounds 1 --max-new-tokens 24 --temperature 1 --top-p 1 --ratio token "
     "--lr 1e-3 --batch 4 --save-every 2 --eval-problems 3 --slots 4 --device cpu --timeout 60"
@@ -89,6 +93,20 @@ def test_two_nodes_meet_by_torchruns_rendezvous_and_end_as_one_node_of_two(flags
     assert [node.end() for node in nodes] == [0, 0], nodes[0].told() + nodes[1].told()
     weights, wanted = (load_file(run / "pruned" / "model.safetensors") for run in (tmp_path / "run", undisturbed))
     assert all((weights[name] - wanted[name]).norm() <= 1e-5 * wanted[name].norm() for name in wanted)
+
+
+def test_the_lines_that_the_documents_give_are_understood():
+    """Those for 1, 4 and 8 GPUs and 2 nodes: torchrun's part by its own parser, the rest by ours."""
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "bench" / "results" / "scale.md").read_text(), re.S)[1]
+    lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+    launched = [line[1:] for line in lines if line[0] == "torchrun"]
+    assert len(lines) == 4 and len(launched) == 3
+    for words in launched:
+        torchrun = get_args_parser().parse_args(words)
+        assert torchrun.module and torchrun.training_script == "o1core"
+        parser(torchrun.training_script_args[0]).parse_args(torchrun.training_script_args)
+    assert lines[0][0] == "o1core"
+    parser("prune").parse_args(lines[0][1:])
 
 
 @pytest.mark.parametrize(

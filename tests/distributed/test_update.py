@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.distributed.cases import train_all
+from tests.distributed.cases import train_all, train_at_real_widths
 from tests.distributed.worlds import run_world
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -63,3 +63,15 @@ def test_many_processes_end_with_the_weights_of_one(jobs, plain, size, per_node,
             assert many == pytest.approx(one, rel=1e-4, abs=1e-6), name
         for key, weight in expected.weights.items():
             assert (found.weights[key] - weight).norm() <= 1e-5 * weight.norm(), (name, key)
+
+
+def test_two_processes_end_with_the_weights_of_one_at_real_widths(tmp_path, build_checkpoint):
+    """One layer of Qwen2.5-0.5B with its vocabulary, in fp32."""
+    heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 1}
+    widths = {"hidden_size": 896, "intermediate_size": 4864, "vocab_size": 151936}
+    build_checkpoint(tmp_path / "model", dtype=torch.bfloat16, **heads, **widths)
+    found = run_world(train_at_real_widths, 2, tmp_path / "model")[0]
+    norm, weights = train_at_real_widths(tmp_path / "model")
+    assert found[0] == pytest.approx(norm, rel=1e-4)
+    for name, weight in weights.items():
+        assert (found[1][name] - weight).norm() <= 1e-5 * weight.norm(), name
