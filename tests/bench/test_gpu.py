@@ -9,31 +9,46 @@ import torch
 from bench.gpu import __main__ as command
 from bench.gpu import decode
 from bench.gpu.engine import idle
-from bench.gpu.measure import CARDS, Bar, Row, card_of
+from bench.gpu.measure import CARDS, TINY, Bar, Row, card_of
 from o1core import SamplingParams
 from tests.bench.echo import echo
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-@pytest.fixture
-def attention_of_torch(monkeypatch):
-    """varlen_attn has no CPU path: its arguments are bound to its real signature, and attention is computed from them."""
+@pytest.fixture(params=["pages", "rows"])
+def attention_of_torch(request, monkeypatch):
+    """varlen_attn has no CPU path: its arguments are bound to its real signature, and attention is computed from them. On
+    rows: a build that takes no pages."""
     real = inspect.signature(decode.varlen_attn)
 
     def on_cpu(*args, **kwargs):
         bound = real.bind(*args, **kwargs).arguments
+        if "block_table" in bound and request.param == "rows":
+            raise RuntimeError("no pages")
         query, out = bound["query"], []
         assert bound["cu_seq_q"].tolist() == list(range(len(query) + 1)) and bound["max_q"] == 1
-        for q, table, length in zip(query, bound["block_table"], bound["seqused_k"]):
-            k, v = (bound[name][table.long()].flatten(0, 1)[:length] for name in ("key", "value"))  # [T, Hkv, D]
+        for row, q in enumerate(query):
+            if "block_table" in bound:
+                of_row = (bound[name][bound["block_table"][row].long()].flatten(0, 1) for name in ("key", "value"))
+                k, v = (x[: bound["seqused_k"][row]] for x in of_row)  # [T, Hkv, D]
+            else:
+                start, end = bound["cu_seq_k"][row : row + 2].tolist()
+                k, v = bound["key"][start:end], bound["value"][start:end]
             k, v = (x.repeat_interleave(len(q) // x.shape[1], 1).transpose(0, 1) for x in (k, v))
             out.append(torch.nn.functional.scaled_dot_product_attention(q[:, None], k, v)[:, 0])
         return torch.stack(out)
 
     monkeypatch.setattr(decode, "varlen_attn", on_cpu)
+    return request.param
 
 
+def test_attention_is_held_to_torchs_own(attention_of_torch):
+    found = decode.against_torch(TINY)
+    assert found["largest difference"] < 1e-6 and found["varlen_attn takes pages"] == (attention_of_torch == "pages")
+
+
+@pytest.mark.parametrize("attention_of_torch", ["pages"], indirect=True)
 def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch, capsys):
     settings = SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_k=9, top_p=0.9)
     monkeypatch.setattr(decode, "SAMPLED", settings)
