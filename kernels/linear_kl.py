@@ -17,6 +17,7 @@ import torch
 from .precision import accumulator, add_product
 from .torch_linear import SCRATCH_BYTES, bf16_units
 
+CUDA_SCRATCH_BYTES = 2 * 2**30  # a GPU needs larger products than a CPU's cache holds
 WIDENED_BYTES = 8 * 2**20  # of a block of a bf16 head that a CPU multiplies in fp32
 
 
@@ -33,7 +34,7 @@ class LinearKL(torch.autograd.Function):
         vocab_size: int,
     ) -> torch.Tensor:
         kl = hidden.new_empty(hidden.shape[0], dtype=accumulator(hidden.dtype))
-        for part in blocks(len(hidden), vocab_size, kl.dtype):
+        for part in blocks(hidden, vocab_size):
             log_p, gap = log_probs_and_gap(hidden[part], weight, teacher_hidden[part], teacher_weight, vocab_size)
             kl[part] = (log_p.exp_() * gap).sum(1)
         ctx.save_for_backward(hidden, weight, teacher_hidden, teacher_weight, kl)
@@ -49,7 +50,7 @@ class LinearKL(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=acc) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=acc) if need_weight else None
         work = weight.dtype if weight.is_cuda else acc
-        for part in blocks(len(hidden), vocab_size, acc):
+        for part in blocks(hidden, vocab_size):
             log_p, gap = log_probs_and_gap(hidden[part], weight, teacher[0][part], teacher[1], vocab_size)
             gap -= kl[part, None]
             d_logits = log_p.exp_().mul_(gap).mul_(kl_grad[part, None]).to(work)
@@ -66,9 +67,10 @@ class LinearKL(torch.autograd.Function):
         )
 
 
-def blocks(rows: int, vocab_size: int, acc: torch.dtype) -> Iterator[slice]:
+def blocks(hidden: torch.Tensor, vocab_size: int) -> Iterator[slice]:
     """Blocks of rows whose four [rows, V] tensors fit into the scratch."""
-    step = max(1, SCRATCH_BYTES // (4 * vocab_size * acc.itemsize))
+    scratch = CUDA_SCRATCH_BYTES if hidden.is_cuda else SCRATCH_BYTES
+    rows, step = len(hidden), max(1, scratch // (4 * vocab_size * accumulator(hidden.dtype).itemsize))
     yield from (slice(r, min(r + step, rows)) for r in range(0, rows, step))
 
 
