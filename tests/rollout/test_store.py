@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.rollout import Group, Sample, read_groups, write_shard
+from o1core.rollout import Group, Sample, problems_held, read_groups, write_shard
 from tests.campaigns.fuzz_rollouts import fuzz_rollouts
 
 
@@ -65,6 +65,19 @@ def test_the_order_does_not_depend_on_when_a_shard_was_written(tmp_path):
 
 def test_a_missing_folder_holds_nothing(tmp_path):
     assert read_groups(tmp_path / "none") == []
+    assert problems_held(tmp_path / "none") == set()
+
+
+def test_the_problems_held_are_known_without_their_tensors(tmp_path):
+    write_shard(tmp_path, [group("a", [1, 3]), group("b\n", [2])])
+    write_shard(tmp_path, [group("c", [4])])
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    assert problems_held(tmp_path) == {"a", "b\n", "c"}
+    (path, *_) = shards(tmp_path)
+    path.write_text('{"problem": 1}')
+    with pytest.raises(UserError, match="line 1: problem: must be text"):
+        problems_held(tmp_path)
 
 
 def test_a_kill_between_the_two_files_of_a_shard_loses_that_shard_alone(tmp_path):
