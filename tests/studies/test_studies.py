@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.methods import against_base, study_of
 from o1core.cli import main
 from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
 from o1core.problems import Problem
 from o1core.report import disharmony_tables, plot_disharmony, study_tables, to_markdown
 from o1core.studies.disharmony import accuracy_by_interval
 from o1core.studies.pruning import figures_over_seeds
+from o1core.studies.study_folder import StudyFolder
 from o1core.studies.variants import comma_list
 from o1core.typed_json import to_json
 
@@ -184,6 +186,13 @@ def test_compare_runs_every_method_on_the_same_rollouts(flags, tmp_path, capsys)
     assert all(p["question"].endswith("pause, stop or reflection.") for p in asked)
     assert fast["tests"]["easy"]["mean_tokens"]["mean"] > 0
     check_measures_and_cost(out, result)
+    early = study_of(StudyFolder(out), 1)  # what bench.methods prints before the study's end
+    rows = {row["label"]: {k: v for k, v in row.items() if k != "inference"} for row in result["rows"]}
+    for row in early.rows:
+        assert {k: v for k, v in to_json(row).items() if k != "inference"} == rows[row.label]
+    assert against_base(StudyFolder(out), early, early.rows[1])[0][0] == pytest.approx(
+        100 * early.rows[1].average.accuracy_gain.mean
+    )
 
 
 def check_measures_and_cost(out: Path, result: dict) -> None:

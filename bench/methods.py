@@ -1,0 +1,87 @@
+"""The finished rows of a study that compares methods, before all of its runs are: two Markdown tables.
+
+    python -m bench.methods runs/compare [--seeds 1]
+
+The folder is that of `o1core study compare --out`, killed or at work. A method counts once the runs of all these seeds are
+finished. Against the base, accuracy and tokens are paired over problems, with 95 % intervals; with several seeds the tables
+of the study itself say more. Left out: inference times, which the study takes at its end.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from o1core.evaluation import RunResult, StudyResult, StudyRow, read_run_result
+from o1core.metrics import mean_interval
+from o1core.report import study_tables, to_markdown
+from o1core.run_folder import SIDES
+from o1core.studies.measures import completions, with_measures
+from o1core.studies.pruning import as_unpruned, study_row
+from o1core.studies.study_folder import StudyFolder
+
+
+def finished(folder: StudyFolder, seeds: int) -> dict[str, list[RunResult]]:
+    """label: the result of each seed, of the methods that have all."""
+    labels = [path.parent.name for path in sorted((folder.path / "seed-0").glob("*/result.json"))]
+    runs = {label: [folder.run(seed, label) for seed in range(seeds)] for label in labels}
+    return {
+        label: [read_run_result(run.result) for run in found]
+        for label, found in runs.items()
+        if all(run.result.exists() for run in found)
+    }
+
+
+def study_of(folder: StudyFolder, seeds: int) -> StudyResult:
+    """What the study would say of its finished methods."""
+    found = finished(folder, seeds)
+    if not found:
+        sys.exit(f"{folder.path}: no method has finished its runs of {seeds} seeds")
+    first = next(iter(found.values()))
+    rows = [study_row("base", None, [], [as_unpruned(result.comparison) for result in first])]
+    for label, results in found.items():
+        names = [folder.run_name(seed, label) for seed in range(seeds)]
+        rows.append(study_row(label, label, names, [result.comparison for result in results]))
+    settings = first[0].settings
+    result = StudyResult("compare", list(first[0].comparison.tests), seeds, rows, settings)
+    return with_measures(folder, result, settings["max_new_tokens"])
+
+
+def against_base(folder: StudyFolder, result: StudyResult, row: StudyRow) -> list[tuple[float, float, float]]:
+    """(mean, low, high) of the points of accuracy and of the tokens that a method changes, over all seeds' problems."""
+    changes: list[list[np.ndarray]] = [[], []]
+    for seed in range(result.seeds):
+        run = folder.run(seed, row.label)
+        for test in result.tests:
+            (tokens, right), (new_tokens, new_right) = (completions(run, side, test) for side in SIDES)
+            changes[0].append(100 * (new_right.mean(axis=1) - right.mean(axis=1)))
+            changes[1].append(new_tokens.mean(axis=1) - tokens.mean(axis=1))
+    return [mean_interval(np.concatenate(values)) for values in changes]
+
+
+def main() -> int:
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("folder", metavar="RUN", type=Path, help="the study's --out")
+    ap.add_argument("--seeds", type=int, default=1, help="seeds of each method (default: %(default)s)")
+    args = ap.parse_args()
+    folder = StudyFolder(args.folder)
+    result = study_of(folder, args.seeds)
+    print("| | accuracy | tokens | length cut | AES | accuracy against the base, points | tokens against the base |")
+    print("|---|---|---|---|---|---|---|")
+    for row in result.rows:
+        cells = [f"{100 * row.average.accuracy.mean:.1f} %", f"{row.average.mean_tokens.mean:.1f}"]
+        if row.runs:
+            score = row.average.aes
+            cells += [f"{100 * row.average.length_cut.mean:.1f} %", f"{score.mean:.2f}" if score else "none"]
+            cells += [f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in against_base(folder, result, row)]
+        else:
+            cells += [""] * 4
+        print(f"| {row.label} | {' | '.join(cells)} |")
+    measures = study_tables(result)[1]
+    print(f"\n{to_markdown(measures)}\n\n{measures.note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
