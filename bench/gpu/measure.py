@@ -61,7 +61,34 @@ class Sizes:
 
 
 TINY = Sizes(
-    *("cpu", torch.float32, 1, 24, 16, 60, 5, 8, 75, 4, 70, 1, 4, 2, 16, 24, 2, 4, 3), *(1, 16, 24, 2, 1, 96, 2, 9, 16)
+    device="cpu",
+    dtype=torch.float32,
+    runs=1,
+    tokens=24,
+    hidden=16,
+    vocab=60,
+    check_tokens=5,
+    check_hidden=8,
+    check_vocab=75,
+    rows=4,
+    length=70,
+    layers=1,
+    heads=4,
+    kv_heads=2,
+    head_size=16,
+    ffn=24,
+    prompts=2,
+    new_tokens=4,
+    step_tokens=3,
+    small_layers=1,
+    small_hidden=16,
+    small_ffn=24,
+    small_heads=2,
+    small_kv_heads=1,
+    small_vocab=96,
+    batch=2,
+    sequence=9,
+    micro_tokens=16,
 )
 
 
