@@ -7,6 +7,9 @@ import torch
 from .precision import accumulator
 
 WAVE_ROWS = 128  # a wave below this spends more time on the sum of d_weight than the product that it saves takes
+FROZEN_WAVE_ROWS = (
+    32  # the same where there is no d_weight: enough rows that a product is not all reading of the weight
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class OnePassBudget:
         acc = accumulator(weight.dtype)
         sum_of_waves = weight.numel() * acc.itemsize if weight.dtype != acc and weight.requires_grad else 0
         rows = (room - sum_of_waves) // (2 * row)
-        return rows if ratio in ("token", "cispo") and rows >= WAVE_ROWS else 0
+        least = WAVE_ROWS if weight.requires_grad else FROZEN_WAVE_ROWS
+        return rows if ratio in ("token", "cispo") and rows >= least else 0
 
     def may_copy(self, rows: int, picked: int, weight: torch.Tensor) -> bool:
         """Whether the gradients of `picked` rows fit beside what is kept of `rows`."""

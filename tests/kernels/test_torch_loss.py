@@ -176,6 +176,8 @@ def test_one_pass_is_taken_where_its_scratch_fits():
     assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (8 * 512)
     assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (8 * 512)
     assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
+    assert rows(4096, 151936, 896, torch.float32, "token") == 0
+    assert rows(4096, 151936, 896, torch.float32, "token", frozen=True) == 110, "no gradient of the weight to add up"
     assert rows(4, 512, 128, torch.float16, "token") == 0
 
 
