@@ -4,15 +4,19 @@
 
 Each timing is a torchrun of its own, in turn with the others: no torchrun, torchrun with one process, with two. On a
 machine whose processes share their cores the ratios show overhead, not speed. Bytes sent are those of the tensors given
-to torch.distributed's collectives, counted by torch's profiler in one step of a world.
+to torch.distributed's collectives, counted by torch's profiler in one step of a world. What saving the training state costs
+a step is told twice: where the step begins once the state is on the disk, and as training does it, where a thread writes
+it while the step makes its gradient. The plan's table is bench.simulate's.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -23,8 +27,10 @@ from torch.profiler import ProfilerActivity, profile
 import o1core
 from o1core.distributed import is_lead, meet, opened, trained_model
 from o1core.recipe import Recipe
+from o1core.run_folder import RunFolder
 from o1core.runs import EMBEDDED
 from o1core.training import Example, Updater, reference_logprobs, select_trained
+from o1core.training.state import Progress, save_state
 
 KINDS = {"plain": 0, "1 process": 1, "2 processes": 2}
 
@@ -54,12 +60,34 @@ def child(folder: Path, steps: int) -> None:
             start = time.perf_counter()
             updater.step(examples, reference, lr=0.0)
             seconds.append(time.perf_counter() - start)
+        run = RunFolder(Path(meet("a folder", tempfile.mkdtemp() if is_lead() else "")[0]))
+        waited, behind = (
+            median(saving_seconds(updater, examples, reference, run, wait, steps)) for wait in (True, False)
+        )
+        alone = median(seconds[1:])
         sent = bytes_of_a_step(updater, examples, reference)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         tokens = sum(e.tokens for e in examples)
-        of_ranks = meet("the measures", [tokens / median(seconds[1:]), sent / 2**20, peak])
+        costs = [1000 * (waited - alone), 1000 * (behind - alone)]
+        of_ranks = meet("the measures", [tokens / alone, sent / 2**20, peak, *costs])
         if is_lead():
+            shutil.rmtree(run.path)
             print(json.dumps([sum(column) / len(of_ranks) for column in zip(*of_ranks)]))
+
+
+def saving_seconds(
+    updater: Updater, examples: list[Example], reference: list[torch.Tensor], run: RunFolder, wait: bool, steps: int
+) -> list[float]:
+    """Seconds of steps with a save before each; wait: until the state is on the disk."""
+    seconds = []
+    for step in range(steps):
+        start = time.perf_counter()
+        save_state(run, updater, Progress(0, step, step + wait * steps), {})
+        if wait:
+            updater.written()
+        updater.step(examples, reference, lr=0.0)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def bytes_of_a_step(updater: Updater, examples: list[Example], reference: list[torch.Tensor]) -> int:
@@ -74,7 +102,7 @@ def bytes_of_a_step(updater: Updater, examples: list[Example], reference: list[t
 
 
 def run(kind: str, model: Path, steps: int) -> list[float]:
-    """[tokens/s, MiB sent a step, peak MiB] of a rank."""
+    """[tokens/s, MiB sent a step, peak MiB, ms that a save adds to a step: waited for, behind it] of a rank."""
     launcher = [sys.executable]
     if KINDS[kind]:
         launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(KINDS[kind])]
@@ -97,11 +125,12 @@ def main() -> None:
     for _ in range(args.pairs):
         for kind, runs in found.items():
             runs.append(run(kind, args.model, args.steps))
-    print("| processes | tokens/s | of plain | MiB sent a rank and step | peak MiB a rank |\n|---|---|---|---|---|")
+    columns = ("tokens/s", "of plain", "MiB sent a rank and step", "peak MiB a rank", "ms of a save", "behind a step")
+    print(f"| processes | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for kind, runs in found.items():
         ratio = median(r[0] / p[0] for r, p in zip(runs, found["plain"]))
-        speed, sent, peak = (median(column) for column in zip(*runs))
-        print(f"| {kind} | {speed:.0f} | {ratio:.2f} | {sent:.1f} | {peak:.0f} |")
+        speed, sent, peak, waited, behind = (median(column) for column in zip(*runs))
+        print(f"| {kind} | {speed:.0f} | {ratio:.2f} | {sent:.1f} | {peak:.0f} | {waited:.0f} | {behind:.0f} |")
 
 
 if __name__ == "__main__":

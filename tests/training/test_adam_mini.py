@@ -1,10 +1,7 @@
 """Adam-mini against the package that its authors publish, against AdamW, and over a kill."""
 
-import multiprocessing
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -15,6 +12,7 @@ from o1core.run_folder import RunFolder
 from o1core.training import Example, Updater, reference_logprobs
 from o1core.training.adam_mini import AdamMini
 from o1core.training.state import Progress, load_state, save_state
+from tests.distributed.worlds import run_world
 
 STEPS = 5
 
@@ -93,27 +91,18 @@ def test_where_a_block_is_one_weight_the_step_is_adamws(checkpoint):
     torch.testing.assert_close(mine, twin, rtol=1e-6, atol=1e-7)
 
 
-def test_sharded_steps_have_the_bits_of_one_process(checkpoint, tmp_path):
+def test_sharded_steps_have_the_bits_of_one_process(checkpoint):
     """Three ranks, so that rows and heads do not divide evenly: a head of q has rows on two ranks."""
     model = o1core.load(checkpoint, torch.float32)[0]
     train_alone(model, 1e-3, 0.1)
     whole = {name: p.detach() for name, p in model.named_parameters()}
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=train_sharded, args=(rank, checkpoint, tmp_path / "store")) for rank in range(3)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
-    found = torch.load(tmp_path / "store.0")
+    found = run_world(train_sharded, 3, checkpoint)[0]
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def train_sharded(rank: int, checkpoint, store) -> None:
+def train_sharded(checkpoint) -> dict[str, torch.Tensor]:
     """What train_alone does, on rows dealt to three ranks."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), 3), rank=rank, world_size=3)
     mesh = init_device_mesh("cpu", (3,))
     model = o1core.load(checkpoint, torch.float32)[0]
     sharded = {name: distribute_tensor(p.detach(), mesh, [Shard(0)]) for name, p in model.named_parameters()}
@@ -126,10 +115,7 @@ def train_sharded(rank: int, checkpoint, store) -> None:
                 grad[3:7] = 0
             p.grad = distribute_tensor(grad, mesh, [Shard(0)])
         optimiser.step()
-    whole = {name: p.full_tensor() for name, p in sharded.items()}
-    if rank == 0:
-        torch.save(whole, f"{store}.0")
-    dist.destroy_process_group()
+    return {name: p.full_tensor() for name, p in sharded.items()}
 
 
 def test_a_resumed_run_ends_with_the_same_bits(checkpoint, tmp_path):
