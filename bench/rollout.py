@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,7 +38,6 @@ from o1core.training import peak_memory
 OURS, THEIRS = ("lanes", "pages"), ("transformers", "transformers, memory kept")
 ENGINES = OURS + THEIRS
 SHAPE = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.float32)
-PROMPT = 100  # tokens of a prompt where the weights are random
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
     ap.add_argument("--model", type=Path, help="a Hugging Face folder (default: random weights, our engine alone)")
     ap.add_argument("--data", type=Path, help="a problem file, for a model with a tokenizer")
     ap.add_argument("--layers", type=int, default=24, help="of a model with random weights (default: %(default)s)")
+    ap.add_argument("--prompt-tokens", type=int, default=100, help="where weights are random (default: %(default)s)")
     ap.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
     ap.add_argument("--engines", nargs="+", choices=ENGINES, help="(default: all that can run)")
     ap.add_argument("--prompts", type=int, default=16, help="problems (default: %(default)s)")
@@ -107,7 +108,7 @@ def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[s
     limit = args.new_tokens if case == "fixed" else args.mixed_tokens
     dtype = DTYPES[args.dtype]
     if args.model is None:
-        model, tokenizer, prompts = made_up(args.layers, dtype, args.prompts, 3 * SHAPE.vocab_size // args.mixed_tokens)
+        model, tokenizer, prompts = made_up(args)
     else:
         model, tokenizer = o1core.load(args.model, dtype)
         prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
@@ -122,14 +123,15 @@ def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[s
     return {"rate": rate, "flops_a_token": flops, "peak_gib": peak_memory(torch.device("cpu")) / 1024}
 
 
-def made_up(layers: int, dtype: torch.dtype, count: int, ends: int) -> tuple[Transformer, Tokenizer, list[list[int]]]:
-    """A model with random weights, a tokenizer of which `ends` ids end a completion, and prompts."""
-    model = Transformer(ModelConfig(**vars(SHAPE) | {"num_layers": layers})).to(dtype)
+def made_up(args: argparse.Namespace) -> tuple[Transformer, Tokenizer, list[list[int]]]:
+    """A model with random weights, a tokenizer of which many ids end a completion, and prompts."""
+    model = Transformer(replace(SHAPE, num_layers=args.layers)).to(DTYPES[args.dtype])
     initialise(model, seed=0)
+    ends = 3 * SHAPE.vocab_size // args.mixed_tokens
     tokenizer = SimpleNamespace(eos_ids=tuple(range(ends)), size=SHAPE.vocab_size)
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(ends, SHAPE.vocab_size, (count, PROMPT), generator=generator).tolist()
-    return model, cast(Tokenizer, tokenizer), prompts
+    prompts = torch.randint(ends, SHAPE.vocab_size, (args.prompts, args.prompt_tokens), generator=generator)
+    return model, cast(Tokenizer, tokenizer), prompts.tolist()
 
 
 def ours(
