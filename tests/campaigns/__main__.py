@@ -17,6 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .bits import run_bits
 from .fuzz_cli import fuzz_cli
 from .fuzz_data import fuzz_data
@@ -64,7 +66,7 @@ def main() -> int:
 def run_fuzz(cases: int, seed: int, folder: Path) -> Counter[str]:
     """Counts of "FUZZ: ok", "FUZZ: refused" and "FUZZ: bad: ...", the kinds in turn."""
     counts: Counter[str] = Counter()
-    for case in range(cases):
+    for case in tqdm(range(cases), desc="fuzz", unit="case"):
         fuzz, place = FUZZES[case % len(FUZZES)], folder / str(case)
         place.mkdir()
         verdict = fuzz(random.Random(f"{seed} {case}"), place)

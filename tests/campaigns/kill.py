@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from o1core.cli import main
 from o1core.files import file_digest
@@ -47,7 +48,7 @@ def run_kill(cuts: int, seed: int, folder: Path) -> Counter[str]:
     wanted = fingerprint(whole)
     rng, counts = random.Random(seed), Counter[str]()
     step = max(1, total // max(1, cuts // len(KINDS)))
-    for cut in range(cuts):
+    for cut in tqdm(range(cuts), desc="kill", unit="cut"):
         kind = KINDS[cut % len(KINDS)]
         at = (1 + cut // len(KINDS) * step) if kind == "operation" else rng.uniform(0.05, 1.0) * seconds
         verdict = one_cut(kind, at, rng, command, folder / f"cut-{cut}", wanted)
