@@ -48,6 +48,10 @@ class Verdict(NamedTuple):
     fault: str | None  # what prevented a comparison: "no answer", "too long", "timeout", "memory", "death"
 
 
+class _Killed(UserError):
+    """Somebody killed a worker while it loaded a library."""
+
+
 class _Worker:
     """One worker process. It starts at its first question, and again after it died."""
 
@@ -68,7 +72,7 @@ class _Worker:
                 _send(process, question)
                 # The worker's own limit is processor time. This limit is for a process that gets none.
                 reply = _read_line(process, 3 * self.seconds + 1)
-            except BrokenPipeError:
+            except (BrokenPipeError, _Killed):
                 reply = None
             except TimeoutError:
                 process.kill()
@@ -92,7 +96,7 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             stdin.close()
         try:
-            process.wait(timeout=2)
+            process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
         stdout.close()
@@ -103,6 +107,13 @@ class _Worker:
         if self.process is not None and self.process.poll() is None:
             return self.process
         self.stop()
+        try:
+            self.process = self._start()
+        except _Killed:  # by an out-of-memory killer perhaps: once more, in another process
+            self.process = self._start()
+        return self.process
+
+    def _start(self) -> subprocess.Popen[bytes]:
         script = str(Path(__file__).with_name("worker.py"))
         # PYTHONHASHSEED fixes sympy's order of terms, and with it the work that a comparison takes. One thread, because
         # numpy would reserve memory for one per processor.
@@ -119,7 +130,6 @@ class _Worker:
             f"check that math-verify is installed for {sys.executable} and that {self.memory_mib} MiB of memory are "
             "enough (256 are)",
         )
-        self.process = process
         return process
 
 
@@ -136,15 +146,21 @@ def _send(process: subprocess.Popen[bytes], request: dict[str, str]) -> None:
 
 
 def _await_ready(process: subprocess.Popen[bytes], how_to_fix: str) -> None:
-    """Waits until the process has loaded a library. Ends it and raises UserError where it cannot."""
+    """Waits until the process has loaded a library. Ends it and raises UserError where it cannot, _Killed where somebody
+    else has ended it."""
+    kind = UserError
     try:
-        reply = _read_line(process, _START_SECONDS) or {"error": "it ended without a message"}
+        reply = _read_line(process, _START_SECONDS)
     except TimeoutError:
         reply = {"error": f"it was not ready after {_START_SECONDS} s"}
+    if reply is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            kind = _Killed if process.wait(timeout=2) == -signal.SIGKILL else UserError
+        reply = {"error": "it ended without a message"}
     if "error" in reply:
         process.kill()
         process.communicate()
-        raise UserError(f"the grading worker cannot start: {reply['error']}; {how_to_fix}")
+        raise kind(f"the grading worker cannot start: {reply['error']}; {how_to_fix}")
 
 
 def _read_line(process: subprocess.Popen[bytes], seconds: float) -> dict | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from o1core.errors import UserError
-from o1core.grading import MAX_ANSWER_CHARS, Grader
+from o1core.grading import MAX_ANSWER_CHARS, Grader, pool
 from o1core.grading import worker as grading_worker
 
 HERE = Path(__file__).parents[1]
@@ -64,6 +64,21 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_answer_tried_again():
         verdicts = grader.grade_many([(boxed(slow), "x"), (boxed("2+x"), "x+2")])
         assert [verdict.correct for verdict in verdicts] == [True, True]
         assert worker_pid(grader) != first
+
+
+def test_a_worker_killed_while_it_starts_is_replaced(monkeypatch):
+    await_ready, killed = pool._await_ready, []
+
+    def kill_the_first(process, how_to_fix):
+        if not killed:
+            killed.append(process.pid)
+            process.kill()
+        await_ready(process, how_to_fix)
+
+    monkeypatch.setattr(pool, "_await_ready", kill_the_first)
+    with Grader(workers=1) as grader:
+        assert grader.grade_many([(boxed("1+x"), "x+1")])[0].correct
+        assert [worker_pid(grader)] != killed
 
 
 def test_an_answer_that_kills_two_workers_is_wrong_and_counted():
