@@ -94,6 +94,16 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_on_other_pages_and_under_a_wid
             assert torch.equal(row, batch[n])
 
 
+def test_a_row_has_the_same_bits_in_batches_of_1_to_64_rows():
+    lengths = [3 * i + 1 for i in range(64)]
+    shape = {"heads": 2, "kv_heads": 1}
+    whole = dict(zip(lengths, Case(lengths, **shape).run()))
+    for rows in (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63):
+        some = Case(lengths[-rows:], seed=rows, **shape)
+        for n, row in zip(some.lengths.tolist(), some.run()):
+            assert torch.equal(row, whole[n])
+
+
 def test_a_row_of_no_tokens_fills_the_batch():
     case = Case(lengths=(70, 3))
     case.lengths[1] = 0
