@@ -98,7 +98,7 @@ def test_a_row_has_the_same_bits_in_batches_of_1_to_64_rows():
     lengths = [3 * i + 1 for i in range(64)]
     shape = {"heads": 2, "kv_heads": 1}
     whole = dict(zip(lengths, Case(lengths, **shape).run()))
-    for rows in (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63):
+    for rows in (1, 2, 3, 16, 17, 33, 63):
         some = Case(lengths[-rows:], seed=rows, **shape)
         for n, row in zip(some.lengths.tolist(), some.run()):
             assert torch.equal(row, whole[n])
