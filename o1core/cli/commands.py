@@ -36,7 +36,7 @@ from ..studies import lambda_variants, method_variants, percentile_variants, run
 from ..text import one_line
 from ..typed_json import to_json
 
-MOST_SLOTS = 100_000  # that --slots may ask for
+MOST_SLOTS_ASKED = 100_000  # by --slots
 
 
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any) -> Recipe:
@@ -57,10 +57,15 @@ def open_device(args: argparse.Namespace) -> torch.device:
 
 
 def open_resources(args: argparse.Namespace, device: torch.device) -> Resources:
-    if args.slots is not None and not 1 <= args.slots <= MOST_SLOTS:
-        raise UserError(f"--slots: {args.slots} is not between 1 and {MOST_SLOTS}")
     tracker = getattr(args, "tracker", None)
-    return Resources(device, args.slots, tracker, team_of(args.tensor_parallel), args.offload)
+    return Resources(device, slots_of(args), tracker, team_of(args.tensor_parallel), args.offload)
+
+
+def slots_of(args: argparse.Namespace) -> int | None:
+    slots: int | None = args.slots
+    if slots is not None and not 1 <= slots <= MOST_SLOTS_ASKED:
+        raise UserError(f"--slots: {slots} is not between 1 and {MOST_SLOTS_ASKED}")
+    return slots
 
 
 def open_alone(args: argparse.Namespace) -> Resources:
@@ -179,7 +184,7 @@ def plan(args: argparse.Namespace) -> None:
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
     machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
     memory = int(args.gpu_memory * (1 << 30))
-    table = plan_table(config, plan_run(config, recipe, dtype, memory, machine, args.slots), dtype)
+    table = plan_table(config, plan_run(config, recipe, dtype, memory, machine, slots_of(args)), dtype)
     print(f"{to_text(table)}\n\n{table.note}")
 
 

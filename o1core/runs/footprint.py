@@ -52,7 +52,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of weights: trained ones, frozen ones, and how many of the trained ones are the vocabulary's. whole: of the
+    """Numbers of weights: trained ones, frozen ones, and how many of the trained ones are the vocabulary's. vocab: of the
     embedding and the head together; adapters: all trained ones are adapters'."""
 
     trained: int

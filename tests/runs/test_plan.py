@@ -151,7 +151,7 @@ def test_a_run_prints_its_plan_once_before_it_samples(flags, tmp_path, caplog):
     assert caplog.messages.index(told[3]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("round 1"))
 
 
-@pytest.mark.parametrize("flags", ["--gpus 0", "--gpu-memory 0", "--gpus 8 --tensor-parallel 3"])
+@pytest.mark.parametrize("flags", ["--gpus 0", "--gpu-memory 0", "--gpus 8 --tensor-parallel 3", "--slots 0"])
 def test_a_wrong_machine_is_refused(flags, capsys):
     assert main(f"plan --model {DATA / 'marco-o1'} {flags}".split()) == 2
     assert capsys.readouterr().err.count("\n") == 1
