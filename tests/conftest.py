@@ -28,6 +28,21 @@ SMALL = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which starts what is set here
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite (pytest, without a path) runs in two processes where there are two cores; -n N sets another number.
+    A file stays in one process, for its fixtures, and each process computes in one thread unless the environment says so."""
+    option = config.option
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not option.usepdb and not option.collectonly
+    if whole and option.numprocesses is None and not option.tx and len(os.sched_getaffinity(0)) > 1:
+        option.numprocesses = 2
+    if option.numprocesses:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        option.dist = "loadfile" if option.dist == "no" else option.dist
+
+
 def pytest_configure() -> None:
     """Without a GPU, Triton kernels run in Triton's interpreter. It reads this when triton is imported, not later."""
     if not torch.cuda.is_available():

@@ -18,13 +18,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name == COMPILED)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiler(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory):
     """(process, folder): bench.compiled_kernels with its log and records.json, beside the other tests.
     In a process of its own, since this one may be in Triton's interpreter."""
-    if not any(item.path.name == COMPILED for item in request.session.items):
-        yield None
-        return
     folder = tmp_path_factory.mktemp("compiled")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # Triton's own cache, so that only what changed is compiled
     environment.pop("TRITON_INTERPRET", None)
@@ -38,6 +35,15 @@ def compiler(request, tmp_path_factory):
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)  # with the processes that it started
         process.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def early_compiler(request):
+    """The compiler starts with the first test of this folder. With several workers it does not: each of them collects
+    test_compile.py, and one runs it, while the others keep the cores busy."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    if alone and any(item.path.name == COMPILED for item in request.session.items):
+        request.getfixturevalue("compiler")
 
 
 @pytest.fixture
