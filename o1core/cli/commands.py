@@ -37,6 +37,7 @@ from ..text import one_line
 from ..typed_json import to_json
 
 MOST_SLOTS_ASKED = 100_000  # by --slots
+GPUS_OF_A_NODE = 8
 
 
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any) -> Recipe:
@@ -77,10 +78,18 @@ def open_alone(args: argparse.Namespace) -> Resources:
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
     """The job that a command's flags and a recipe ask for, opened and checked."""
+    check_out(args.out)
     if args.command in ("eval", "disharmony"):
         return open_evaluation(args.model, args.data, args.dtype, recipe)
     by_level = args.command == "compare"
     return open_pruning_job(args.model, args.data, args.eval_data, args.dtype, recipe, by_level)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise UserError where --out is no folder and cannot be made one."""
+    file = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None) if out else None
+    if file is not None:
+        raise UserError(f"--out: {file} is a file; name a folder")
 
 
 def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
@@ -184,8 +193,12 @@ def plan(args: argparse.Namespace) -> None:
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
     machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
     memory = int(args.gpu_memory * (1 << 30))
-    table = plan_table(config, plan_run(config, recipe, dtype, memory, machine, slots_of(args)), dtype)
+    planned = plan_run(config, recipe, dtype, memory, machine, slots_of(args))
+    table = plan_table(config, planned, dtype)
     print(f"{to_text(table)}\n\n{table.note}")
+    if planned.fits and args.gpus <= GPUS_OF_A_NODE:
+        start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
+        print(f"Start it with: {start} prune --model {args.model} --data FILE and the same settings.")
 
 
 def report(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
@@ -28,6 +29,13 @@ COMMANDS = {  # name: help
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for what is wrong: a command's usage would fill the screen above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"o1core: error: {one_line(message)}; see {self.prog} --help\n")
+
+
 class CleanFormatter(logging.Formatter):
     """Log lines that name other people's ids and files without their control characters."""
 
@@ -42,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     interrupts.install()
     try:
         with contextlib.redirect_stderr(sys.stderr if is_first() else io.StringIO()):
-            args = parser(argv[0] if argv and argv[0] in COMMANDS else "").parse_args(argv)
+            args = parse(argv)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(CleanFormatter("%(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -71,11 +79,19 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    command = argv[0] if argv and argv[0] in COMMANDS else ""
+    top = parser(command)
+    args, unknown = top.parse_known_args(argv)
+    if unknown:  # found by the parser of all commands, which does not know whose flags they are
+        top.prog = f"{top.prog} {command}"
+        top.error(f"unknown: {' '.join(unknown)}")
+    return args
+
+
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """The argument parser, with the flags of one command (None: of all of them, which imports torch)."""
-    top = argparse.ArgumentParser(
-        prog="o1core", description="O1-Pruner from scratch: shorter thoughts, no worse answers."
-    )
+    top = Parser(prog="o1core", description="O1-Pruner from scratch: shorter thoughts, no worse answers.")
     top.add_argument("--version", action="version", version=f"o1core {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, help in COMMANDS.items():

@@ -18,6 +18,7 @@ STUDIES = {  # name: help
     "compare": "all methods on all tests: accuracy, length, AES and inference time",
 }
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+A_MONTH = 30 * 86400  # seconds
 ALIASES = {"problems": ["--limit"]}
 
 
@@ -26,7 +27,9 @@ def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
     match name:
         case "report":
             sub.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folders given as --out")
-            sub.add_argument("--out", metavar="FILE", type=Path, help="(default: report.html in the first folder)")
+            sub.add_argument(
+                "--out", metavar="FILE", type=Path, help="the page (default: report.html in the first folder)"
+            )
         case "show":
             sub.add_argument("run_folder", metavar="RUN", type=Path, help="the folder given as --out")
             sub.add_argument("--problem", metavar="ID", help="show this problem only (default: all)")
@@ -46,10 +49,11 @@ def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
 
 
 def add_plan_flags(sub: argparse.ArgumentParser) -> None:
+    sub.usage = "%(prog)s --model DIR [--gpus N] [--gpu-memory GIB] [FLAGS]"
     sub.set_defaults(command="plan")
     sub.add_argument("--model", metavar="DIR", type=Path, required=True, help="a folder with the model's config.json")
-    sub.add_argument("--gpus", metavar="N", type=int, default=1, help="one process each (default: 1)")
-    sub.add_argument("--gpu-memory", metavar="GIB", type=float, default=80.0, help="of one GPU (default: 80)")
+    sub.add_argument("--gpus", metavar="N", type=int, default=1, help="GPUs, one process each (default: 1)")
+    sub.add_argument("--gpu-memory", metavar="GIB", type=float, default=80.0, help="memory of a GPU (default: 80)")
     sub.add_argument(
         "--tensor-parallel",
         metavar="N",
@@ -59,9 +63,13 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
     )
     add_offload_flag(sub)
     sub.add_argument("--slots", metavar="N", type=int, help="completions decoded at once (default: as many as fit)")
-    sub.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="that computes (default: the model's)")
-    sub.add_argument("--method", choices=tuple(METHODS), default="o1-pruner", help="(default: o1-pruner)")
-    sub.add_argument("--recipe", metavar="NAME|FILE", help="(default: paper)")
+    sub.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="type of the weights (default: the model's)"
+    )
+    sub.add_argument(
+        "--method", choices=tuple(METHODS), default="o1-pruner", help="see o1core prune --help (default: o1-pruner)"
+    )
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="see o1core prune --help (default: paper)")
     add_recipe_flags(sub, skipped=set())
 
 
@@ -97,6 +105,7 @@ def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:
 
 def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     """The flags of every command that works on a checkpoint and problems."""
+    sub.usage = "%(prog)s [--model DIR --data FILE] [--recipe NAME|FILE] [--out RUN] [FLAGS]"
     sub.set_defaults(command=name)
     sub.add_argument(
         "--model",
@@ -144,12 +153,17 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
 
 
 def add_resource_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, a GPU if any)")
+    sub.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (default: auto, a GPU if any)",
+    )
     sub.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="of the weights that compute; bf16 and fp16 weights have fp32 masters "
+        help="type of the weights that compute; bf16 and fp16 weights have fp32 masters "
         "(default: auto, the checkpoint's; float32 for tiny-o1)",
     )
     sub.add_argument(
@@ -175,7 +189,7 @@ def add_process_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=seconds,
         default=PATIENCE,
         help="a process that waits for another one this long gives up (default: %(default)g)",
     )
@@ -193,9 +207,20 @@ def add_offload_flag(sub: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
+    if not text.isdecimal() or not 1 <= int(text) <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1,000,000")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= A_MONTH:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a number of seconds, more than 0 and at most a month's {A_MONTH:,}"
+        )
     return value
 
 

@@ -46,7 +46,9 @@ def team_of(members: int) -> Team:
     team would reach over two nodes."""
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", size())) if world() else 1
     if per_node % members:
-        raise UserError(f"--tensor-parallel: {members} does not divide the {per_node} processes of a node")
+        raise UserError(
+            f"--tensor-parallel: {members} does not divide the {per_node} processes of a node, which torchrun starts"
+        )
     group = None
     if members > 1:
         for first in range(0, size(), members):  # every rank makes every group, as torch asks for

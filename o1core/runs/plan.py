@@ -135,7 +135,7 @@ def check_fits(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> None:
 
 
 def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
-    """GiB a rank, a row for each part and a column for each phase."""
+    """GiB a rank (a GPU has one), a row for each part and a column for each phase."""
     names = list(dict.fromkeys(name for phase in plan.phases for name in phase.parts))
     rows = [
         [Cell(name), *(Cell(gib(phase.parts[name]) if name in phase.parts else "") for phase in plan.phases)]
@@ -145,8 +145,8 @@ def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
     tokens, _ = micro_batch(plan.recipe, plan.machine)
     counts = count_weights(config, plan.recipe.optimiser)
     note = (
-        f"GiB a rank, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {slots_of(plan)}, "
-        f"{tokens} tokens a micro-batch. "
+        f"GiB on each GPU, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {slots_of(plan)} "
+        f"(completions decoded at once), {tokens:,} tokens a micro-batch. "
     )
     if plan.fits:
         sampling, update = hours(config, plan, dtype)
@@ -156,7 +156,7 @@ def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
         found = [as_flags(settings) for settings in least_changes(config, plan, dtype)]
         note += "It does not fit. "
         note += f"These would: {'; '.join(found)}." if found else "Nothing proposed here would."
-    columns = [Column("", label=True), *(Column(phase.name) for phase in plan.phases)]
+    columns = [Column("GiB", label=True), *(Column(phase.name) for phase in plan.phases)]
     return Table("Memory", columns, rows, note)
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,21 +99,51 @@ def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
         (["sample", "--picked", "99"], "--picked: 99 of 16"),
         (["eval", "--data", "missing.json"], "missing.json"),
         (["prune", "--slots", "0", "--problems", "2", "--eval-problems", "2"], "slots: 0"),
+        (["prune", "--model", "Qwen/Qwen2.5-7B", "--data", "x"], "Qwen/Qwen2.5-7B: no such folder; give a"),
+        (["plan", "--model", "somewhere"], "somewhere: no such folder"),
+        (["sample", "--out", "file"], "--out: file is a file"),
+        (["eval", "--out", "file/below"], "--out: file is a file"),
+        (["prune", "--lora-rank", "4", "--train-last-layers", "99"], "--train-last-layers: 99 of the model's 5 layers"),
+        (["train", "--lora-rank", "999"], "--lora-rank: 999 is above the model's hidden size"),
+        (["sample", "--tensor-parallel", "2"], "--tensor-parallel: 2 does not divide the 1 processes"),
+        (["study", "lambda", "--values", "a,b"], "--values: a,b"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys):
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert main(flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("o1core: error: ") and error.count("\n") == 1
 
 
-def test_an_unknown_flag_is_status_2():
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "required: COMMAND; see o1core --help"),
+        (["prunes"], "invalid choice: 'prunes'"),
+        (["prune", "--fast"], "unknown: --fast; see o1core prune --help"),
+        (["prune", "--lr", "quick"], "--lr: invalid float value: 'quick'; see o1core prune --help"),
+        (["prune", "--method", "magic"], "--method: invalid choice: 'magic'"),
+        (["sample", "--samples", "2.5"], "--samples: invalid int value: '2.5'"),
+        (["train", "--tensor-parallel", "0"], "--tensor-parallel: 0 is not a whole number from 1"),
+        (["eval", "--timeout", "-5"], "--timeout: -5 is not a number of seconds"),
+        (["eval", "--timeout", "nan"], "--timeout: nan is not a number of seconds"),
+        (["study"], "required: STUDY; see o1core study --help"),
+        (["study", "lambda", "--seeds", "x"], "see o1core study lambda --help"),
+        (["plan"], "required: --model; see o1core plan --help"),
+        (["report"], "required: RUN"),
+        (["show", "a", "b"], "unknown: b; see o1core show --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["prune", "--fast"])
+        main(flags)
+    error = capsys.readouterr().err
     assert stop.value.code == 2
+    assert message in error and error.startswith("o1core: error: ") and error.count("\n") == 1
 
 
 def test_log_lines_are_clean():

@@ -114,7 +114,7 @@ def test_the_command_prints_parts_and_a_verdict(capsys):
     printed = capsys.readouterr().out
     assert "moments" in printed and "It does not fit. These would:" in printed and "--tensor-parallel" in printed
     assert main(f"plan --model {DATA / 'marco-o1'} --recipe marco-o1 --lora-rank 32".split()) == 0
-    assert "It fits." in capsys.readouterr().out
+    assert "It fits.\nStart it with: o1core prune --model " in capsys.readouterr().out
 
 
 def test_offloading_leaves_room_to_sample_and_is_proposed():
