@@ -22,8 +22,8 @@ upstream gradients are float32 (float64), any value a row, any stride. Rows of d
     kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
         -> logp [N], kept [N, vocab_size], state                (tensors that the backend needs to form p again)
     kept_gradient(kept, state, targets, logp, logp_grad, inv_temperature, picked [n] int64 or None)
-        -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows [n, vocab_size], in that
-           order; may be written over kept
+        -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows (ascending)
+           [n, vocab_size]; may be written over kept
     one_pass: how many rows of kept numbers it may hold
 
     gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)

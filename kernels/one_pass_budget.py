@@ -7,21 +7,22 @@ import torch
 from .precision import accumulator
 
 WAVE_ROWS = 128  # a wave below this spends more time on the sum of d_weight than the product that it saves takes
-FROZEN_WAVE_ROWS = (
-    32  # the same where there is no d_weight: enough rows that a product is not all reading of the weight
-)
+FROZEN_WAVE_ROWS = 32  # the same without d_weight: a product of fewer rows spends its time on reading the weight
 
 
 @dataclass(frozen=True)
 class OnePassBudget:
-    """limit: bytes that may be held. wide: numbers are kept in the accumulator's dtype, made from a copy of the weight in
-    that dtype (torch); otherwise they are kept in the dtype of the inputs, and there is no copy (Triton)."""
+    """limit: bytes that may be held. wide: numbers are kept in the accumulator's dtype, made from the weight in that
+    dtype, and the rows that have a gradient are picked in place (torch); otherwise they are kept in the dtype of the
+    inputs, and the rows are copied where there is room for them (Triton)."""
 
     limit: int
     wide: bool
 
     def _row(self, weight: torch.Tensor) -> int:
-        return weight.shape[0] * (accumulator(weight.dtype).itemsize if self.wide else weight.dtype.itemsize)
+        """Bytes that a row takes, without its padding; if wide, with those of its gradient in another dtype."""
+        itemsize, acc = weight.dtype.itemsize, accumulator(weight.dtype).itemsize
+        return weight.shape[0] * (itemsize if not self.wide else acc if acc == itemsize else acc + itemsize)
 
     def _room(self, weight: torch.Tensor) -> int:
         acc = accumulator(weight.dtype)
@@ -34,15 +35,17 @@ class OnePassBudget:
         if weight.dtype == torch.float16:
             return 0
         room, row = self._room(weight), self._row(weight)
-        # Torch copies the rows that have a gradient whatever their number; Triton where there is room for them.
-        if tokens * row * (2 if self.wide else 1) <= room:
+        if tokens * row <= room:
             return tokens
         acc = accumulator(weight.dtype)
         sum_of_waves = weight.numel() * acc.itemsize if weight.dtype != acc and weight.requires_grad else 0
-        rows = (room - sum_of_waves) // (2 * row)
+        rows = (room - sum_of_waves) // (row if self.wide else 2 * row)
         least = WAVE_ROWS if weight.requires_grad else FROZEN_WAVE_ROWS
-        return rows if ratio in ("token", "cispo") and rows >= least else 0
+        if ratio not in ("token", "cispo") or rows < least:
+            return 0
+        waves = -(-tokens // rows)
+        return -(-tokens // waves)
 
     def may_copy(self, rows: int, picked: int, weight: torch.Tensor) -> bool:
-        """Whether the gradients of `picked` rows fit beside what is kept of `rows`."""
-        return (rows + picked) * self._row(weight) <= self._room(weight)
+        """Whether the gradients of `picked` rows may be had apart: they fit beside what is kept of `rows`."""
+        return self.wide or (rows + picked) * self._row(weight) <= self._room(weight)

@@ -32,14 +32,21 @@ FORWARD_BLOCK = 8 * 2**20  # bytes of a block of logits, and of as many log-prob
 FORWARD_COLUMNS = 2048  # a block is at least this wide where its operands allow: a narrower one makes a slow product
 BACKWARD_BLOCK = 16 * 2**20  # bytes of a block of probabilities
 BACKWARD_COLUMNS = 1024
+ALIGNED = 64  # a row of a block is a multiple of so many numbers: products of odd widths reach two thirds of the speed
 
 
 def _block(rows: int, columns: int, size: int, elements: int, min_columns: int) -> tuple[int, int]:
     """Rows and columns of a block of at most `elements`, all rows before more columns; the operands [rows, size] and
     [columns, size] are not larger than the block."""
     side = max(256, elements // size)
-    width = min(columns, side, max(min_columns, elements // max(rows, 1)))
+    width = min(side, max(min_columns, elements // max(rows, 1)))
+    width = min(columns, max(width // ALIGNED, 1) * ALIGNED)
     return max(1, min(rows, side, elements // width)), width
+
+
+def aligned(columns: int) -> int:
+    """The next multiple of ALIGNED."""
+    return -(-columns // ALIGNED) * ALIGNED
 
 
 @contextmanager

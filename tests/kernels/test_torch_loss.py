@@ -1,5 +1,7 @@
 """linear_surrogate on its torch path: every way to its gradients, against the two ops that it stands for."""
 
+import math
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -162,22 +164,28 @@ def test_rows_without_a_gradient_are_dropped_before_the_products(ratio, monkeypa
     assert seen == [live] and live < 19
 
 
+def even(tokens: int, most: int) -> int:
+    """Rows of the fewest waves of at most `most`, all alike."""
+    return math.ceil(tokens / math.ceil(tokens / most))
+
+
 def test_one_pass_is_taken_where_its_scratch_fits():
     def rows(tokens, vocab, size, dtype, ratio, frozen=False):
         weight = torch.empty(vocab, size, dtype=dtype, requires_grad=not frozen)
         return dispatch.TORCH.one_pass.rows_a_wave(tokens, weight, ratio)
 
     bound = torch_linear.SCRATCH_BYTES
-    whole = bound // (8 * 512)
+    whole = bound // (4 * 512)
     assert rows(whole, 512, 128, torch.float32, "sequence") == whole
-    assert rows(whole + 1, 512, 128, torch.float32, "sequence") == 0
-    assert rows(whole + 1, 512, 128, torch.float32, "token") == whole
-    wide = 4 * 512 * 128
-    assert rows(whole, 512, 128, torch.bfloat16, "token") == (bound - 2 * wide) // (8 * 512)
-    assert rows(whole, 512, 128, torch.bfloat16, "token", frozen=True) == (bound - wide) // (8 * 512)
+    assert rows(whole + 2, 512, 128, torch.float32, "sequence") == 0
+    assert rows(whole + 2, 512, 128, torch.float32, "token") == whole // 2 + 1, "two waves of the same size"
+    wide, row = 4 * 512 * 128, (4 + 2) * 512  # a bf16 weight's copy; log-probs in fp32, their gradient in bf16
+    assert rows(bound, 512, 128, torch.bfloat16, "token") == even(bound, (bound - 2 * wide) // row)
+    assert rows(bound, 512, 128, torch.bfloat16, "token", frozen=True) == even(bound, (bound - wide) // row)
     assert rows(4096, 151936, 896, torch.bfloat16, "token") == 0
-    assert rows(4096, 151936, 896, torch.float32, "token") == 0
-    assert rows(4096, 151936, 896, torch.float32, "token", frozen=True) == 110, "no gradient of the weight to add up"
+    assert rows(4096, 151936, 896, torch.float32, "token") == even(4096, 220) == 216
+    assert rows(4096, 600_000, 896, torch.float32, "token") == 0, "waves of 55 rows"
+    assert rows(4096, 600_000, 896, torch.float32, "token", frozen=True) == even(4096, 55), "no d_weight to add up"
     assert rows(4, 512, 128, torch.float16, "token") == 0
 
 
