@@ -1,108 +1,231 @@
-"""A real model on real problems, on a CPU: Qwen2.5-Coder-0.5B-Instruct pruned on GSM8K's training problems and evaluated on
-held-out test problems, greedily.
+"""A real model on real problems, on a CPU: Qwen2.5-Coder-0.5B-Instruct pruned on GSM8K.
 
-    python -m bench.qwen_gsm8k --model DIR --data gsm8k/train.jsonl --eval-data gsm8k/test.jsonl [--out runs/qwen-gsm8k]
+    python -m bench.qwen_gsm8k --model DIR --data gsm8k/train.jsonl [--out runs/qwen-gsm8k]
+    python -m bench.qwen_gsm8k --model DIR --data gsm8k/train.jsonl --eval-data gsm8k/test.jsonl math500.jsonl
 
-Sized for about 40 minutes on 2 cores: 200 test problems, and 64 problems x 8 samples, 4 of them trained on.
-Prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
-interval. Interrupted runs resume: rerun the same command.
+The first command splits the file of training problems, trains, and evaluates on the validation part: settings are tuned on
+it. The second adds the test problems, for the base and for the final checkpoint, greedily; run it once, when the settings
+stand. `--levels` takes problems of these levels alone from files that have levels. Interrupted runs resume: rerun the same
+command. The stages, each a folder in --out:
+
+    concise/  samples of the base that is asked to be concise (o1core/problems/prompts.py)
+    distil/   likelihood of the shortest right ones of them, under the plain prompt: what it can already say in few words
+              becomes what it says unasked (self-training, arXiv 2502.20122)
+    rounds/   rounds of the clipped surrogate, with length rewarded among right answers alone
+    tests/    the base against the last checkpoint; `o1core report` makes a page of it
+
+It prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
+interval.
 """
 
 import argparse
+import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from o1core.errors import UserError
-from o1core.files import write_json
+from o1core.evaluation import RunResult, compare, read_run_result
+from o1core.files import write_json, write_record
 from o1core.metrics import mean_interval
+from o1core.model import DTYPES, Tokenizer, read_config
+from o1core.problems import Problem, load_problems, parse_levels
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
-from o1core.run_folder import SIDES, RunFolder
-from o1core.runs import Resources, open_job, prune
+from o1core.report import plot_run
+from o1core.rollout import keep_freed_memory, lengths_and_verdicts, problems_held, read_groups, write_shard
+from o1core.run_folder import SIDES, EvaluationFolder, RunFolder
+from o1core.runs import Job, Resources, open_job, open_session, prune
+from o1core.typed_json import to_json
 
-# Not the paper's: with 16 steps instead of 312, a larger rate. At 1e-5 over two rounds the model lost 10 points.
-RECIPE = Recipe.of(
-    samples=8,
-    picked=4,
-    problems=64,
-    prompt="boxed",
-    rounds=1,
-    temperature=0.7,
-    top_p=0.95,
-    max_new_tokens=400,
-    lam=2.0,
+VALIDATION = 200  # problems of the training file that no stage trains on
+SPLIT_SEED = 42
+SHARED: dict[str, Any] = {
+    "prompt": "boxed",
+    "samples": 8,
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "max_new_tokens": 400,
+    "grad_clip": 1.0,
+    "cutoff": 1024,
+    "micro_tokens": 2048,
+    "save_every": 4,
+}
+CONCISE = Recipe.of(**SHARED, problems=512, instruction="concise")
+DISTIL = Recipe.of(**SHARED, problems=512, objective="sft", picked=2, epochs=2, lr=1e-5, batch=32)
+ROUNDS = Recipe.of(
+    **SHARED,
+    problems=192,
+    rounds=3,
+    picked=8,
+    reward="correct-only",
+    truncated="wrong",
+    dynamic_sampling=True,
     ratio="token",
-    eps_low=0.2,
     eps_high=0.28,
     lr=3e-6,
-    warmup=0.1,
-    batch=16,
-    grad_clip=1.0,
-    cutoff=1024,
-    micro_tokens=1536,
-    save_every=1000,
-    eval_problems=200,
+    batch=96,
+    seed=1,
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """The model and where everything is written. tests: of the last stage; levels: of their problems (None: all)."""
+
+    model: Path
+    out: Path
+    dtype: str
+    tests: list[str]
+    levels: str | None
+    resources: Resources
+
+    @property
+    def train(self) -> str:
+        return str(self.out / "train.jsonl")
+
+    @property
+    def validation(self) -> str:
+        return str(self.out / "validation.jsonl")
+
+    def job(self, model: Path, recipe: Recipe, tests: list[str]) -> Job:
+        return open_job(model, self.train, tests, self.dtype, recipe)
+
+
 def main() -> int:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--model", type=Path, required=True, help="folder of Qwen2.5-Coder-0.5B-Instruct")
-    ap.add_argument("--data", required=True, help="train.jsonl of GSM8K")
-    ap.add_argument("--eval-data", required=True, help="test.jsonl of GSM8K")
-    ap.add_argument("--out", type=Path, default=Path("runs/qwen-gsm8k"), help="folder (default: %(default)s)")
-    args = ap.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of Qwen2.5-Coder-0.5B-Instruct")
+    parser.add_argument("--data", type=Path, required=True, help="train.jsonl of GSM8K")
+    parser.add_argument("--eval-data", nargs="+", default=[], help="test problems (default: none, validation only)")
+    parser.add_argument("--levels", help="levels of the test problems, such as 1-2 (default: all)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="float32 where bf16 is slow")
+    parser.add_argument("--out", type=Path, default=Path("runs/qwen-gsm8k"), help="folder (default: %(default)s)")
+    args = parser.parse_args()
     keep_freed_memory()
     resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 128)
     try:
-        job = open_job(args.model, args.data, [args.eval_data], "auto", RECIPE)
-        run = RunFolder(args.out)
-        summary = prune(job, run, resources)
+        split(args.data, args.out)
+        pruning = Pruning(args.model, args.out, args.dtype, args.eval_data, args.levels, resources)
+        print(report(run_stages(pruning)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    figures = paired(*(run.evaluation(side, Path(args.eval_data).stem).rollouts for side in SIDES))
-    write_json(args.out / "paired.json", figures)
-    average = summary.comparison.average
-    print(f"\n{time.strftime('%Y-%m-%d')}, {average.base.problems} test problems, {summary.seconds:.0f} s\n")
-    print("| | accuracy (95 % interval) | mean tokens (95 % interval) | truncated | AES |\n|---|---|---|---|---|")
-    for name, e, score in (("base", average.base, 0.0), ("pruned", average.pruned, average.aes)):
-        f = figures[name]
-        right = f"{e.accuracy:.1%} ({e.accuracy_low:.1%} to {e.accuracy_high:.1%})"
-        tokens = f"{e.mean_tokens:.1f} ({f['tokens_low']:.1f} to {f['tokens_high']:.1f})"
-        print(f"| {name} | {right} | {tokens} | {e.truncated:.1%} | {'none' if score is None else f'{score:.2f}'} |")
-    gain, change = figures["accuracy"], figures["tokens"]
-    print(
-        f"| difference | {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) | "
-        f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f}) | | |"
-    )
     return 0
 
 
-def paired(before: Path, after: Path) -> dict:
+def split(data: Path, out: Path) -> None:
+    """Write the training and the validation part of a problem file."""
+    if (out / "validation.jsonl").exists():
+        return
+    problems = load_problems(data, shuffle_seed=SPLIT_SEED)
+    if len(problems) <= VALIDATION:
+        raise UserError(f"{data}: has {len(problems)} problems; more than the {VALIDATION} of validation are needed")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", problems[VALIDATION:]), ("validation", problems[:VALIDATION])):
+        lines = [json.dumps({"id": p.id, "problem": p.question, "answer": p.answer}) for p in part]
+        (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_stages(pruning: Pruning) -> RunFolder:
+    """All stages; returns the folder whose evaluations are reported."""
+    distil = RunFolder(pruning.out / "distil")
+    job = pruning.job(pruning.model, DISTIL, [pruning.validation])
+    relabelled(pruning, job, distil)
+    prune(job, distil, pruning.resources)
+    rounds = RunFolder(pruning.out / "rounds")
+    prune(pruning.job(distil.pruned, ROUNDS, [pruning.validation]), rounds, pruning.resources)
+    tests = RunFolder(pruning.out / ("tests" if pruning.tests else "validated"))
+    job = pruning.job(pruning.model, ROUNDS, pruning.tests or [pruning.validation])
+    of_level = {name: of_levels(problems, pruning.levels) for name, problems in job.tests.items()}
+    against_base(dataclasses.replace(job, tests=of_level), rounds.pruned, tests, pruning.resources)
+    return tests
+
+
+def relabelled(pruning: Pruning, job: Job, distil: RunFolder) -> None:
+    """Sample under the instruction and file the samples as rollouts of the plain prompt."""
+    concise = RunFolder(pruning.out / "concise")
+    with open_session(pruning.job(pruning.model, CONCISE, [pruning.validation]), concise, pruning.resources) as session:
+        session.sample()
+    with open_session(job, distil, pruning.resources) as session:
+        session.claim()
+        held = problems_held(distil.rollouts(0))
+        tokenizer = Tokenizer(pruning.model, read_config(pruning.model).vocab_size)
+        prompts = {p.id: torch.tensor(tokenizer.prompt(p.question, p.system), dtype=torch.int32) for p in job.train}
+        groups = [g for g in read_groups(concise.rollouts(0)) if g.problem not in held]
+        if groups:
+            write_shard(distil.rollouts(0), [dataclasses.replace(g, prompt=prompts[g.problem]) for g in groups])
+
+
+def against_base(job: Job, checkpoint: Path, run: RunFolder, resources: Resources) -> None:
+    """Evaluate the job's model and the checkpoint, and write the result."""
+    started = time.perf_counter()
+    with open_session(job, run, resources) as session:
+        if session.finished:
+            return
+        base, after = (
+            session.evaluate(model, job.tests, side, f"evaluate the {name}")
+            for model, side, name in zip((job.model, checkpoint), SIDES, ("base", "pruned"))
+        )
+        result = RunResult(compare(base, after), time.perf_counter() - started, str(checkpoint), job.settings)
+        plot_run(run, result)
+        write_record(run.result, to_json(result))
+
+
+def of_levels(problems: list[Problem], levels: str | None) -> list[Problem]:
+    """Those of the levels, and all of a test whose problems have none."""
+    wanted = levels and set(parse_levels(levels))
+    return [p for p in problems if not wanted or p.level is None or p.level in wanted]
+
+
+def report(run: RunFolder) -> str:
+    """The Markdown table of every test, and paired.json beside the result."""
+    result = read_run_result(run.result)
+    lines = [f"{time.strftime('%Y-%m-%d')}, {result.settings['dtype']}, greedy"]
+    figures = {}
+    for name, outcome in result.comparison.tests.items():
+        figures[name] = paired(*(run.evaluation(side, name) for side in SIDES))
+        lines += ["", f"{name}: {outcome.base.problems} problems, {outcome.length_cut:.1%} fewer tokens", ""]
+        lines.append(
+            "| | accuracy (95 % interval) | mean tokens (95 % interval) | truncated | AES |\n|---|---|---|---|---|"
+        )
+        for side, e, score in (("base", outcome.base, 0.0), ("pruned", outcome.pruned, outcome.aes)):
+            f = figures[name][side]
+            right = f"{e.accuracy:.1%} ({e.accuracy_low:.1%} to {e.accuracy_high:.1%})"
+            tokens = f"{e.mean_tokens:.1f} ({f['low']:.1f} to {f['high']:.1f})"
+            lines.append(
+                f"| {side} | {right} | {tokens} | {e.truncated:.1%} | {'none' if score is None else f'{score:.2f}'} |"
+            )
+        gain, change = figures[name]["accuracy"], figures[name]["tokens"]
+        lines.append(
+            f"| difference | {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) | "
+            f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f}) | | |"
+        )
+    write_json(run.path / "paired.json", figures)
+    return "\n".join(lines)
+
+
+def paired(before: EvaluationFolder, after: EvaluationFolder) -> dict[str, dict[str, float]]:
     """Differences problem by problem, after less before, with 95 % intervals (normal approximation), and each side's."""
     sides = {}
     for name, folder in (("base", before), ("pruned", after)):
-        groups = sorted(read_groups(folder), key=lambda g: g.problem)
+        groups = sorted(read_groups(folder.rollouts), key=lambda g: g.problem)
         lengths, correct = (t.numpy().astype(float).mean(1) for t in lengths_and_verdicts(groups))
         sides[name] = ([g.problem for g in groups], lengths, correct)
-    assert sides["base"][0] == sides["pruned"][0]
+    if sides["base"][0] != sides["pruned"][0]:
+        raise UserError(f"{before.path} and {after.path}: hold other problems; delete one of them and run again")
 
     def interval(values: np.ndarray) -> dict[str, float]:
         return dict(zip(("mean", "low", "high"), mean_interval(values)))
 
-    result = {
+    return {
         "tokens": interval(sides["pruned"][1] - sides["base"][1]),
         "accuracy": interval(sides["pruned"][2] - sides["base"][2]),
+        **{name: interval(lengths) for name, (_, lengths, _) in sides.items()},
     }
-    for name, (_, lengths, _) in sides.items():
-        of_side = interval(lengths)
-        result[name] = {"tokens_low": of_side["low"], "tokens_high": of_side["high"]}
-    return result
 
 
 if __name__ == "__main__":

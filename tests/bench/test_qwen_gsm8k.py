@@ -1,0 +1,71 @@
+"""bench.qwen_gsm8k with the embedded model in place of Qwen: every stage, a second command that adds tests, wrong input."""
+
+import json
+import sys
+
+import pytest
+
+from bench import qwen_gsm8k
+from o1core.problems import arithmetic_problems
+from o1core.rollout import read_groups
+from o1core.runs import EMBEDDED
+
+SMALL = {"prompt": "plain", "problems": 6, "samples": 4, "batch": 8, "temperature": 1.0, "max_new_tokens": 200}
+
+
+def write_problems(path, split, count):
+    rows = [
+        {"id": p.id, "problem": p.question, "answer": p.answer, "level": p.level} for p in problems_of(split, count)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def problems_of(split, count):
+    return arithmetic_problems(split, count, seed=7)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 4)
+    for name, changes in (("CONCISE", {"instruction": "none"}), ("DISTIL", {}), ("ROUNDS", {"picked": 4, "rounds": 1})):
+        monkeypatch.setattr(qwen_gsm8k, name, getattr(qwen_gsm8k, name).but(**SMALL, **changes))
+    data = write_problems(tmp_path / "train.json", "train", 12)
+
+    def run(*more):
+        out = str(tmp_path / "run")
+        arguments = ["--model", str(EMBEDDED), "--data", data, "--dtype", "float32", "--out", out, *more]
+        monkeypatch.setattr(sys, "argv", ["qwen_gsm8k", *arguments])
+        return qwen_gsm8k.main()
+
+    return run
+
+
+def test_all_stages_then_the_test_problems_of_some_levels(command, tmp_path, capsys):
+    assert command() == 0
+    assert "validation: 4 problems" in capsys.readouterr().out
+    trained = (tmp_path / "run" / "rounds" / "log.jsonl").read_bytes()
+    assert command("--eval-data", write_problems(tmp_path / "test.json", "test", 12), "--levels", "2") == 0
+    asked = sum(p.level == "2" for p in problems_of("test", 12))
+    assert f"test: {asked} problems" in capsys.readouterr().out
+    assert (tmp_path / "run" / "rounds" / "log.jsonl").read_bytes() == trained
+    paired = json.loads((tmp_path / "run" / "tests" / "paired.json").read_text())["test"]
+    assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
+
+
+def test_the_samples_are_filed_under_the_plain_prompt(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(qwen_gsm8k, "CONCISE", qwen_gsm8k.CONCISE.but(instruction="fast"))
+    monkeypatch.setattr(qwen_gsm8k, "prune", lambda *a: sys.exit(0))
+    with pytest.raises(SystemExit):
+        command()
+    concise, plain = (read_groups(tmp_path / "run" / name / "round-00" / "rollouts") for name in ("concise", "distil"))
+    assert [g.problem for g in concise] == [g.problem for g in plain]
+    for asked, filed in zip(concise, plain):
+        assert len(filed.prompt) < len(asked.prompt)
+        assert all(a.ids.equal(b.ids) for a, b in zip(asked.samples, filed.samples))
+
+
+def test_too_few_problems_are_refused_in_one_line(command, monkeypatch, capsys):
+    monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 100)
+    assert command() == 2
+    assert capsys.readouterr().err.count("\n") == 1
