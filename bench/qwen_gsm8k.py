@@ -8,9 +8,7 @@ it. The second adds the test problems, for the base and for the final checkpoint
 stand. `--levels` takes problems of these levels alone from files that have levels. Interrupted runs resume: rerun the same
 command. The stages, each a folder in --out:
 
-    concise/  samples of the base that is asked to be concise (o1core/problems/prompts.py)
-    distil/   likelihood of the shortest right ones of them, under the plain prompt: what it can already say in few words
-              becomes what it says unasked (self-training, arXiv 2502.20122)
+    sft/      likelihood of the two shortest right samples of each problem
     rounds/   rounds of the clipped surrogate, with length rewarded among right answers alone
     tests/    the base against the last checkpoint; `o1core report` makes a page of it
 
@@ -31,15 +29,15 @@ import torch
 
 from o1core.errors import UserError
 from o1core.evaluation import RunResult, compare, read_run_result
-from o1core.files import write_json, write_record
+from o1core.files import write_atomic, write_json, write_record
 from o1core.metrics import mean_interval
-from o1core.model import DTYPES, Tokenizer, read_config
+from o1core.model import DTYPES
 from o1core.problems import Problem, load_problems, parse_levels
 from o1core.recipe import Recipe
 from o1core.report import plot_run
-from o1core.rollout import keep_freed_memory, lengths_and_verdicts, problems_held, read_groups, write_shard
+from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
 from o1core.run_folder import SIDES, EvaluationFolder, RunFolder
-from o1core.runs import Job, Resources, open_job, open_session, prune
+from o1core.runs import Job, Resources, open_job, open_session
 from o1core.typed_json import to_json
 
 VALIDATION = 200  # problems of the training file that no stage trains on
@@ -55,8 +53,7 @@ SHARED: dict[str, Any] = {
     "micro_tokens": 2048,
     "save_every": 4,
 }
-CONCISE = Recipe.of(**SHARED, problems=512, instruction="concise")
-DISTIL = Recipe.of(**SHARED, problems=512, objective="sft", picked=2, epochs=2, lr=1e-5, batch=32)
+SFT = Recipe.of(**SHARED, problems=512, objective="sft", picked=2, epochs=2, lr=1e-5, batch=32)
 ROUNDS = Recipe.of(
     **SHARED,
     problems=192,
@@ -127,37 +124,21 @@ def split(data: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", problems[VALIDATION:]), ("validation", problems[:VALIDATION])):
         lines = [json.dumps({"id": p.id, "problem": p.question, "answer": p.answer}) for p in part]
-        (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "\n".join(lines) + "\n"
+        write_atomic(out / f"{name}.jsonl", lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 def run_stages(pruning: Pruning) -> RunFolder:
     """All stages; returns the folder whose evaluations are reported."""
-    distil = RunFolder(pruning.out / "distil")
-    job = pruning.job(pruning.model, DISTIL, [pruning.validation])
-    relabelled(pruning, job, distil)
-    prune(job, distil, pruning.resources)
-    rounds = RunFolder(pruning.out / "rounds")
-    prune(pruning.job(distil.pruned, ROUNDS, [pruning.validation]), rounds, pruning.resources)
+    sft, rounds = (RunFolder(pruning.out / name) for name in ("sft", "rounds"))
+    for model, recipe, run in ((pruning.model, SFT, sft), (sft.pruned, ROUNDS, rounds)):
+        with open_session(pruning.job(model, recipe, [pruning.validation]), run, pruning.resources) as session:
+            session.train(resume=True)
     tests = RunFolder(pruning.out / ("tests" if pruning.tests else "validated"))
     job = pruning.job(pruning.model, ROUNDS, pruning.tests or [pruning.validation])
     of_level = {name: of_levels(problems, pruning.levels) for name, problems in job.tests.items()}
     against_base(dataclasses.replace(job, tests=of_level), rounds.pruned, tests, pruning.resources)
     return tests
-
-
-def relabelled(pruning: Pruning, job: Job, distil: RunFolder) -> None:
-    """Sample under the instruction and file the samples as rollouts of the plain prompt."""
-    concise = RunFolder(pruning.out / "concise")
-    with open_session(pruning.job(pruning.model, CONCISE, [pruning.validation]), concise, pruning.resources) as session:
-        session.sample()
-    with open_session(job, distil, pruning.resources) as session:
-        session.claim()
-        held = problems_held(distil.rollouts(0))
-        tokenizer = Tokenizer(pruning.model, read_config(pruning.model).vocab_size)
-        prompts = {p.id: torch.tensor(tokenizer.prompt(p.question, p.system), dtype=torch.int32) for p in job.train}
-        groups = [g for g in read_groups(concise.rollouts(0)) if g.problem not in held]
-        if groups:
-            write_shard(distil.rollouts(0), [dataclasses.replace(g, prompt=prompts[g.problem]) for g in groups])
 
 
 def against_base(job: Job, checkpoint: Path, run: RunFolder, resources: Resources) -> None:

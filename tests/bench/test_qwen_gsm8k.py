@@ -7,7 +7,6 @@ import pytest
 
 from bench import qwen_gsm8k
 from o1core.problems import arithmetic_problems
-from o1core.rollout import read_groups
 from o1core.runs import EMBEDDED
 
 SMALL = {"prompt": "plain", "problems": 6, "samples": 4, "batch": 8, "temperature": 1.0, "max_new_tokens": 200}
@@ -28,7 +27,7 @@ def problems_of(split, count):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 4)
-    for name, changes in (("CONCISE", {"instruction": "none"}), ("DISTIL", {}), ("ROUNDS", {"picked": 4, "rounds": 1})):
+    for name, changes in (("SFT", {}), ("ROUNDS", {"picked": 4, "rounds": 1})):
         monkeypatch.setattr(qwen_gsm8k, name, getattr(qwen_gsm8k, name).but(**SMALL, **changes))
     data = write_problems(tmp_path / "train.json", "train", 12)
 
@@ -51,18 +50,6 @@ def test_all_stages_then_the_test_problems_of_some_levels(command, tmp_path, cap
     assert (tmp_path / "run" / "rounds" / "log.jsonl").read_bytes() == trained
     paired = json.loads((tmp_path / "run" / "tests" / "paired.json").read_text())["test"]
     assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
-
-
-def test_the_samples_are_filed_under_the_plain_prompt(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(qwen_gsm8k, "CONCISE", qwen_gsm8k.CONCISE.but(instruction="fast"))
-    monkeypatch.setattr(qwen_gsm8k, "prune", lambda *a: sys.exit(0))
-    with pytest.raises(SystemExit):
-        command()
-    concise, plain = (read_groups(tmp_path / "run" / name / "round-00" / "rollouts") for name in ("concise", "distil"))
-    assert [g.problem for g in concise] == [g.problem for g in plain]
-    for asked, filed in zip(concise, plain):
-        assert len(filed.prompt) < len(asked.prompt)
-        assert all(a.ids.equal(b.ids) for a, b in zip(asked.samples, filed.samples))
 
 
 def test_too_few_problems_are_refused_in_one_line(command, monkeypatch, capsys):
