@@ -21,6 +21,7 @@ import dataclasses
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def split(data: Path, out: Path) -> None:
     for name, part in (("train", problems[VALIDATION:]), ("validation", problems[:VALIDATION])):
         lines = [json.dumps({"id": p.id, "problem": p.question, "answer": p.answer}) for p in part]
         text = "\n".join(lines) + "\n"
-        write_atomic(out / f"{name}.jsonl", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_atomic(out / f"{name}.jsonl", partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def run_stages(pruning: Pruning) -> RunFolder:
