@@ -100,7 +100,9 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig:
     """Read and check `folder`/config.json. Raises UserError that names the field and what is supported."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a downloaded Hugging Face folder, not a name on the Hub")
+        raise UserError(
+            f"{folder}/config.json: no such file; give a Hugging Face folder on disk, not a name on the Hub"
+        )
     path = need_file(folder, "config.json")
     raw = read_object(path)
     architecture = raw.get("architectures")

@@ -100,6 +100,7 @@ def start_run(command: list[str], run: Path, prepare: Callable[[], None]) -> int
         with open(output_of(os.getpid()), "w") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # a test's have files of their own
         prepare()
         status = main(command)
     except BaseException:
@@ -112,6 +113,16 @@ def start_run(command: list[str], run: Path, prepare: Callable[[], None]) -> int
 
 def output_of(pid: int) -> Path:
     return Path(os.environ.get("TMPDIR", "/tmp")) / f"o1core-campaign-{os.getuid()}-{pid}.txt"
+
+
+def kill_once(pid: int, condition: Callable[[], bool]) -> bool:
+    """Send a run SIGKILL once condition() holds; wait until it is gone. Whether it was still running then."""
+    deadline = time.monotonic() + LONGEST
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and not condition():
+        assert time.monotonic() < deadline, "never came to the point where it was to be killed"
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    return finish(pid)[0] == -signal.SIGKILL
 
 
 def finish(pid: int) -> tuple[int, str]:

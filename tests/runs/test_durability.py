@@ -4,10 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from o1core.files import digests, file_digest
 from o1core.run_folder import RunFolder
 from o1core.training import state
 from o1core.training.one_round import Round
-from tests.campaigns.kill import fingerprint, finish, make_command, start_run
+from tests.campaigns.kill import fingerprint, finish, kill_once, make_command, start_run
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +97,19 @@ def test_a_kill_while_a_state_is_written_resumes_from_the_one_before(template, t
     assert not list(run.path.rglob("*.partial"))
 
 
-def test_a_second_process_is_refused_with_the_owners_id(template, tmp_path):
-    command = [sys.executable, "-m", "o1core", *template[0], "--problems", "11", "--out", str(tmp_path / "run")]
-    owner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "settings.json").exists():
-            assert time.monotonic() < deadline and owner.poll() is None
-            time.sleep(0.002)
-        owner.send_signal(signal.SIGSTOP)
-        second = subprocess.run(command, capture_output=True, text=True)
-        assert second.returncode == 2
-        assert f"process {owner.pid} is at work in this folder" in second.stderr.splitlines()[-1]
-    finally:
-        owner.kill()
-        owner.wait()
+def test_a_second_process_is_refused_with_the_owners_id(template, tmp_path, capsys):
+    command = [*template[0], "--problems", "11", "--out", str(tmp_path / "run")]
+    owner = start_run(command, tmp_path / "run", lambda: None)
+
+    def refused() -> bool:
+        if not (tmp_path / "run" / "settings.json").exists():
+            return False
+        os.kill(owner, signal.SIGSTOP)
+        assert main(command) == 2
+        assert f"process {owner} is at work in this folder" in error_of(capsys)
+        return True
+
+    assert kill_once(owner, refused)
 
 
 def test_a_killed_owners_lock_is_free_and_the_next_one_says_so(finished, caplog):

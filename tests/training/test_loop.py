@@ -1,12 +1,9 @@
 """Whole runs on a small random checkpoint: killed and resumed, skipped where done, refused where they do not fit."""
 
 import json
-import os
 import resource
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from o1core.cli import main
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
 from o1core.training import peak_memory
+from tests.campaigns.kill import finish, kill_once, start_run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -26,20 +24,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def run_until(command: list[str], condition, seconds: float = 60) -> bool:
-    """Start o1core in a process of its own and kill -9 it once condition() holds. Whether it was still running then."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "o1core", *command], env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and not condition():
-        assert time.monotonic() < deadline, "never came to the point where it was to be killed"
-        time.sleep(0.002)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return running
 
 
 @pytest.mark.parametrize("method", [[], ["--lora-rank", "4", "--optimiser", "adam-mini"]], ids=["full", "adapters"])
@@ -57,7 +41,8 @@ def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path, m
         def reached(steps=steps):
             return (killed / "log.jsonl").exists() and len((killed / "log.jsonl").read_text().splitlines()) >= steps
 
-        deaths += run_until([*command, *(["--resume"] if steps > 3 else [])], reached)
+        resume = ["--resume"] if steps > 3 else []
+        deaths += kill_once(start_run([*command, *resume], killed, lambda: None), reached)
     assert deaths == 2, "the run ended before it could be killed"
     assert not (killed / "pruned").exists()
     assert main([*command, "--resume"]) == 0
@@ -199,15 +184,15 @@ def test_wrong_input_is_one_line_and_status_2(flags, tmp_path, capsys, change, m
 def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(flags, tmp_path):
     """A limit on the size of files fails the same writes as a full disk does."""
     run = tmp_path / "run"
-    limit = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from o1core.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
     command = ["train", *flags, "--out", str(run)]
-    done = subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    status, output = finish(start_run(command, run, limit))
+    assert status == 2
+    last = output.splitlines()[-1]
     assert last.startswith("o1core: error:") and "too large" in last
     assert RunFolder(run).states() == []
     assert main([*command, "--resume"]) == 0
