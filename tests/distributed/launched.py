@@ -1,10 +1,11 @@
 """torchrun, as `torchrun FLAGS -m o1core ARGUMENTS` starts it, in processes that have imported everything already.
 
 torchrun's own main() runs in a process of the tests' server, and starts this file in forks of itself (--start-method fork
---run-path). Each of them writes its process id into the launcher's folder, under its rank.
+--run-path). Each of them writes its process id into the launcher's folder, under its rank, and its standard error beside it.
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ FOLDER = "O1CORE_TEST_LAUNCHER"
 
 
 class Torchrun:
-    """A torchrun at work in `folder`, where its standard error and its processes' ids are."""
+    """A torchrun at work in `folder`, where the standard error and the ids of its processes are."""
 
     def __init__(self, folder: Path, flags: list[str], arguments: list[str]) -> None:
         self.folder = folder
@@ -32,8 +33,8 @@ class Torchrun:
         self.process.start()
 
     def told(self) -> str:
-        path = self.folder / "stderr"
-        return path.read_text(errors="replace") if path.exists() else ""
+        """What it and its ranks have written to standard error."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("stderr*")))
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -44,6 +45,12 @@ class Torchrun:
 
     def signal(self, rank: int, number: signal.Signals) -> None:
         os.kill(int((self.folder / str(rank)).read_text()), number)
+
+    def fill_disk(self, rank: int, room: int) -> None:
+        """From here on the rank can write no file beyond `room` bytes."""
+        limit = resource.RLIMIT_FSIZE
+        pid = int((self.folder / str(rank)).read_text())
+        resource.prlimit(pid, limit, (room, resource.prlimit(pid, limit)[1]))
 
     def end(self) -> int:
         """Wait for it; returns its exit status. No process is left."""
@@ -59,13 +66,17 @@ class Torchrun:
 
 def launch(folder: Path, arguments: list[str]) -> None:
     os.environ[FOLDER] = str(folder)
-    errors = os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(errors, 2)
+    write_errors_to(folder / "stderr")
     torchrun_main(arguments)
+
+
+def write_errors_to(path: Path) -> None:
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 
 
 if __name__ == "__main__":
     note = Path(os.environ[FOLDER], os.environ["RANK"])
+    write_errors_to(note.with_name(f"stderr-{note.name}"))
     note.with_suffix(".new").write_text(str(os.getpid()))
     note.with_suffix(".new").rename(note)
     torch.set_num_threads(1)

@@ -68,6 +68,31 @@ def test_a_run_whose_second_rank_is_killed_twice_ends_with_the_same_bits(flags, 
     assert_same_end(run, undisturbed)
 
 
+def test_a_state_that_one_rank_cannot_write_ends_all_and_the_run_resumes(flags, undisturbed, tmp_path):
+    """It is written while the next step makes its gradient; the state before it stays."""
+    run = tmp_path / "run"
+    torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], ["prune", *flags, "--out", str(run)])
+    torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+    torchrun.fill_disk(1, 25_000)  # room for rollouts
+    assert torchrun.end() == 1
+    (told,) = (line for line in torchrun.told().splitlines() if line.startswith("o1core: error: "))
+    assert re.search(r"state-000002-00: cannot be written \(.*File too large.*\); finished work is kept", told), told
+    assert [path.name for path in run.glob("*state-*")] == ["state-000000-00"]
+    assert [status for status, _ in run_commands([["prune", *flags, "--out", str(run)]] * 2, tmp_path)] == [0, 0]
+    assert_same_end(run, undisturbed)
+
+
+def test_rollouts_that_one_rank_cannot_write_end_all(flags, tmp_path):
+    run = tmp_path / "run"
+    torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], ["prune", *flags, "--out", str(run)])
+    torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+    torchrun.fill_disk(1, 1000)  # room for an error message
+    assert torchrun.end() == 1
+    (told,) = (line for line in torchrun.told().splitlines() if line.startswith("o1core: error: "))
+    assert re.search(r"rank 1: .*shard-.*: cannot be written \(File too large\); finished work is kept", told), told
+    assert [path.name for path in run.glob("*state-*")] == ["state-000000-00"]
+
+
 def test_a_rank_that_hangs_is_named_by_the_one_that_waits(flags, tmp_path):
     arguments = ["prune", *flags, "--timeout", "2", "--out", str(tmp_path / "run")]
     torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], arguments)
