@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ..distributed import is_lead, load_part, meet, neighbours, once, processes, together
-from ..errors import UserError
 from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, read_config
@@ -78,10 +77,7 @@ class Session:
         self.planned = True
 
     def check(self) -> None:
-        """Raise UserError where the folder belongs to another job, or to a process at work in it, or where the job's
-        objective does not know several processes."""
-        if self.job.recipe.objective.kind == "crisp" and processes() > 1:
-            raise UserError("--objective crisp: trains in one process; start it without torchrun")
+        """Raise UserError where the folder belongs to another job, or to a process at work in it."""
         self.finished = once("the run's folder", self._check)
 
     def _check(self) -> bool:

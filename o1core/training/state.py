@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..distributed import Writing, is_lead, load_tensors, meet, once, own, save_tensors, shares
+from ..distributed import Writing, is_lead, load_tensors, once, save_tensors
 from ..errors import UserError
-from ..files import damaged_file, file_digest, publish_folder, read_record, unwritable, write_record
+from ..files import publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
 from ..typed_json import from_json, to_json
+from .checksums import damaged_by_all, digests_by_all
 from .log import log_digest
 from .memory import NOTHING, RewardMemory
 from .step import Updater
@@ -89,7 +90,7 @@ def write_state(
 
     try:
         save_tensors(tensors, partial)
-        files = digests_by_all(partial)
+        files = digests_by_all("the training state", partial)
         once("the training state", publish)
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from None
@@ -108,22 +109,6 @@ def durable(updater: Updater) -> Iterator[None]:
             updater.written()
         raise
     updater.written()
-
-
-def digests_by_all(folder: Path) -> dict[str, str]:
-    """name: SHA-256 of every file of the folder; each rank reads some of them."""
-    meet("the training state")  # all have written
-    names = sorted(path.name for path in folder.iterdir())
-    mine = {names[i]: file_digest(folder / names[i]) for i in own(shares([1] * len(names)))}
-    return {name: digest for of_rank in meet("the training state", mine) for name, digest in of_rank.items()}
-
-
-def damaged_by_all(folder: Path, listed: dict[str, str]) -> Path | None:
-    """What damaged_file returns; each rank reads some of the files."""
-    names = sorted(listed)
-    mine = damaged_file(folder, {names[i]: listed[names[i]] for i in own(shares([1] * len(names)))})
-    found = [name for name in meet("the training state", None if mine is None else mine.name) if name is not None]
-    return folder / found[0] if found else None
 
 
 def trained_tensors(updater: Updater) -> dict[str, torch.Tensor]:
@@ -176,7 +161,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
     held = {name: raw["recipe"].get(name, settings[name]) for name in settings}
     if held != settings:
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
-    if (damaged := damaged_by_all(folder, raw.get("files", {}))) is not None:
+    if (damaged := damaged_by_all("the training state", folder, raw.get("files", {}))) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
     where, fix = f"{folder / PROGRESS}: memory", how_to_go_back(run)
     memory = from_json(RewardMemory, raw.get("memory", {}), where, fix)

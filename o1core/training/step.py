@@ -6,7 +6,7 @@ value net, KL term, entropy bonus; the method has none.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,10 +41,11 @@ def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> I
 
 @dataclass(frozen=True)
 class Taught:
-    """What a teacher says of a batch: its hidden states [L, H] of each example's completion tokens, and its head [V, H]."""
+    """What a teacher says of a batch. hidden: of an example, by its place in the batch, the hidden states [L, H] of its
+    completion tokens; head [V, H]: None where it is the policy's own, which is frozen."""
 
-    hidden: list[Tensor]
-    head: Tensor
+    hidden: Callable[[int], Tensor]
+    head: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,10 @@ class Updater:
         for b, chosen in enumerate(batches):
             batch = collate([examples[i] for i in chosen], device)
             hidden = self.model.hidden(batch.ids, recompute=self.execution.checkpointing).flatten(0, 1)[batch.places]
+            teacher = teacher_head = None
+            if taught is not None:
+                teacher = torch.cat([taught.hidden(i) for i in chosen]).to(device)
+                teacher_head = self.model.lm_head.detach() if taught.head is None else taught.head
             inputs = LossInputs(
                 hidden,
                 self.model.lm_head,
@@ -240,8 +245,8 @@ class Updater:
                 batch.cu_seqlens,
                 self.vocab,
                 None if masks is None else torch.cat([masks[i] for i in chosen]).to(device),
-                None if taught is None else torch.cat([taught.hidden[i] for i in chosen]).to(device),
-                None if taught is None else taught.head,
+                teacher,
+                teacher_head,
             )
             loss, of_batch = objective.loss(inputs, units)
             if b < real:

@@ -1,15 +1,15 @@
 """CRISP's teacher (arXiv 2603.05433): the weights that a round starts from, asked to be concise, on the student's own samples.
 
 What the loss needs of it are its last hidden states [N, H] of every completion token and the head that they are multiplied
-with. They are computed once, before a round's first step, and read from disk a batch at a time: no second model, no logits.
-A round's folder teacher/ holds a file a forward pass, head.safetensors where the head is trained, and index.json with
-checksums; it is deleted when the round is over. Left out on purpose: several processes, whose ranks would each need it.
+with. They are computed once, before a round's first step, and read from disk a micro-batch at a time: no second model, no
+logits. A round's folder teacher/ holds a file a forward pass, head.safetensors where the head is trained, and index.json with
+checksums; it is deleted when the round is over. Ranks share the work and read each other's files, which all of them must
+see; any number of them can go on from it.
 """
 
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,37 +17,45 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..distributed import is_lead, meet, once, settle, together
 from ..errors import UserError
-from ..files import damaged_file, digests, publish_folder, read_record, unwritable, write_record
+from ..files import publish_folder, read_record, unwritable, write_record
 from ..model import Tokenizer
 from ..problems import Problem, instruct
 from ..run_folder import RunFolder
+from .checksums import damaged_by_all, digests_by_all
 from .examples import Example
 from .reference import examples_digest
-from .step import Taught, Updater, collate, micro_batches
+from .step import Taught, Updater, collate, dealt
 
+WHAT = "the teacher"
 INDEX, HEAD = "index.json", "head.safetensors"
 FIX = "delete the folder, and the same command trains the round again from its start"
+
+Place = tuple[int, str, int, int]  # an example, its file, and the rows of it that are its own
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A round's teacher on disk. places: of each example, its file and the rows of it that are its own; head [V, H]."""
+    """A round's teacher on disk. places: of each example, its file and the rows of it that are its own; head [V, H]: None
+    where it is the policy's own, which is frozen."""
 
     folder: Path
     places: list[tuple[str, int, int]]
-    head: Tensor
+    head: Tensor | None
 
     def taught(self, batch: list[int]) -> Taught:
-        """Hidden states [L, H] of each of the batch's examples, and the head. Raises UserError where a file is gone."""
-        hidden = []
+        """What the teacher says of these examples."""
+        return Taught(lambda i: self.hidden(batch[i]), self.head)
+
+    def hidden(self, example: int) -> Tensor:
+        """Hidden states [L, H]. Raises UserError where their file is gone."""
+        name, start, end = self.places[example]
         try:
-            for name, start, end in (self.places[i] for i in batch):
-                with safe_open(self.folder / name, framework="pt") as file:
-                    hidden.append(file.get_slice("hidden")[start:end])
+            with safe_open(self.folder / name, framework="pt") as file:
+                return file.get_slice("hidden")[start:end]
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.folder / name}: cannot be read ({error}); {FIX}") from None
-        return Taught(hidden, self.head)
 
 
 def teacher_prompts(tokenizer: Tokenizer, problems: list[Problem], instruction: str) -> dict[str, Tensor]:
@@ -59,24 +67,16 @@ def teacher_prompts(tokenizer: Tokenizer, problems: list[Problem], instruction: 
 def open_teacher(folder: Path, updater: Updater, examples: list[Example], prompts: dict[str, Tensor]) -> Teacher:
     """The teacher of a round's examples, made by the model as it is now unless the folder is there. Raises UserError where
     the folder is damaged, or belongs to other examples."""
-    if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            make_teacher(partial, updater, [replace(e, prompt=prompts[e.problem]) for e in examples])
-            publish_folder(partial, folder)
-        except (OSError, SafetensorError) as error:
-            raise unwritable(folder, error) from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    if not once(WHAT, folder.exists):
+        make_teacher(folder, updater, [replace(e, prompt=prompts[e.problem]) for e in examples])
     index = read_record(folder / INDEX)
-    if (damaged := damaged_file(folder, index["files"])) is not None:
+    if (damaged := damaged_by_all(WHAT, folder, index["files"])) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {FIX}")
     if index["examples"] != completions_digest(examples):
         raise UserError(f"{folder}: belongs to other rollouts than are there; {FIX}")
-    head = updater.model.lm_head.detach()
+    head = None
     if (folder / HEAD).exists():
-        head = load_file(folder / HEAD, device=str(head.device))["head"]
+        head = load_file(folder / HEAD, device=str(updater.model.embed.device))["head"]
     return Teacher(folder, [(name, start, end) for name, start, end in index["places"]], head)
 
 
@@ -86,25 +86,65 @@ def forget_teachers(run: RunFolder, round_index: int) -> None:
         shutil.rmtree(run.teacher(earlier), ignore_errors=True)
 
 
-@torch.no_grad()
 def make_teacher(folder: Path, updater: Updater, examples: list[Example]) -> None:
-    """Write the teacher of examples whose prompts are its own."""
-    folder.mkdir(parents=True)
+    """Write the teacher of examples whose prompts are its own. Raises UserError on all ranks where one cannot write."""
+    partial = folder.with_name(f".{folder.name}.partial")
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def parts() -> list[Place]:
+        try:
+            return write_parts(partial, updater, examples)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(folder, error) from None
+
+    def publish() -> None:
+        places = [place for _, *place in sorted(place for of_rank in of_ranks for place in of_rank)]
+        write_record(partial / INDEX, {"places": places, "files": files, "examples": completions_digest(examples)})
+        publish_folder(partial, folder)
+
+    try:
+        once(WHAT, begin)
+        of_ranks = meet(WHAT, together(WHAT, parts))
+        files = digests_by_all(WHAT, partial)
+        once(WHAT, publish)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    finally:
+        if is_lead():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@torch.no_grad()
+def write_parts(folder: Path, updater: Updater, examples: list[Example]) -> list[Place]:
+    """Write this rank's share, and on rank 0 a head that is trained. Returns where each of its examples is."""
     model = updater.model
     device = model.embed.device
-    places: list[Any] = [None] * len(examples)
-    batches = list(micro_batches(examples, updater.execution.micro_tokens))
-    for number, chosen in enumerate(tqdm(batches, desc="teacher", unit="batch")):
+    places: list[Place] = []
+    failed: Exception | None = None
+    batches, real = dealt(examples, updater.execution.micro_tokens)
+    for b, chosen in enumerate(tqdm(batches, desc="teacher", unit="batch")):
         batch = collate([examples[i] for i in chosen], device)
-        hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
-        name = f"part-{number:05d}.safetensors"
-        save_file({"hidden": hidden.cpu()}, folder / name)
-        ends = batch.cu_seqlens.tolist()
-        for i, start, end in zip(chosen, ends, ends[1:]):
-            places[i] = name, start, end
-    if model.lm_head.requires_grad:
-        save_file({"head": model.lm_head.detach().cpu().contiguous()}, folder / HEAD)
-    write_record(folder / INDEX, {"places": places, "files": digests(folder), "examples": completions_digest(examples)})
+        held = {"hidden": model.hidden(batch.ids).flatten(0, 1)[batch.places].cpu()}
+        name = f"part-{min(chosen):05d}.safetensors"
+        try:
+            if b < real:
+                save_file(held, folder / name)
+            if b == 0 and is_lead() and model.lm_head.requires_grad:  # whole after a forward pass
+                save_file({"head": model.lm_head.detach().cpu().contiguous()}, folder / HEAD)
+        except (
+            OSError,
+            SafetensorError,
+        ) as error:  # to be raised at the end: the other ranks wait for this one's passes
+            failed = failed or error
+        ends = batch.cu_seqlens.tolist() if b < real else []
+        places += [(i, name, start, end) for i, start, end in zip(chosen, ends, ends[1:])]
+    settle(model)
+    if failed is not None:
+        raise failed
+    return places
 
 
 def completions_digest(examples: list[Example]) -> str:

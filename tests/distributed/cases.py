@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -17,6 +18,7 @@ from o1core.distributed import (
     drop_weights,
     export_checkpoint,
     load_part,
+    processes,
     team_of,
     trained_model,
 )
@@ -28,6 +30,7 @@ from o1core.run_folder import RunFolder
 from o1core.training import Example, Updater, reference_logprobs
 from o1core.training.loop import select
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
+from o1core.training.teacher import open_teacher
 
 VOCAB = 259
 
@@ -59,16 +62,27 @@ def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe, vocab: int = VO
 
 
 def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: object) -> Trained:
-    """Some steps on random examples, the last of each batch on a shifted reference."""
+    """Some steps on random examples, on a shifted reference; CRISP's teacher is the policy with a longer prompt."""
     recipe = Recipe.of(**{"lr": 1e-3, "ratio": "token", "micro_tokens": 64} | settings)
     updater = updater_on(folder, dtype, recipe)
     metrics = []
     for step in range(steps):
         examples = make_examples(batch, seed=step)
         reference = reference_logprobs(updater.model, VOCAB, examples, 64)
-        metrics.append(updater.step(examples, [r + 0.1 for r in reference], recipe.optimiser.lr))
+        taught = None
+        if recipe.objective.kind == "crisp":
+            prompts = {e.problem: torch.cat((e.prompt, torch.arange(5, dtype=torch.int32))) for e in examples}
+            teacher = open_teacher(
+                folder / f"teacher-{made_by()}-{recipe.optimiser.lora_rank}-{step}", updater, examples, prompts
+            )
+            taught = teacher.taught(list(range(batch)))
+        metrics.append(updater.step(examples, [r + 0.1 for r in reference], recipe.optimiser.lr, taught))
     weights = {name: whole(p.detach()).clone() for name, p in updater.model.named_parameters()}
     return Trained(weights, [m["grad_norm"] for m in metrics], metrics)
+
+
+def made_by() -> str:
+    return f"{processes()}-ranks" if dist.is_initialized() else "plain"
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -120,6 +120,30 @@ def test_two_nodes_meet_by_torchruns_rendezvous_and_end_as_one_node_of_two(flags
     assert all((weights[name] - wanted[name]).norm() <= 1e-5 * wanted[name].norm() for name in wanted)
 
 
+def test_crisp_on_two_processes_ends_as_on_one(flags, tmp_path):
+    ends = []
+    for size in (1, 2):
+        run = tmp_path / str(size)
+        command = ["train", *flags, "--method", "crisp", "--rounds", "2", "--problems", "4", "--out", str(run)]
+        assert [status for status, _ in run_commands([command] * size, tmp_path)] == [0] * size
+        assert not list(run.glob("round-*/*teacher*"))
+        ends.append(load_file(run / "pruned" / "model.safetensors"))
+    assert all((ends[1][name] - weight).norm() <= 1e-5 * weight.norm() for name, weight in ends[0].items())
+
+
+def test_a_teacher_that_one_rank_cannot_write_ends_all(flags, tmp_path):
+    run = tmp_path / "run"
+    command = ["prune", *flags, "--method", "crisp", "--out", str(run)]
+    torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], command)
+    torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+    torchrun.fill_disk(1, 12_000)  # room for rollouts, not for hidden states of 64 numbers a token
+    assert torchrun.end() == 1
+    (told,) = (line for line in torchrun.told().splitlines() if line.startswith("o1core: error: "))
+    assert re.search(r"rank 1: .*round-00/teacher: cannot be written \(.*File too large.*\)", told), told
+    assert [path.name for path in run.rglob("*teacher*")] == []
+    assert [path.name for path in run.glob("*state-*")] == ["state-000000-00"]
+
+
 def test_the_lines_that_the_documents_give_are_understood():
     """Those for 1, 4 and 8 GPUs and 2 nodes: torchrun's part by its own parser, the rest by ours."""
     block = re.search(r"```sh\n(.*?)```", (ROOT / "bench" / "results" / "scale.md").read_text(), re.S)[1]
