@@ -4,7 +4,7 @@ from .dealing import deal
 from .export import export_checkpoint
 from .offload import Offload, offloaded
 from .sharding import clip_gradients, settle, trained_model
-from .states import Writing, load_tensors, save_tensors
+from .states import Writing, file_numbers, load_tensors, save_tensors
 from .sums import any_rank, largest, own, shares, total
 from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
 from .world import PATIENCE, is_lead, meet, neighbours, once, opened, processes, processes_asked, same, together
@@ -22,6 +22,7 @@ __all__ = [
     "deal",
     "drop_weights",
     "export_checkpoint",
+    "file_numbers",
     "is_lead",
     "largest",
     "load_part",

@@ -54,11 +54,7 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write each rank's rows of the tensors. All ranks call this, with the same names. Raises OSError where one of them
     cannot be written."""
     opened = world()
-    files: dict[str, int] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        files[name] = 1 + size // FILE_BYTES
-        size += tensor.numel() * tensor.element_size()
+    files = file_numbers({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
     group = opened.writers if opened else None
     try:
@@ -68,6 +64,16 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     written = list(folder.glob("*.safetensors"))
     if opened is None and len(written) == 1:
         written[0].rename(folder / SINGLE)
+
+
+def file_numbers(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The file, from 1, that each tensor of so many bytes belongs to; a file takes all that start within FILE_BYTES."""
+    files: dict[str, int] = {}
+    start = 0
+    for name, size in sizes.items():
+        files[name] = 1 + start // FILE_BYTES
+        start += size
+    return files
 
 
 def load_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 Counted is what the trainer holds, in the order of its code: the trained weights' state lives from the first round on;
 sampling adds the KV cache and, with adapters, merged matrices; an update adds what autograd saves of a micro-batch
-(or with checkpointing a hidden state a layer and one block's), the head's scratch and gradients on their way.
+(or with checkpointing a hidden state a layer and one block's), the head's scratch, CRISP's teacher and gradients on their
+way, while the training state before it may still be written.
 
 On more than one rank trained weights are fp32 shards (FSDP2), whole blocks exist two at a time, embedding and head stay
 whole from forward to backward, and a plain copy is sampled from. Not counted: Python and torch themselves (0.3 GB), and
@@ -11,11 +12,12 @@ FSDP2 in bench.simulate, which agrees within 1 %.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 
-from ..distributed import Offload
+from ..distributed import Offload, file_numbers
 from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import LORA_TARGETS, ModelConfig, layout
 from ..recipe import OptimiserSettings, Recipe
@@ -130,8 +132,28 @@ def phases(
     found = [Phase("sample", resting | sampling(c, recipe, dtype, machine, slots, pages))]
     if trains:
         found.append(Phase("reference", held | reference(c, recipe, dtype, machine)))
-        found.append(Phase("update", held | update(c, recipe, dtype, machine)))
+        found.append(Phase("update", held | update(c, recipe, dtype, machine) | writing(c, recipe.optimiser, machine)))
     return found
+
+
+def writing(c: ModelConfig, settings: OptimiserSettings, machine: Machine) -> dict[str, int]:
+    """The training state's largest file, which a thread holds twice while the next step makes its gradient: as bytes, and
+    as those of the whole file. In the host's memory, so it counts on a CPU alone."""
+    if machine.cuda:
+        return {}
+    counts, sizes, weights = count_weights(c, settings), dict[str, int](), Counter[str]()
+    first = c.num_layers - min(c.num_layers, settings.train_last_layers or c.num_layers)
+    for theirs, ours, _, shape in layout(c):
+        if counts.trained_vocab or layer_of(theirs) >= first:
+            weights[ours] += 4 * math.prod(shape)
+    if counts.adapters:  # small ones, in a file or a few
+        weights = Counter({"adapters": 4 * counts.trained})
+    for name, size in weights.items():
+        sizes |= {name: size, f"exp_avg.{name}": size, f"exp_avg_sq.{name}": size * (settings.kind == "adamw")}
+    of_file = Counter[int]()
+    for name, number in file_numbers(sizes).items():
+        of_file[number] += sizes[name]
+    return {"state being written": 2 * max(of_file.values()) // (1 if counts.adapters else machine.ranks)}
 
 
 def absent(machine: Machine) -> set[str]:
@@ -245,7 +267,16 @@ def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine)
             # Both of the tied weight's gradients are there at the end, when the activations are gone.
             at_end = {"activations": last, "gradients on their way": 2 * size * c.vocab_size * c.hidden_size}
             parts = max(parts, parts | at_end, key=lambda found: sum(found.values()))
+    if recipe.objective.kind == "crisp":
+        parts["teacher"] = teacher(c, counts, tokens, size)
     return parts
+
+
+def teacher(c: ModelConfig, counts: Counts, tokens: int, size: int) -> int:
+    """Bytes of CRISP's teacher: its hidden states of a micro-batch; where the head is trained, the head as it was, whole
+    on every rank, and if that is narrower than fp32, the fp32 sum of the head's gradient."""
+    head = c.vocab_size * c.hidden_size if counts.trained_vocab else 0
+    return size * (tokens * c.hidden_size + head) + (4 * head if size < 4 else 0)
 
 
 def whole_units(c: ModelConfig, dtype: torch.dtype, trained_vocab: int) -> tuple[int, int, int]:

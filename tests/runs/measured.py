@@ -7,13 +7,17 @@ import json
 import resource
 import sys
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from o1core.distributed import save_tensors
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.training import Example, Updater
+from o1core.training.step import Taught
 
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
 
@@ -34,8 +38,19 @@ def updates(config: ModelConfig, recipe: Recipe, dtype: torch.dtype) -> None:
     for i in range(of.batch):
         ids = torch.randint(config.vocab_size, (recipe.objective.cutoff,), generator=generator, dtype=torch.int32)
         examples.append(Example(f"p{i}", ids[:8], ids[8:], torch.zeros(len(ids) - 8), 1.0 - 2 * (i % 2), False))
+    taught = None
+    if recipe.objective.kind == "crisp":
+        hidden = [torch.randn(len(e.ids), config.hidden_size, generator=generator) for e in examples]
+        taught = Taught(hidden.__getitem__, model.lm_head.detach().clone())
     for _ in range(2):
-        updater.step(examples, [torch.full((len(e.ids),), -9.0) for e in examples], 1e-6)
+        updater.step(examples, [torch.full((len(e.ids),), -9.0) for e in examples], 1e-6, taught)
+
+
+def training_state(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Weights and moments in fp32, in the order of a training state."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Transformer(config).named_parameters()}
+    return {kind + name: torch.ones(shapes[name]) for name in shapes for kind in ("", "exp_avg.", "exp_avg_sq.")}
 
 
 def resident() -> int:
@@ -54,8 +69,14 @@ def main() -> None:
     keep_freed_memory()
     map_large_blocks()
     torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
+    config, recipe = replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"])
+    held = training_state(config) if asked["phase"] == "write" else {}
     before = resident()
-    updates(replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"]), DTYPES[asked["dtype"]])
+    if asked["phase"] == "write":
+        with TemporaryDirectory() as folder:
+            save_tensors(held, Path(folder))
+    else:
+        updates(config, recipe, DTYPES[asked["dtype"]])
     print(peak() - before)
 
 

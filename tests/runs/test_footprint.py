@@ -13,11 +13,19 @@ import torch
 import o1core
 from o1core.model import DTYPES, ModelConfig, Transformer, read_config
 from o1core.recipe import Recipe
-from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update
+from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update, writing
 from o1core.training import Updater
 
 HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 << 30
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
+
+
+def grown(phase: str, shape: dict, settings: dict) -> int:
+    """Bytes by which a process's resident memory grows over a phase: two steps, or the writing of a training state."""
+    asked = {"phase": phase, "shape": shape, "recipe": settings, "dtype": "float32"}
+    command = [sys.executable, str(HERE / "measured.py"), json.dumps(asked)]
+    env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +36,39 @@ QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1
         ({"num_layers": 2, "vocab_size": 4096}, {"batch": 4, "cutoff": 256}),
         ({"num_layers": 4, "vocab_size": 4096}, {"batch": 4, "cutoff": 256, "checkpointing": True}),
         ({"num_layers": 2, "vocab_size": 4096}, {"batch": 4, "cutoff": 256, "lora_rank": 16}),
+        ({"num_layers": 1}, {"batch": 1, "cutoff": 32, "objective": "crisp"}),
     ],
-    ids=["vocabulary", "adam-mini", "activations", "checkpointing", "adapters"],
+    ids=["vocabulary", "adam-mini", "activations", "checkpointing", "adapters", "crisp"],
 )
 def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
-    """The widths of Qwen2.5-0.5B; the growth of a process's resident memory over two steps."""
+    """The widths of Qwen2.5-0.5B. Nothing is written meanwhile."""
     settings = {"ratio": "token", "max_new_tokens": 256} | settings
-    asked = {"shape": shape, "recipe": settings, "dtype": "float32"}
-    command = [sys.executable, str(HERE / "measured.py"), json.dumps(asked)]
-    env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+    measured = grown("update", shape, settings)
     predicted = phases(replace(QWEN, **shape), Recipe.of(**settings), torch.float32, Machine(), slots=1)[-1]
     assert predicted.name == "update"
-    assert predicted.total == pytest.approx(measured, rel=0.15), predicted.parts
+    total = predicted.total - predicted.parts["state being written"]
+    assert total == pytest.approx(measured, rel=0.15), predicted.parts
+
+
+def test_writing_a_training_state_takes_what_is_predicted():
+    """Of a state in two files."""
+    shape = {"num_layers": 1}
+    config, settings = replace(QWEN, **shape), Recipe.of().optimiser
+    predicted = writing(config, settings, Machine())["state being written"]
+    assert predicted == pytest.approx(grown("write", shape, {}), rel=0.1)
+    assert writing(config, settings, Machine(ranks=2))["state being written"] == predicted // 2
+    assert not writing(config, settings, Machine(cuda=True)), "there it is in the host's memory"
+
+
+def test_crisps_teacher_is_counted():
+    """Marco-o1 in bf16: the head as it was, the fp32 sum of its gradient, hidden states; frozen under adapters."""
+    config, head = read_config(DATA / "marco-o1"), 152064 * 3584
+    for machine in (Machine(cuda=True), Machine(8, cuda=True)):
+        for settings, expected in (({}, (2 + 4) * head), ({"lora_rank": 8}, 0)):
+            recipe = Recipe.of(objective="crisp", micro_tokens=4096, cutoff=4096, **settings)
+            held = update(config, recipe, torch.bfloat16, machine)
+            assert held["teacher"] == expected + 2 * 4096 * 3584
+    assert "teacher" not in update(config, recipe.but(objective="sft"), torch.bfloat16, machine)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
