@@ -5,7 +5,9 @@ in two tensors: A of q, k and v are stacked, and B's rows are the fused weight's
 dtype. B starts at zero, so an adapted model begins with the base's outputs, to the bit.
 
 To sample, merged_weights puts W + (alpha / rank) B A in W's place, rounded to W's dtype once, and the base back
-afterwards: it was never written to. Left out on purpose: dropout, adapters of the embedding and the head, biases.
+afterwards: it was never written to. Left out on purpose: dropout, adapters of the embedding and the head, biases; and
+training on merged weights, since making them for each pass takes as long as the thin products that they save, and in bf16
+rounds small adapters away.
 """
 
 import math
