@@ -136,7 +136,7 @@ def check_fits(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> None:
 
 def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
     """GiB a rank (a GPU has one), a row for each part and a column for each phase."""
-    names = list(dict.fromkeys(name for phase in plan.phases for name in phase.parts))
+    names = list(dict.fromkeys(name for phase in plan.phases for name, size in phase.parts.items() if size))
     rows = [
         [Cell(name), *(Cell(gib(phase.parts[name]) if name in phase.parts else "") for phase in plan.phases)]
         for name in names
@@ -145,8 +145,8 @@ def plan_table(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Table:
     tokens, _ = micro_batch(plan.recipe, plan.machine)
     counts = count_weights(config, plan.recipe.optimiser)
     note = (
-        f"GiB on each GPU, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {slots_of(plan)} "
-        f"(completions decoded at once), {tokens:,} tokens a micro-batch. "
+        f"GiB on each GPU, of {gib(plan.memory)}; {counts.trained / 1e9:.2f} B weights trained; {slots_of(plan)}, each "
+        f"decoding one completion; {tokens:,} tokens a micro-batch. "
     )
     if plan.fits:
         sampling, update = hours(config, plan, dtype)
