@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -101,6 +102,7 @@ def start_run(command: list[str], run: Path, prepare: Callable[[], None]) -> int
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # a test's have files of their own
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, which would wait for a killed child's
         prepare()
         status = main(command)
     except BaseException:
