@@ -79,7 +79,7 @@ def test_a_kill_while_a_state_is_written_resumes_from_the_one_before(template, t
     def kill_at_the_second_state() -> None:
         written = []
 
-        def note_and_kill(folder: Path) -> dict[str, str]:
+        def note_and_kill(what: str, folder: Path) -> dict[str, str]:
             written.append(folder)
             if len(written) == 2:
                 assert threading.current_thread() is not threading.main_thread()
