@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from o1core.cli import main
-from o1core.files import digests, file_digest
+from o1core.files import digests, file_digest, read_record, write_record
 from o1core.run_folder import RunFolder
 from o1core.training import state
 from o1core.training.one_round import Round
@@ -95,6 +95,26 @@ def test_a_kill_while_a_state_is_written_resumes_from_the_one_before(template, t
     assert main(command) == 0
     assert fingerprint(run.path) == fingerprint(template[1])
     assert not list(run.path.rglob("*.partial"))
+
+
+def test_a_state_that_no_run_of_these_settings_wrote_is_named(stopped, capsys):
+    command, run = stopped
+    path = run.states()[-1] / "progress.json"
+    record = read_record(path)
+    for change, message in (
+        ({"step": -1}, "progress.json: not what a run writes; delete "),
+        ({"recipe": []}, "progress.json: not what a run writes; delete "),
+        ({"files": {"../pruned.json": "0"}}, "progress.json: files: not what a run writes; delete "),
+        (
+            {"recipe": record["recipe"] | {"lr": 1.0}},
+            "progress.json: written under other settings; use them, or another --out",
+        ),
+    ):
+        write_record(path, record | change)
+        assert main(command) == 2
+        assert message in error_of(capsys)
+    write_record(path, record)
+    assert main(command) == 0
 
 
 def test_a_second_process_is_refused_with_the_owners_id(template, tmp_path, capsys):

@@ -1,14 +1,20 @@
 """What a run is about: which problems are selected, how they are asked, what is evaluated, and whose folder it is."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 import o1core
 from o1core.cli import main
-from o1core.problems import drawn_budget
+from o1core.errors import UserError
+from o1core.problems import Problem, drawn_budget
 from o1core.recipe import Recipe
 from o1core.rollout import read_groups
+from o1core.run_folder import RunFolder
 from o1core.runs import open_job
 from o1core.training import between_percentiles, read_log
+from o1core.training.loop import is_complete
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsys):
@@ -29,6 +35,38 @@ def test_percentiles_keep_the_same_problems_in_every_round(flags, tmp_path):
     kept = sorted(hardness[g.problem] for g in second)
     assert kept == sorted(hardness[g.problem] for g in between_percentiles(first, "40-80"))
     assert read_log(run / "log.jsonl")[0]["units"] <= sum(s.length for g in first for s in g.samples) / 2
+
+
+@pytest.mark.parametrize(
+    "count, tests, message",
+    [
+        (1, None, "train.jsonl: one problem cannot be both trained and evaluated on; add more, or --eval-data"),
+        (3, ["train.jsonl"], "train.jsonl: every problem in it is a test problem too; nothing is left to train on"),
+        (3, ["average.jsonl"], "--eval-data: average.jsonl: a test cannot be called average; rename the file"),
+        (3, ["a/test.jsonl", "b/test.jsonl"], "--eval-data: two files have the same name (test); rename one of them"),
+    ],
+    ids=["one problem", "all in the test", "average", "one name"],
+)
+def test_problems_that_cannot_serve_are_refused(checkpoint, tmp_path, monkeypatch, count, tests, message):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(json.dumps({"problem": f"What is {n} + 5?", "answer": str(n + 5)}) + "\n" for n in range(count))
+    for name in ("train.jsonl", "average.jsonl", "a/test.jsonl", "b/test.jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(rows)
+    with pytest.raises(UserError) as error:
+        open_job(checkpoint, "train.jsonl", tests, "auto", Recipe.of())
+    assert str(error.value) == message
+
+
+def test_percentiles_need_all_rollouts_of_the_first_round(tmp_path):
+    """In a later round nothing can bring them back: the policy has moved."""
+    run, recipe = RunFolder(tmp_path / "run"), Recipe.of(percentiles="30-70")
+    problems = [Problem(str(i), f"What is {i} + 5?", str(i + 5)) for i in range(3)]
+    assert not is_complete(run, problems, recipe, 0)
+    with pytest.raises(
+        UserError, match=r"round-00/rollouts: holds 0 of 3 problems, and --percentiles needs all; restore"
+    ):
+        is_complete(run, problems, recipe, 1)
 
 
 def test_a_method_that_does_not_train_is_evaluated_with_its_instruction(flags, checkpoint, tmp_path, capsys):
