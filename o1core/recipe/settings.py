@@ -279,6 +279,11 @@ class OptimiserSettings(Settings):
     )
     lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise UserError("--lora-alpha: scales adapters, and there are none; add --lora-rank")
+
 
 @dataclass(frozen=True)
 class ExecutionSettings(Settings):

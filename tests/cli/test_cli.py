@@ -105,6 +105,7 @@ def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
         (["eval", "--out", "file/below"], "--out: file is a file"),
         (["prune", "--lora-rank", "4", "--train-last-layers", "99"], "--train-last-layers: 99 of the model's 5 layers"),
         (["train", "--lora-rank", "999"], "--lora-rank: 999 is above the model's hidden size"),
+        (["train", "--lora-alpha", "64"], "--lora-alpha: scales adapters, and there are none; add --lora-rank"),
         (["sample", "--tensor-parallel", "2"], "--tensor-parallel: 2 does not divide the 1 processes"),
         (["study", "lambda", "--values", "a,b"], "--values: a,b"),
     ],
