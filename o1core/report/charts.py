@@ -4,19 +4,20 @@ Every chart can be read without colour: markers, dashes, hatches, and names at t
 page in its light form; the page exchanges them for its own.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # not pyplot: it costs every command's start, and keeps figures alive
+from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomic
 from ..text import one_line
+
+if TYPE_CHECKING:  # matplotlib is loaded when something is drawn: it costs a second, and every command imports this
+    from matplotlib.axes import Axes
 
 SIZE = (4.2, 2.8)  # inches, so that text of 9 points is legible where the page is as wide as a phone
 INK, FAINT, BASE, PRUNED = "#1d2329", "#d9d6cf", "#6b7280", "#0b6e99"
@@ -90,6 +91,8 @@ class Line:
 @contextmanager
 def styled() -> Iterator[None]:
     """The look of every chart, while figures are made and drawn."""
+    import matplotlib
+
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a glyph that the measuring font lacks
         yield
@@ -97,6 +100,8 @@ def styled() -> Iterator[None]:
 
 def write_png(charts: Sequence[Chart], title: str, path: Path) -> None:
     """The charts side by side, each under its title, as one PNG file."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures alive
+
     width = sum(chart.size[0] for chart in charts)
     height = max(chart.size[1] for chart in charts) + (0.55 if title else 0.25)
     with styled():

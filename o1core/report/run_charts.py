@@ -3,13 +3,14 @@
 Left out on purpose: pan, zoom and hover. The numbers are beside the chart, and they work on a phone and on paper.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 
 from ..evaluation import THIRDS, difficulties
 from ..problems import Problem
@@ -17,6 +18,9 @@ from ..rollout import Group, lengths_and_verdicts
 from ..typed_json import is_number
 from .charts import BASE, DASHES, PRUNED, Chart, Line, look_of, name_at_right, short
 from .numbers import change, minus, percent, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
 BARS, QUARTERS = 24, 4

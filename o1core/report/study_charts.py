@@ -1,16 +1,20 @@
 """The charts of the studies."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..evaluation import DisharmonyResult, Figures, Interval, Spread, StudyResult, StudyRow
 from .charts import BASE, DASHES, INK, LONGEST_NAME, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short
 from .numbers import Form, minus, percent, span, two_digits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = {  # of the studies that vary one setting
     "lambda": "lambda",

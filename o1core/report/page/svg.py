@@ -5,8 +5,6 @@ import re
 from io import BytesIO
 from xml.etree import ElementTree
 
-from matplotlib.figure import Figure
-
 from ...text import one_line
 from ..charts import COLOURS, Chart, styled
 
@@ -18,6 +16,8 @@ STATED = "stroke-linejoin: round; stroke-linecap: butt"  # what matplotlib state
 def to_svg(chart: Chart) -> str:
     """The chart as an <svg> element: no ids but those it refers to (and those by a prefix of its own), no metadata, no
     style sheet, which would reach the whole page, and colours that the page decides. Text stays text."""
+    from matplotlib.figure import Figure  # late: see charts.py
+
     with styled():
         figure = Figure(figsize=chart.size, layout="constrained")
         chart.draw(figure.add_subplot())
