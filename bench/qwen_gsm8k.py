@@ -33,7 +33,7 @@ from o1core.evaluation import RunResult, compare, read_run_result
 from o1core.files import write_atomic, write_json, write_record
 from o1core.metrics import mean_interval
 from o1core.model import DTYPES
-from o1core.problems import Problem, load_problems, parse_levels
+from o1core.problems import Problem, load_problems, parse_levels, select
 from o1core.recipe import Recipe
 from o1core.report import plot_run
 from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
@@ -130,7 +130,11 @@ def split(data: Path, out: Path) -> None:
 
 
 def run_stages(pruning: Pruning) -> RunFolder:
-    """All stages; returns the folder whose evaluations are reported."""
+    """All stages; returns the folder whose evaluations are reported. Raises UserError where a test problem is one that the
+    stages train on: they were trained before the tests were named."""
+    trained = pruning.job(pruning.model, SFT, [pruning.validation]).train
+    if pruning.tests and len(pruning.job(pruning.model, SFT, pruning.tests).train) < len(trained):
+        raise UserError("--eval-data: holds problems that are trained on; evaluate on others")
     sft, rounds = (RunFolder(pruning.out / name) for name in ("sft", "rounds"))
     for model, recipe, run in ((pruning.model, SFT, sft), (sft.pruned, ROUNDS, rounds)):
         with open_session(pruning.job(model, recipe, [pruning.validation]), run, pruning.resources) as session:
@@ -159,8 +163,8 @@ def against_base(job: Job, checkpoint: Path, run: RunFolder, resources: Resource
 
 def of_levels(problems: list[Problem], levels: str | None) -> list[Problem]:
     """Those of the levels, and all of a test whose problems have none."""
-    wanted = levels and set(parse_levels(levels))
-    return [p for p in problems if not wanted or p.level is None or p.level in wanted]
+    has_levels = any(problem.level is not None for problem in problems)
+    return select(problems, parse_levels(levels)) if levels and has_levels else problems
 
 
 def report(run: RunFolder) -> str:

@@ -52,6 +52,13 @@ def test_all_stages_then_the_test_problems_of_some_levels(command, tmp_path, cap
     assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
 
 
+def test_tests_that_were_trained_on_are_refused_in_one_line(command, tmp_path, capsys):
+    some = write_problems(tmp_path / "some.json", "train", 8)  # of the 12 there, of which 6 are trained on
+    assert command("--eval-data", some) == 2
+    assert not (tmp_path / "run" / "sft").exists()
+    assert "--eval-data: holds problems that are trained on" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_too_few_problems_are_refused_in_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 100)
     assert command() == 2
