@@ -14,7 +14,7 @@ from .checkpoint import (
     weight_files,
     write_checkpoint,
 )
-from .config import DTYPES, ModelConfig, read_config
+from .config import DTYPES, ModelConfig, check_trained, read_config
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -42,6 +42,7 @@ __all__ = [
     "adapted",
     "add_adapters",
     "causal_attention",
+    "check_trained",
     "draw_adapters",
     "fill",
     "fold_adapters",

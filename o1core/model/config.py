@@ -97,12 +97,17 @@ class ModelConfig:
         return FAMILIES[self.architecture].qk_norm
 
 
+def check_trained(config: ModelConfig, rank: int | None, last_layers: int | None) -> None:
+    """Raise UserError where the model has not what is to be trained. rank: of adapters (None: there are none);
+    last_layers: None is all."""
+    if rank is not None and rank > config.hidden_size:
+        raise UserError(f"--lora-rank: {rank} is above the model's hidden size {config.hidden_size}; use a smaller one")
+    if last_layers is not None and last_layers > config.num_layers:
+        raise UserError(f"--train-last-layers: {last_layers} of the model's {config.num_layers} layers")
+
+
 def read_config(folder: Path) -> ModelConfig:
     """Read and check `folder`/config.json. Raises UserError that names the field and what is supported."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}/config.json: no such file; give a Hugging Face folder on disk, not a name on the Hub"
-        )
     path = need_file(folder, "config.json")
     raw = read_object(path)
     architecture = raw.get("architectures")

@@ -45,7 +45,8 @@ def need_file(folder: Path, name: str, anywhere: bool = False) -> Path:
     """The same, where the file must be there."""
     path = checkpoint_file(folder, name, anywhere)
     if path is None:
-        raise UserError(f"{folder / name}: no such file")
+        hint = "" if folder.is_dir() else "; give a Hugging Face folder on disk, not a name on the Hub"
+        raise UserError(f"{folder / name}: no such file{hint}")
     return path
 
 

@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..files import read_object, write_json
 from ..seeds import seed_of
 from .checkpoint import layout
-from .config import ModelConfig
+from .config import ModelConfig, check_trained
 from .transformer import Transformer
 
 LORA_TARGETS = {  # name: the fused projections that get adapters
@@ -138,10 +138,7 @@ def add_adapters(model: Transformer, rank: int, alpha: float | None, targets: st
     model's hidden size, or the model has fewer layers.
     """
     c = model.config
-    if rank > c.hidden_size:
-        raise UserError(f"--lora-rank: {rank} is above the model's hidden size {c.hidden_size}; use a smaller one")
-    if last_layers is not None and last_layers > c.num_layers:
-        raise UserError(f"--train-last-layers: {last_layers} of the model's {c.num_layers} layers")
+    check_trained(c, rank, last_layers)
     model.requires_grad_(False)
     projections = fused_projections(c)
     for i in range(c.num_layers - (last_layers or c.num_layers), c.num_layers):

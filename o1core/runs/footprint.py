@@ -68,7 +68,7 @@ def count_weights(c: ModelConfig, settings: OptimiserSettings) -> Counts:
     """What the settings train of a model."""
     sizes = {theirs: math.prod(shape) for theirs, _, _, shape in layout(c)}
     total, vocab = sum(sizes.values()), c.vocab_size * c.hidden_size * (1 if c.tied else 2)
-    first = c.num_layers - min(c.num_layers, settings.train_last_layers or c.num_layers)
+    first = c.num_layers - layers_trained(c, settings)
     if settings.lora_rank is not None:
         fused = {name: ours for name, ours, _, _ in layout(c)}
         trained = sum(
@@ -83,6 +83,10 @@ def count_weights(c: ModelConfig, settings: OptimiserSettings) -> Counts:
         return Counts(total, 0, vocab, vocab, False)
     trained = sum(size for theirs, size in sizes.items() if layer_of(theirs) >= first)
     return Counts(trained, total - trained, 0, vocab, False)
+
+
+def layers_trained(c: ModelConfig, settings: OptimiserSettings) -> int:
+    return min(c.num_layers, settings.train_last_layers or c.num_layers)
 
 
 def layer_of(published: str) -> int:
@@ -142,7 +146,7 @@ def writing(c: ModelConfig, settings: OptimiserSettings, machine: Machine) -> di
     if machine.cuda:
         return {}
     counts, sizes, weights = count_weights(c, settings), dict[str, int](), Counter[str]()
-    first = c.num_layers - min(c.num_layers, settings.train_last_layers or c.num_layers)
+    first = c.num_layers - layers_trained(c, settings)
     for theirs, ours, _, shape in layout(c):
         if counts.trained_vocab or layer_of(theirs) >= first:
             weights[ours] += 4 * math.prod(shape)
@@ -245,7 +249,7 @@ def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine)
     """A micro-batch's forward and backward pass."""
     tokens, _ = micro_batch(recipe, machine)
     size, counts = dtype.itemsize, count_weights(c, recipe.optimiser)
-    layers = min(c.num_layers, recipe.optimiser.train_last_layers or c.num_layers)
+    layers = layers_trained(c, recipe.optimiser)
     of_block = tokens * saved_by_block(c, dtype, machine.cuda)
     on_the_way = int(tokens * size * (2.7 if machine.cuda else 8) * c.ffn_size)  # gradients inside a block's MLP
     if recipe.execution.checkpointing:

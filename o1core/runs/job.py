@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..model import DTYPES, ModelConfig, model_fingerprint, read_config
+from ..model import DTYPES, check_trained, model_fingerprint, read_config
 from ..problems import Problem, ask_in_form, drawn_budget, find_overlap, fingerprint, instruct
-from ..recipe import OptimiserSettings, PromptSettings, Recipe
+from ..recipe import PromptSettings, Recipe
 from .sources import generated, generated_by_level, generated_tests, open_tests, read_problems, selected, test_name
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ def open_job(
     """
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
-    check_trained(read_config(model or EMBEDDED), recipe.optimiser)
+    of = recipe.optimiser
+    check_trained(read_config(model or EMBEDDED), of.lora_rank, of.train_last_layers)  # before anything is sampled
     selection, evaluation = recipe.selection, recipe.evaluation
     if data is None:
         train = generated("train", selection.problems, selection, recipe.seed)
@@ -80,14 +81,6 @@ def open_job(
     train = without_overlap(train, opened, data)
     named = {name: asked(test, recipe.prompt) for name, test in opened.items()}
     return Job(model or EMBEDDED, resolve_dtype(model, dtype), asked(train, recipe.prompt), named, recipe)
-
-
-def check_trained(config: ModelConfig, of: OptimiserSettings) -> None:
-    """Raise UserError, before anything is sampled, where the model has not what is to be trained."""
-    if of.train_last_layers is not None and of.train_last_layers > config.num_layers:
-        raise UserError(f"--train-last-layers: {of.train_last_layers} of the model's {config.num_layers} layers")
-    if of.lora_rank is not None and of.lora_rank > config.hidden_size:
-        raise UserError(f"--lora-rank: {of.lora_rank} is above the model's hidden size {config.hidden_size}")
 
 
 def open_evaluation(model: Path | None, data: str | None, dtype: str, recipe: Recipe) -> Job:

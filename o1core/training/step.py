@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..distributed import Offload, Writing, clip_gradients, largest, offloaded, own, settle, shares, total
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
-from ..model import Transformer, adapted
+from ..model import Transformer, adapted, check_trained
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
 from .adam_mini import BETAS, EPS, AdamMini, is_sharded
@@ -302,12 +302,10 @@ def select_trained(model: Transformer, last_layers: int | None) -> None:
             module.lora_a.requires_grad_(True)
             module.lora_b.requires_grad_(True)
         return
-    layers = model.config.num_layers
-    if last_layers is not None and last_layers > layers:
-        raise UserError(f"--train-last-layers: {last_layers} of the model's {layers} layers")
+    check_trained(model.config, None, last_layers)
     model.requires_grad_(last_layers is None)
     if last_layers is not None:
-        for block in model.blocks[layers - last_layers :]:
+        for block in model.blocks[model.config.num_layers - last_layers :]:
             block.requires_grad_(True)
 
 
