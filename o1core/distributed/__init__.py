@@ -3,6 +3,7 @@
 from .dealing import deal
 from .export import export_checkpoint
 from .offload import Offload, offloaded
+from .sharded import is_sharded, local
 from .sharding import clip_gradients, settle, trained_model
 from .states import Writing, file_numbers, load_tensors, save_tensors
 from .sums import any_rank, largest, own, shares, total
@@ -24,9 +25,11 @@ __all__ = [
     "export_checkpoint",
     "file_numbers",
     "is_lead",
+    "is_sharded",
     "largest",
     "load_part",
     "load_tensors",
+    "local",
     "meet",
     "neighbours",
     "offloaded",

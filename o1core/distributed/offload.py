@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from .sharded import local
 
 Offload = Literal["none", "moments", "optimiser"]
 
@@ -14,16 +15,15 @@ Offload = Literal["none", "moments", "optimiser"]
 @contextmanager
 def offloaded(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Move this rank's part of the tensors to the host's memory, and back on leaving. Nothing may read them inside."""
-    detached = [t.detach() for t in tensors]
-    local = [t.to_local() if isinstance(t, DTensor) else t for t in detached]
+    parts = [local(t.detach()) for t in tensors]
     held = []
-    for tensor in local:
+    for tensor in parts:
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         held.append(copy.copy_(tensor))
         tensor.untyped_storage().resize_(0)
     try:
         yield
     finally:
-        for tensor, copy in zip(local, held):
+        for tensor, copy in zip(parts, held):
             tensor.untyped_storage().resize_(tensor.numel() * tensor.element_size())
             tensor.copy_(copy)

@@ -17,11 +17,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..model import AdaptedLinear, Piece, Transformer, adapted, fill, layout, open_tensors, read_config
+from .sharded import is_sharded, is_unit
 from .world import World, world
 
 
@@ -50,6 +48,8 @@ def trained_model(plain: Transformer, folder: Path, select: Callable[[Transforme
 
 def shard(model: Transformer, compute: torch.dtype, opened: World) -> None:
     """Make each block and the root a unit of FSDP."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     adapters = {p for module in adapted(model) for p in (module.lora_a, module.lora_b)}
     for unit in (*model.blocks, model):
@@ -61,8 +61,10 @@ def shard(model: Transformer, compute: torch.dtype, opened: World) -> None:
 
 def local_rows(parameter: Tensor) -> tuple[Tensor, int]:
     """What this process holds of a parameter, and the first row of it."""
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return parameter, 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return parameter.to_local(), offset[0]
 
@@ -89,7 +91,7 @@ def local_pieces(model: Transformer) -> Iterator[Piece]:
 
 def settle(model: Transformer) -> None:
     """Drop the root's whole weights that a forward without gradient leaves: they do not follow an update."""
-    if isinstance(model, FSDPModule):
+    if is_unit(model):
         model.reshard()
 
 
@@ -98,7 +100,7 @@ def whole_unit(model: Transformer, block: int | None) -> Iterator[dict[str, Tens
     """{name: whole weight, in the dtype that computes and with adapters merged} of a block, or of the root (None). All
     ranks enter together; on leaving the weights are gone."""
     unit = model if block is None else model.blocks[block]
-    if isinstance(unit, FSDPModule):
+    if is_unit(unit):
         unit.unshard()
     prefix = "" if block is None else f"blocks.{block}."
     with torch.no_grad():
@@ -108,7 +110,7 @@ def whole_unit(model: Transformer, block: int | None) -> Iterator[dict[str, Tens
                 weights[f"{prefix}{name}.weight"] = module.merged_weight().detach()
                 del weights[f"{prefix}{name}.lora_a"], weights[f"{prefix}{name}.lora_b"]
         yield weights
-    if isinstance(unit, FSDPModule):
+    if is_unit(unit):
         unit.reshard()
 
 
@@ -118,7 +120,7 @@ def clip_gradients(parameters: list[Tensor], limit: float) -> float:
     The gradients of weights that every rank holds whole (adapters) are summed over the ranks first.
     """
     for p in parameters:
-        if world() is not None and p.grad is not None and not isinstance(p, DTensor):
+        if world() is not None and p.grad is not None and not is_sharded(p):
             dist.all_reduce(p.grad)
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return (norm.full_tensor() if is_sharded(norm) else norm).item()

@@ -7,6 +7,9 @@ contents in a pickle, its Hugging Face format in the headers of the safetensors 
 `Writing` does it in a thread, straight from the tensors that training holds: no copy of them is made, so they may be read
 meanwhile (a forward and backward pass does nothing else), and whoever changes them waits first. torch's own async_save
 copies all of the state to the host's memory instead, 12 bytes a weight.
+
+torch's module is imported where it is used: it takes as long as half of torch, and a command that trains nothing does
+without.
 """
 
 import threading
@@ -16,10 +19,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from .world import world
 
@@ -53,6 +52,10 @@ class Writing:
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write each rank's rows of the tensors. All ranks call this, with the same names. Raises OSError where one of them
     cannot be written."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     opened = world()
     files = file_numbers({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
@@ -78,6 +81,10 @@ def file_numbers(sizes: Mapping[str, int]) -> dict[str, int]:
 
 def load_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Fill each rank's rows of the tensors. Raises OSError where a file is broken or lacks one."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     try:
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world() is None)
     except (CheckpointException, SafetensorError, RuntimeError, ValueError) as error:
@@ -86,6 +93,8 @@ def load_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def first_failure(error: BaseException) -> str:
     """In one line, what one rank reported."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import is_sharded, local
 from ..model import ModelConfig, layout
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -98,16 +99,6 @@ def row_values(values: Tensor, blocks: Blocks) -> Tensor:
     """A value per block [blocks], for each of its rows [rows]."""
     parts = values.split([rows // size for rows, size in blocks])
     return torch.cat([part.repeat_interleave(size) for part, (_, size) in zip(parts, blocks)])
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, asked without importing that module, which takes as long as half of torch."""
-    return hasattr(tensor, "to_local")
-
-
-def local(tensor: Any) -> Tensor:
-    """The part of a sharded tensor that this process holds; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def all_rows(rows: Tensor, sharded: Any) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, Writing, clip_gradients, largest, offloaded, own, settle, shares, total
+from ..distributed import Offload, Writing, clip_gradients, is_sharded, largest, offloaded, own, settle, shares, total
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted, check_trained
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
-from .adam_mini import BETAS, EPS, AdamMini, is_sharded
+from .adam_mini import BETAS, EPS, AdamMini
 from .examples import Example
 from .objectives import LossInputs, objective_of
 
