@@ -278,7 +278,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("lambda", ["--seeds", "0"], "--seeds: 0"),
         ("difficulty", ["--percentiles", "0-40,40"], "--percentiles: 40 is not LOW-HIGH"),
         ("difficulty", ["--percentiles", "41-42"], "leaves none"),
-        ("compare", ["--methods", "sft,grpo"], "--method: grpo is none of o1-pruner"),
+        ("compare", ["--methods", "sft,grpo"], "--methods: grpo is none of o1-pruner"),
         ("compare", ["--methods", "dpo", "--eval-data", "a/x.json", "b/x.json"], "two files have the same name"),
         ("compare", [], "--budget-high: 4000 tokens do not fit within --max-new-tokens 16"),
         ("lambda", ["--values", "1,1.0"], "repeats a value"),
