@@ -1,5 +1,5 @@
 """What torch holds in shards, recognised without importing torch.distributed.fsdp: that takes as long as half of torch,
-and one process never needs it. Where nobody has imported a class, nothing is of it.
+and a command that trains nothing does without. Where nobody has imported a class, nothing is of it.
 """
 
 import sys

@@ -19,8 +19,8 @@ def read_recipe(name: str, method: str = "o1-pruner") -> dict[str, Any]:
     A method's own settings override the recipe's. The recipe's settings for that method (its object "methods") override
     both. Raises UserError naming the file and the key that is unknown, of the wrong type or out of its range.
     """
-    if method not in METHODS:
-        raise UserError(f"--method: {method} is none of {', '.join(METHODS)}")
+    if method not in METHODS:  # of a study's list: --method takes no other
+        raise UserError(f"--methods: {method} is none of {', '.join(METHODS)}")
     path = SHIPPED / f"{name}.json"
     if Path(name).name != name or not path.exists():
         path = Path(name)
