@@ -50,6 +50,30 @@ def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
     assert total == pytest.approx(measured, rel=0.15), predicted.parts
 
 
+FIRST_OPTIMISER = """
+import sys
+from pathlib import Path
+import torch
+from o1core.recipe import Recipe
+from o1core.run_folder import RunFolder
+from o1core.runs import Resources, open_job, open_session
+from tests.runs.measured import resident
+job = open_job(None, None, None, "float32", Recipe.of(problems=2, eval_problems=2))
+with open_session(job, RunFolder(Path(sys.argv[1])), Resources(torch.device("cpu"), 2)) as session:
+    session.check_memory()
+before = resident()
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+print(resident() - before)
+"""
+
+
+def test_what_torch_loads_with_the_first_optimiser_is_not_taken_for_free_memory(tmp_path):
+    command = [sys.executable, "-c", FIRST_OPTIMISER, str(tmp_path / "run")]
+    env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+    assert grown < 10 << 20  # 140 MiB where the optimiser comes after the question
+
+
 def test_writing_a_training_state_takes_what_is_predicted():
     """Of a state in two files."""
     shape = {"num_layers": 1}
