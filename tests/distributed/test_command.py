@@ -19,7 +19,7 @@ from tests.distributed.worlds import run_commands
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "--samples 4 --picked 3 --problems 10 --rounds 1 --max-new-tokens 24 --temperature 1 --top-p 1 --ratio token "
-    "--lr 1e-3 --batch 4 --save-every 2 --eval-problems 3 --slots 4 --device cpu --timeout 60"
+    "--lr 1e-3 --batch 4 --save-every 2 --eval-problems 3 --slots 1 --device cpu --timeout 60"
 )
 
 
