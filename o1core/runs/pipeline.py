@@ -24,7 +24,7 @@ from ..rollout import Engine, free_memory, map_large_blocks
 from ..run_folder import SIDES, RunFolder
 from ..run_lock import RunLock
 from ..text import one_line
-from ..training import is_intact, open_tracker, sample_round, train
+from ..training import is_intact, load_optimiser_modules, open_tracker, sample_round, train
 from ..typed_json import to_json
 from .footprint import Machine
 from .job import Job
@@ -66,8 +66,8 @@ class Session:
         the slots. Processes on a CPU share its memory; the one that has least decides."""
         config, device = read_config(self.job.model), self.resources.device
         machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
-        if not machine.cuda:  # torch loads 140 MiB of modules with the first optimiser: before it is asked what is free
-            torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+        if not machine.cuda:
+            load_optimiser_modules()
         free = min(meet("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
         plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
         check_fits(config, plan, self.job.dtype)

@@ -5,7 +5,7 @@ from .log import read_log
 from .loop import is_intact, sample_round, train
 from .one_round import peak_memory
 from .picking import between_percentiles, pick_examples
-from .step import Updater, learning_rate, reference_logprobs, select_trained
+from .step import Updater, learning_rate, load_optimiser_modules, reference_logprobs, select_trained
 from .tracker import TRACKERS, check_installed, open_tracker
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_installed",
     "is_intact",
     "learning_rate",
+    "load_optimiser_modules",
     "open_tracker",
     "peak_memory",
     "pick_examples",

@@ -276,6 +276,11 @@ def make_optimiser(
     )
 
 
+def load_optimiser_modules() -> None:
+    """Have torch load the 140 MiB of modules that come with a process's first optimiser, before memory is measured."""
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
 def master_of(weight: Tensor) -> Tensor:
     """The fp32 copy of a weight that is trained. Finished gradients of the weight are added to the copy's."""
     master = weight.detach().float()

@@ -16,7 +16,7 @@ from o1core.distributed import save_tensors
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
-from o1core.training import Example, Updater
+from o1core.training import Example, Updater, load_optimiser_modules
 from o1core.training.step import Taught
 
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
@@ -69,7 +69,7 @@ def main() -> None:
     keep_freed_memory()
     map_large_blocks()
     torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # torch loads 140 MiB of modules with the first optimiser
+    load_optimiser_modules()
     config, recipe = replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"])
     held = training_state(config) if asked["phase"] == "write" else {}
     before = resident()
