@@ -16,7 +16,7 @@ import torch
 from ..distributed import is_lead, load_part, meet, neighbours, once, processes, together
 from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
 from ..files import write_record
-from ..model import Tokenizer, read_config
+from ..model import Tokenizer, open_tensors, read_config
 from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
@@ -62,9 +62,10 @@ class Session:
         return self.loaded[1:]
 
     def check_memory(self) -> None:
-        """Before the first weight is read: raise UserError where training cannot fit, else say what the run needs, and decide
-        the slots. Processes on a CPU share its memory; the one that has least decides."""
+        """Before the first weight is read: raise UserError where a file of them is not whole or training cannot fit, else say
+        what the run needs, and decide the slots. Processes on a CPU share its memory; the one that has least decides."""
         config, device = read_config(self.job.model), self.resources.device
+        together("the model", lambda: open_tensors(self.job.model, config))
         machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
         if not machine.cuda:
             load_optimiser_modules()

@@ -1,5 +1,6 @@
 """What a plan proposes fits, what cannot fit is refused before anything is written, and the command prints both."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def test_a_run_prints_its_plan_once_before_it_samples(flags, tmp_path, caplog):
     assert "activations" in told[2] and told[2].count(" MiB") >= 2
     assert "; 5 slots, 4192 tokens a micro-batch, without checkpointing" in told[3]
     assert caplog.messages.index(told[3]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("round 1"))
+
+
+def test_a_cut_checkpoint_is_refused_before_anything_is_said_of_memory(flags, checkpoint, tmp_path, caplog, capsys):
+    caplog.set_level("INFO", "o1core")
+    cut = shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = next(cut.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["train", *flags, "--model", str(cut), "--out", str(tmp_path / "run")]) == 2
+    assert not caplog.messages
+    assert "not a whole safetensors file" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flags", ["--gpus 0", "--gpu-memory 0", "--gpus 8 --tensor-parallel 3", "--slots 0"])
