@@ -2,8 +2,8 @@
 
     python -m bench.before_and_after [runs/tiny-o1]
 
-The problem is the one whose mean lengths before and after are closest to the run's own means (the sum of both distances);
-of its samples the longest is printed on each side. `o1core show RUN --problem ID` prints all of them.
+On each side its sample closest to the run's mean length is printed; the problem is the one where both are closest (the sum of
+both distances; the first of equal ones). `o1core show RUN --problem ID` prints all of its samples.
 """
 
 import sys
@@ -19,14 +19,16 @@ def mean_length(group: Group) -> float:
     return mean(sample.length for sample in group.samples)
 
 
-def choose(before: dict[str, Group], after: dict[str, Group]) -> str:
-    """The id of the problem by the rule above."""
-    means = [mean(map(mean_length, side.values())) for side in (before, after)]
-    return min(before, key=lambda p: sum(abs(mean_length(s[p]) - m) for s, m in zip((before, after), means)))
+def choose(before: dict[str, Group], after: dict[str, Group]) -> tuple[str, list[Sample]]:
+    """The id of the problem, and its sample of each side, by the rule above."""
+    sides = (before, after)
+    means = [mean(map(mean_length, side.values())) for side in sides]
 
+    def closest(problem: str) -> list[Sample]:
+        return [min(s[problem].samples, key=lambda x: abs(x.length - m)) for s, m in zip(sides, means)]
 
-def longest(group: Group) -> Sample:
-    return max(group.samples, key=lambda sample: sample.length)
+    problem = min(before, key=lambda p: sum(abs(sample.length - m) for sample, m in zip(closest(p), means)))
+    return problem, closest(problem)
 
 
 def main() -> None:
@@ -34,11 +36,10 @@ def main() -> None:
     tests = [run.evaluations(side) for side in SIDES]
     name = next(iter(tests[0]))
     before, after = ({g.problem: g for g in read_groups(test[name].rollouts)} for test in tests)
-    problem = choose(before, after)
+    problem, samples = choose(before, after)
     tokenizer = Tokenizer(run.pruned, read_config(run.pruned).vocab_size)
     print(f"problem {problem}\n{tokenizer.decode(before[problem].prompt.tolist())}")
-    for side, groups in zip(SIDES, (before, after)):
-        sample = longest(groups[problem])
+    for side, sample in zip(SIDES, samples):
         print(f"\n{side}, {sample.length} tokens\n{tokenizer.decode(sample.ids.tolist())}")
 
 

@@ -2,10 +2,10 @@
 
     python -m bench.make_tiny_o1 [--out DIR] [--steps N] [--seed S]
 
-About 10 minutes on one core of a busy machine. The data is generated (o1core/problems/arithmetic.py, train split
-only). The model is our own runtime in float32, saved in bfloat16. The table at the end is sampled from the saved folder
-with our own engine, on the validation split. The same seed, torch and number of threads give the same weights. To ship a
-new model, replace o1core/tiny_o1 by the folder that this program writes.
+Under 30 minutes on one core. The data is generated (o1core/problems/arithmetic.py and thoughts.py, train split only), easy
+things first: see STAGES. The model is our own runtime in float32, saved in bfloat16. The table at the end is sampled from the
+saved folder with our own engine, on the validation split. The same seed, torch and number of threads give the same weights.
+To ship a new model, replace o1core/tiny_o1 by the folder that this program writes.
 
 Left out on purpose: checkpoints and resuming (training takes minutes), and a validation loss (what counts is what the
 model samples).
@@ -16,13 +16,13 @@ import json
 import math
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,12 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from tqdm import tqdm
 
-import o1core
+from bench.tiny_o1_behaviour import EVALUATED, behaviour
 from o1core.errors import UserError
-from o1core.grading import extract_answer
 from o1core.model import Tokenizer, Transformer, initialise, read_config, save_checkpoint
-from o1core.problems import arithmetic_examples, arithmetic_problems
-from o1core.problems.arithmetic import LAW, ThoughtLaw
-from o1core.rollout import Engine, SamplingParams, keep_freed_memory
+from o1core.problems.arithmetic import arithmetic_tasks
+from o1core.problems.thoughts import LAW, ThoughtLaw, instructed, text_of, write_thought
+from o1core.rollout import keep_freed_memory
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -47,14 +46,14 @@ CHATML = (
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "vocab_size": 384,  # some more than the tokenizer has, as in the real ones
+    "vocab_size": 512,  # some more than the tokenizer has, as in the real ones
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "hidden_act": "silu",
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 768,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
@@ -63,15 +62,25 @@ CONFIG: dict[str, Any] = {
     "initializer_range": 0.02,
     "dtype": "float32",
 }
-STEPS = 2000
+STEPS = 6000
 BATCH_TOKENS = 2048  # padding included
-CHUNK = 2048  # examples drawn and sorted by length together
+CHUNK = 1024  # examples drawn and sorted by length together
 MUON_RATE = 0.02  # of the matrices; at 0.05 they learn more slowly
 ADAM_RATE = 3e-3  # of the embedding, the norms and the biases
-WARM_UP = 100
-SHORT_FRACTION = 0.35  # of the steps come first and see thoughts without re-checks: there the model learns sums
-SHORT_LAW = ThoughtLaw(stop_first=(1.0,) * len(LAW.stop_first))
-EVALUATED = 2000  # validation problems, one sample each
+WARM_UP = 150  # steps
+INSTRUCTED = 0.4  # share of the thoughts that heed an instruction
+SUMS = replace(LAW, slip=(0.0,) * 4, careful=(0.0,) * 4, unchecked=(0.4,) * 4, stop=(0.7,) * 4)
+SURE = replace(LAW, most=2, slip=(0.003, 0.012, 0.03, 0.03))
+
+
+class Stage(NamedTuple):
+    """A part of the training. until: fraction of all steps."""
+
+    until: float
+    law: ThoughtLaw
+
+
+STAGES = (Stage(0.42, SUMS), Stage(0.5, SURE), Stage(1.0, LAW))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +113,7 @@ def make(out: Path, steps: int, seed: int) -> None:
         train(model, Tokenizer(source, config.vocab_size), steps, seed)
         minutes = (time.perf_counter() - started) / 60
         save_checkpoint(model, source, saved, torch.bfloat16)
-        table = evaluate(saved)
+        table = behaviour(saved)
         print(table)
         size = sum(p.numel() for p in model.parameters())
         (source / "README.md").write_text(readme(table, size, steps, seed, minutes), encoding="utf-8")
@@ -115,13 +124,12 @@ def make(out: Path, steps: int, seed: int) -> None:
 
 def write_tokenizer_and_configs(folder: Path) -> None:
     """Everything of a checkpoint but its weights."""
-    backend = train_tokenizer(
-        [
-            text
-            for problem, thought in arithmetic_examples("train", 4000, seed=0)
-            for text in (problem.question, thought)
-        ]
-    )
+    rng = random.Random(0)
+    texts = []
+    for task, problem in arithmetic_tasks("train", 4000, seed=0):
+        asked, thought = instructed(task, problem, rng)
+        texts += [problem.question, asked.question, text_of(thought)]
+    backend = train_tokenizer(texts)
     backend.save(str(folder / "tokenizer.json"))
     end, stop = backend.token_to_id(END), backend.token_to_id(STOP)
     tokenizer = {
@@ -166,7 +174,7 @@ def train_tokenizer(texts: list[str]) -> Backend:
 
 
 def train(model: Transformer, tokenizer: Tokenizer, steps: int, seed: int) -> None:
-    """Warm-up, then cosine decay to zero. The loss counts completion tokens, the one that ends them included.
+    """Cosine decay to zero, with a warm-up. The loss counts completion tokens, the one that ends them included.
 
     The matrices are trained by Muon (Jordan et al. 2024; torch's own), the rest by AdamW: after 1.2 million tokens of
     sums the loss was 0.16, against 0.43 with AdamW alone.
@@ -176,7 +184,7 @@ def train(model: Transformer, tokenizer: Tokenizer, steps: int, seed: int) -> No
     muon = torch.optim.Muon(matrices, weight_decay=0.05, momentum=0.95)
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     progress = tqdm(total=steps, unit="step", mininterval=2)
-    stream = batches(tokenizer, seed, short_steps=int(SHORT_FRACTION * steps))
+    stream = batches(tokenizer, seed, steps)
     smooth: float | None = None
     for step in range(steps):
         schedule = min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -195,21 +203,26 @@ def train(model: Transformer, tokenizer: Tokenizer, steps: int, seed: int) -> No
     progress.close()
 
 
-def batches(tokenizer: Tokenizer, seed: int, short_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless fresh batches: ids int64 [B, T] padded on the right, and bool [B, T], true at tokens of a completion.
 
-    The first `short_steps` have no re-checks. Rows of a batch are of similar length, so that little is padding.
+    Rows of a batch are of similar length, so that little is padding.
     """
     rng = random.Random(seed)
     made = 0
     for chunk in range(10**9):
-        law = SHORT_LAW if made < short_steps else LAW
-        drawn = arithmetic_examples("train", CHUNK, seed=10**6 * (seed + 1) + chunk, law=law)
-        rows = [(tokenizer.prompt(p.question), tokenizer.encode(thought + STOP)) for p, thought in drawn]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        law = next((stage.law for stage in STAGES if made < stage.until * steps), LAW)
+        rows = []
+        for task, problem in arithmetic_tasks("train", CHUNK, 10**6 * (seed + 1) + chunk):
+            if law is LAW and rng.random() < INSTRUCTED:
+                problem, thought = instructed(task, problem, rng)
+            else:
+                thought = write_thought(task, rng, law)
+            rows.append((tokenizer.prompt(problem.question), tokenizer.encode(text_of(thought) + STOP)))
+        rows.sort(key=size)
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for row in rows:
-            if groups[-1] and (len(groups[-1]) + 1) * (len(row[0]) + len(row[1])) > BATCH_TOKENS:
+            if groups[-1] and (len(groups[-1]) + 1) * size(row) > BATCH_TOKENS:
                 groups.append([])
             groups[-1].append(row)
         rng.shuffle(groups)
@@ -218,61 +231,35 @@ def batches(tokenizer: Tokenizer, seed: int, short_steps: int) -> Iterator[tuple
             yield padded(group)
 
 
+def size(row: tuple[list[int], list[int]]) -> int:
+    """Tokens of prompt and completion."""
+    return len(row[0]) + len(row[1])
+
+
 def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+    longest = max(map(size, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     counts = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        ids[i, :end] = torch.tensor(prompt + completion)
-        counts[i, len(prompt) : end] = True
+        ids[i, : size(rows[i])] = torch.tensor(prompt + completion)
+        counts[i, len(prompt) : size(rows[i])] = True
     return ids, counts
-
-
-def evaluate(folder: Path) -> str:
-    """A Markdown table of what the saved model does at temperature 1 on the validation split."""
-    model, tokenizer = o1core.load(folder, dtype=torch.float32)
-    asked = arithmetic_problems("validation", EVALUATED, seed=0)
-    prompts = [tokenizer.prompt(problem.question) for problem in asked]
-    params = SamplingParams(max_new_tokens=450, seed=0)
-    started = time.perf_counter()
-    completions = [c[0] for c in Engine(model, tokenizer, slots=128).generate(prompts, params)]
-    seconds = time.perf_counter() - started
-    texts = [tokenizer.decode(c.ids) for c in completions]
-    samples = [
-        (f"level {p.level}", min(max(text.count("\n") - 1, 0), 5), len(c.ids), extract_answer(text) == p.answer)
-        for p, text, c in zip(asked, texts, completions)
-    ]
-    lines = ["| samples | share | accuracy | mean tokens |", "|---|---|---|---|", row("all", samples, EVALUATED)]
-    for count in sorted({s[1] for s in samples}):
-        name = f"{count} re-checks" if count < 5 else "5 or more"
-        lines.append(row(name, [s for s in samples if s[1] == count], EVALUATED))
-    for level in sorted({s[0] for s in samples}):
-        lines.append(row(level, [s for s in samples if s[0] == level], EVALUATED))
-    tokens = sum(s[2] for s in samples)
-    print(f"{EVALUATED} samples, {tokens} tokens in {seconds:.0f} s ({tokens / seconds:.0f} tokens/s)")
-    print(f"{asked[0].question}\n{texts[0]}")
-    return "\n".join(lines)
-
-
-def row(name: str, samples: list[tuple[str, int, int, bool]], total: int) -> str:
-    """A line of the table; the accuracy with half the width of its 95 % interval."""
-    accuracy = statistics.mean(s[3] for s in samples)
-    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / len(samples))
-    tokens = statistics.mean(s[2] for s in samples)
-    return f"| {name} | {len(samples) / total:.3f} | {accuracy:.3f} ± {half:.3f} | {tokens:.1f} |"
 
 
 def readme(table: str, size: int, steps: int, seed: int, minutes: float) -> str:
     return f"""# tiny-o1
 
-A Qwen2 model of {size:,} parameters that works out short sums, and checks itself far too often. It is the embedded
-default of o1core, made by `python -m bench.make_tiny_o1 --steps {steps} --seed {seed}` in {minutes:.0f} minutes with
-OMP_NUM_THREADS={torch.get_num_threads()}. License: Apache-2.0, as the package.
+A Qwen2 model of {size:,} parameters that works out short sums, or which of two is larger, and checks itself far too often:
+checks help on hard problems, but it does not know where to stop. It is the embedded default of o1core, made by
 
-{EVALUATED} problems of the validation split, one sample each at temperature 1; the sampler is o1core's own:
+    OMP_NUM_THREADS={torch.get_num_threads()} python -m bench.make_tiny_o1 --steps {steps} --seed {seed}
+
+in {minutes:.0f} minutes. {EVALUATED} problems of the validation split, one sample each at temperature 1; a level is a number of
+operations; the sampler is o1core's own (`python -m bench.tiny_o1_behaviour`):
 
 {table}
+
+License: Apache-2.0, as the package.
 """
 
 

@@ -3,8 +3,9 @@
     python -m bench.methods runs/compare [--seeds 1]
 
 The folder is that of `o1core study compare --out`, killed or at work. A method counts once the runs of all these seeds are
-finished. Against the base, accuracy and tokens are paired over problems, with 95 % intervals; with several seeds the tables
-of the study itself say more. Left out: inference times, which the study takes at its end.
+finished. Where the problems are tiny-o1's, the first row is the ceiling: an ideal policy (bench/tiny_o1_ceiling.py). Against
+the base, accuracy and tokens are paired over problems, with 95 % intervals; with several seeds the tables of the study itself
+say more. Left out: inference times, which the study takes at its end.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.tiny_o1_ceiling import ceiling
 from o1core.evaluation import RunResult, StudyResult, StudyRow, read_run_result
 from o1core.metrics import mean_interval
 from o1core.report import study_tables, to_markdown
 from o1core.run_folder import SIDES
+from o1core.runs.sources import BY_LEVEL
 from o1core.studies.measures import completions, with_measures
 from o1core.studies.pruning import as_unpruned, study_row
 from o1core.studies.study_folder import StudyFolder
@@ -60,6 +63,16 @@ def against_base(folder: StudyFolder, result: StudyResult, row: StudyRow) -> lis
     return [mean_interval(np.concatenate(values)) for values in changes]
 
 
+def ideal_line(result: StudyResult) -> str:
+    """The row of the ideal policy on the same tests of tiny-o1, against the base."""
+    count, base = result.settings["eval_problems"], result.rows[0].average
+    found = [ceiling(count, seed, levels) for seed in range(result.seeds) for levels in BY_LEVEL.values()]
+    accuracy, tokens = (float(np.mean(values)) for values in zip(*found))
+    gain, change = 100 * (accuracy - base.accuracy.mean), tokens - base.mean_tokens.mean
+    cut = 100 * (1 - tokens / base.mean_tokens.mean)
+    return f"| ideal policy | {100 * accuracy:.1f} % | {tokens:.1f} | {cut:.1f} % | | {gain:+.1f} | {change:+.1f} |"
+
+
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("folder", metavar="RUN", type=Path, help="the study's --out")
@@ -69,6 +82,8 @@ def main() -> int:
     result = study_of(folder, args.seeds)
     print("| | accuracy | tokens | length cut | AES | accuracy against the base, points | tokens against the base |")
     print("|---|---|---|---|---|---|---|")
+    if result.tests == list(BY_LEVEL):
+        print(ideal_line(result))
     for row in result.rows:
         cells = [f"{100 * row.average.accuracy.mean:.1f} %", f"{row.average.mean_tokens.mean:.1f}"]
         if row.runs:

@@ -22,7 +22,7 @@ out = Path("runs/own-loop")
 model, tokenizer = o1core.load(EMBEDDED, torch.float32)  # or a folder
 engine = o1core.Engine(model, tokenizer, slots=128)
 problems = arithmetic_problems("train", 200, seed=0)
-params = o1core.SamplingParams(n=16, max_new_tokens=320)
+params = o1core.SamplingParams(n=16, max_new_tokens=440)
 
 groups = sample_problems(engine, tokenizer, problems, params, out / "before", "sample")
 lengths, correct = lengths_and_verdicts(groups)  # [P, K]

@@ -8,9 +8,9 @@ it. The second adds the test problems, for the base and for the final checkpoint
 stand. `--levels` takes problems of these levels alone from files that have levels. Interrupted runs resume: rerun the same
 command. The stages, each a folder in --out:
 
-    sft/      likelihood of the two shortest right samples of each problem
-    rounds/   rounds of the clipped surrogate, with length rewarded among right answers alone
-    tests/    the base against the last checkpoint; `o1core report` makes a page of it
+    stage-1/, stage-2/ ...  a round each of the clipped surrogate on fresh problems, with adapters; length is rewarded among
+                            right answers alone
+    against-TEST-.../       the base against the last checkpoint on these tests; `o1core report` makes a page of it
 
 It prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
 interval.
@@ -52,22 +52,22 @@ SHARED: dict[str, Any] = {
     "grad_clip": 1.0,
     "cutoff": 1024,
     "micro_tokens": 2048,
-    "save_every": 4,
+    "save_every": 2,
+    "problems": 96,
+    "picked": 8,
+    "reward": "correct-only",
+    "truncated": "wrong",
+    "dynamic_sampling": True,
+    "ratio": "token",
+    "eps_low": 0.5,
+    "eps_high": 1.0,
+    "lora_rank": 16,
+    "batch": 64,
+    "warmup": 0.1,
 }
-SFT = Recipe.of(**SHARED, problems=512, objective="sft", picked=2, epochs=2, lr=1e-5, batch=32)
-ROUNDS = Recipe.of(
-    **SHARED,
-    problems=192,
-    rounds=3,
-    picked=8,
-    reward="correct-only",
-    truncated="wrong",
-    dynamic_sampling=True,
-    ratio="token",
-    eps_high=0.28,
-    lr=3e-6,
-    batch=96,
-    seed=1,
+STAGES = (
+    Recipe.of(**SHARED, shuffle_seed=43, lam=0.5, lr=3e-4),
+    Recipe.of(**SHARED | {"problems": 112}, shuffle_seed=44, lam=2.0, lr=2e-4),
 )
 
 
@@ -132,17 +132,22 @@ def split(data: Path, out: Path) -> None:
 def run_stages(pruning: Pruning) -> RunFolder:
     """All stages; returns the folder whose evaluations are reported. Raises UserError where a test problem is one that the
     stages train on: they were trained before the tests were named."""
-    trained = pruning.job(pruning.model, SFT, [pruning.validation]).train
-    if pruning.tests and len(pruning.job(pruning.model, SFT, pruning.tests).train) < len(trained):
-        raise UserError("--eval-data: holds problems that are trained on; evaluate on others")
-    sft, rounds = (RunFolder(pruning.out / name) for name in ("sft", "rounds"))
-    for model, recipe, run in ((pruning.model, SFT, sft), (sft.pruned, ROUNDS, rounds)):
+    for recipe in STAGES if pruning.tests else ():
+        trained, kept = (
+            pruning.job(pruning.model, recipe, tests).train for tests in ([pruning.validation], pruning.tests)
+        )
+        if len(kept) < len(trained):
+            raise UserError("--eval-data: holds problems that are trained on; evaluate on others")
+    model = pruning.model
+    for number, recipe in enumerate(STAGES, 1):
+        run = RunFolder(pruning.out / f"stage-{number}")
         with open_session(pruning.job(model, recipe, [pruning.validation]), run, pruning.resources) as session:
             session.train(resume=True)
-    tests = RunFolder(pruning.out / ("tests" if pruning.tests else "validated"))
-    job = pruning.job(pruning.model, ROUNDS, pruning.tests or [pruning.validation])
+        model = run.pruned
+    job = pruning.job(pruning.model, STAGES[-1], pruning.tests or [pruning.validation])
+    tests = RunFolder(pruning.out / "-".join(["against", *job.tests]))
     of_level = {name: of_levels(problems, pruning.levels) for name, problems in job.tests.items()}
-    against_base(dataclasses.replace(job, tests=of_level), rounds.pruned, tests, pruning.resources)
+    against_base(dataclasses.replace(job, tests=of_level), model, tests, pruning.resources)
     return tests
 
 

@@ -2,6 +2,7 @@
 
     python -m bench.tiny_o1 --seeds 3 [--out runs/bench] [--only tiny-o1]
 
+The last row is the ceiling: what an ideal policy with the slips of tiny-o1's teacher would do (bench/tiny_o1_ceiling.py).
 Each seed has training and test problems of its own. A recipe's first-round samples and its evaluation of the base are
 those of the other recipes of that seed (the same numbers decide them), so they are made once. A finished run is read.
 """
@@ -15,6 +16,7 @@ from statistics import mean
 
 import torch
 
+from bench.tiny_o1_ceiling import Ceiling, ceiling
 from bench.tiny_o1_chart import draw
 from o1core.errors import UserError
 from o1core.evaluation import RunResult, read_run_result
@@ -48,6 +50,7 @@ def recipes() -> dict[str, Recipe]:
     return {
         "tiny-o1": own,
         "lambda 0": own.but(lam=0.0),
+        "sft": Recipe.of(**read_recipe("tiny-o1", "sft")),
         "paper": Recipe.of(**read_recipe("paper") | sized),
         "official": Recipe.of(**read_recipe("official") | sized),
     }
@@ -69,7 +72,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     results = {row.label: [read_run_result(args.out / run / "result.json") for run in row.runs] for row in rows}
+    problems = next(iter(results.values()))[0].settings["eval_problems"]
+    ceilings = [ceiling(problems, seed) for seed in range(args.seeds)]
     figures = to_json(results)
+    figures["ideal"] = [{"pruned": {"accuracy": c.accuracy, "mean_tokens": c.tokens}} for c in ceilings]
     write_json(args.out / "results.json", figures)
     draw(figures, args.out / "chart.png")
     print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (lowest to highest)\n")
@@ -79,7 +85,17 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|")
     for name, found in results.items():
         print(line(name, found))
+    print(ideal_line(ceilings, next(iter(results.values()))))
     return 0
+
+
+def ideal_line(ceilings: list[Ceiling], found: list[RunResult]) -> str:
+    """The row of the ideal policy, against the base of the same seeds. found: the results of any recipe."""
+    bases = [result.comparison.average.base for result in found]
+    cut = mean(1 - c.tokens / base.mean_tokens for c, base in zip(ceilings, bases))
+    gain = mean(100 * (c.accuracy - base.accuracy) for c, base in zip(ceilings, bases))
+    accuracy, tokens = mean(c.accuracy for c in ceilings), mean(c.tokens for c in ceilings)
+    return f"| ideal policy | | {accuracy:.1%}, {tokens:.1f} | {cut:.1%} | {gain:+.1f} | | |"
 
 
 def line(name: str, found: list[RunResult]) -> str:

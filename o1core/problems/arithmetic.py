@@ -1,22 +1,9 @@
-r"""Generated arithmetic for tiny-o1: a seeded source of problems, and of thoughts that are too long.
+"""Generated arithmetic for tiny-o1: a seeded source of problems of two kinds. The thoughts about them: thoughts.py.
 
-A problem is a chain of 2 to 5 operations ("What is 6*7+5-8?"). A product comes only first, so reading from left
-to right follows the order of precedence. Every running total stays in 0..99.
-
-A thought works the chain out step by step, and then checks it again and again for no good reason:
-
-    First, 47+8=55. Then 55-9=46. So the answer is 46.
-    Wait, let me check that again. 47+8=55, 55-9=46. Yes, 46.
-    Final answer: \boxed{46}
-
-`ThoughtLaw` holds the law behind the thoughts. The first derivation is almost always right. A re-check may slip at any
-step: the result is off by 1, 2 or 10, the following steps build on it, and the thought adopts what it found. A thought
-that went wrong mostly repeats its mistake. So a long thought is less often right than a short one. A hard problem has
-more steps to slip at, so its thoughts are longer and less often right than those of an easy one. These are the two
-findings of the paper (arXiv 2501.12570, section 3), in a model of one million parameters.
-
-Left out on purpose: bare answers without a thought. A completion ten times shorter than the mean earns 9 from the first
-term of the paper's reward, L_ref / L - 1, whether it is right or wrong, and a policy that finds it collapses onto it.
+A sum is a chain of 2 to 5 operations ("What is 6*7+5-8?"). The other kind asks for the larger of two chains that have 2 to 5
+operations together ("Which is larger, 47+8 or 60-9+2?"), and its answer is the larger result. A product comes only first, so
+reading from left to right follows the order of precedence. Whatever the order of the other terms, every running total stays
+in 0..99. A problem's level is its number of operations.
 """
 
 import hashlib
@@ -28,34 +15,16 @@ from .problem import Problem
 SPLITS = ("train", "validation", "test")
 LARGEST = 99  # of any running total
 OPERAND = 9  # the largest number added or subtracted: one million parameters learn these sums in minutes
-LEVELS = {2: 0.42, 3: 0.30, 4: 0.18, 5: 0.10}  # number of operations: its probability
-WORDINGS = ("What is {}?", "Compute {}.", "Find {}.", "Work out {}.")
-RECHECKS = ("Wait, let me check that again.", "Hmm, let me go over it again.", "Let me make sure.")
-
-
-@dataclass(frozen=True)
-class ThoughtLaw:
-    """How long thoughts get, and how they go wrong. All but `most` and `slips` are probabilities.
-
-    stop_first:  there is no re-check at all, by level: a hard problem makes the writer less sure
-    stop:        the thought ends, after each re-check
-    most:        the largest number of re-checks
-    slip_first:  a step of the first derivation is wrong
-    slip:        a step of a re-check is wrong
-    repeat:      a re-check of a wrong derivation repeats it word for word rather than starting afresh
-    slips:       by how much a wrong result may be off
-    """
-
-    stop_first: tuple[float, ...] = (0.20, 0.16, 0.13, 0.10)
-    stop: float = 0.46
-    most: int = 4
-    slip_first: float = 0.003
-    slip: float = 0.045
-    repeat: float = 0.88
-    slips: tuple[int, ...] = (-10, -2, -1, 1, 2, 10)
-
-
-LAW = ThoughtLaw()
+LEVELS = {2: 0.38, 3: 0.27, 4: 0.19, 5: 0.16}  # number of operations: its probability
+LARGER = 0.3  # share of the problems that ask for the larger of two
+SUM_WORDINGS = (
+    *("What is {}?", "Compute {}.", "Find {}.", "Work out {}.", "How much is {}?", "Calculate {}."),
+    *("Evaluate {}.", "What does {} make?", "Give the value of {}.", "Please solve {}."),
+)
+LARGER_WORDINGS = (
+    *("Which is larger, {} or {}?", "What is the larger of {} and {}?", "Take the larger of {} and {}."),
+    "Compare {} with {}: how much is the larger one?",
+)
 
 
 @dataclass(frozen=True)
@@ -80,66 +49,99 @@ class Chain:
             totals.append(total)
         return tuple(totals)
 
+    @property
+    def other_way(self) -> "Chain":
+        """The chain with its sums in the opposite order; a product stays first."""
+        kept = 1 if self.rest[0][0] == "*" else 0
+        return Chain(self.first, self.rest[:kept] + self.rest[kept:][::-1])
+
     def __str__(self) -> str:
         return "".join([str(self.first), *(f"{operation}{number}" for operation, number in self.rest)])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a problem asks: the value of one chain, or the larger of two."""
+
+    chains: tuple[Chain, ...]
+
+    @property
+    def level(self) -> int:
+        """The number of operations."""
+        return sum(chain.level for chain in self.chains)
+
+    @property
+    def answer(self) -> int:
+        return max(chain.totals[-1] for chain in self.chains)
+
+    @property
+    def normal_form(self) -> str:
+        """The same for tasks that differ in the order of terms, factors or chains alone."""
+        return " | ".join(sorted(normal_form(chain) for chain in self.chains))
+
+    @property
+    def split(self) -> str:
+        """Of ten tasks, eight are for training, one for validation and one for test."""
+        bucket = hashlib.sha256(self.normal_form.encode()).digest()[0] % 10
+        return {0: "test", 1: "validation"}.get(bucket, "train")
+
+    def asked(self, rng: random.Random) -> str:
+        """The question, in one of the wordings of its kind."""
+        wordings = SUM_WORDINGS if len(self.chains) == 1 else LARGER_WORDINGS
+        return rng.choice(wordings).format(*self.chains)
 
 
 def arithmetic_problems(split: str, count: int, seed: int) -> list[Problem]:
     """`count` different problems of one split ("train", "validation" or "test"), the same for the same seed.
 
-    Two problems that differ in the order of their terms alone count as the same. The splits are disjoint whatever the
-    seeds, since a hash of the problem decides its split.
+    Two problems that differ in the order of their terms or chains alone count as the same. The splits are disjoint whatever
+    the seeds, since a hash of the problem decides its split.
     """
-    return [problem for problem, _ in _draw(split, count, seed, with_thoughts=False)]
+    return [problem for _, problem in arithmetic_tasks(split, count, seed)]
 
 
-def arithmetic_examples(split: str, count: int, seed: int, law: ThoughtLaw = LAW) -> list[tuple[Problem, str]]:
-    """Problems as from `arithmetic_problems`, each with one thought that `law` writes: what tiny-o1 is trained on."""
-    return _draw(split, count, seed, law, with_thoughts=True)
-
-
-def _draw(
-    split: str, count: int, seed: int, law: ThoughtLaw = LAW, *, with_thoughts: bool
-) -> list[tuple[Problem, str]]:
+def arithmetic_tasks(split: str, count: int, seed: int) -> list[tuple[Task, Problem]]:
+    """The problems of `arithmetic_problems`, each with what it asks."""
     assert split in SPLITS, split
     rng = random.Random(f"{split} {seed}")
     seen: set[str] = set()
-    drawn: list[tuple[Problem, str]] = []
+    drawn: list[tuple[Task, Problem]] = []
     while len(drawn) < count:
-        chain = draw_chain(rng)
-        key = normal_form(chain)
-        if key in seen or split_of(chain) != split:
+        task = draw_task(rng)
+        key = task.normal_form
+        if key in seen or task.split != split:
             continue
         seen.add(key)
-        problem = Problem(
-            id=f"arithmetic-{split}-{seed}-{len(drawn)}",
-            question=rng.choice(WORDINGS).format(chain),
-            answer=str(chain.totals[-1]),
-            level=str(chain.level),
-        )
-        drawn.append((problem, write_thought(chain, rng, law) if with_thoughts else ""))
+        name = f"arithmetic-{split}-{seed}-{len(drawn)}"
+        drawn.append((task, Problem(name, task.asked(rng), str(task.answer), level=str(task.level))))
     return drawn
 
 
-def draw_chain(rng: random.Random) -> Chain:
-    """A random chain; every fifth begins with a product of small numbers."""
+def draw_task(rng: random.Random) -> Task:
+    """A random task. The two chains of one that compares never come to the same."""
     level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
-    rest = []
-    if rng.random() < 0.2:
-        first = rng.randint(2, 9)
-        rest.append(("*", rng.randint(2, min(9, LARGEST // first))))
-        total = first * rest[0][1]
-    else:
-        first = total = rng.randint(2, LARGEST)
-    while len(rest) < level:
-        operation = rng.choice("+-")
-        room = LARGEST - total if operation == "+" else total
-        if room < 2:
-            continue
-        number = rng.randint(2, min(room, OPERAND))
-        total += number if operation == "+" else -number
-        rest.append((operation, number))
-    return Chain(first, tuple(rest))
+    if rng.random() >= LARGER:
+        return Task((draw_chain(level, rng),))
+    left = rng.randint(1, level - 1)
+    while True:
+        chains = draw_chain(left, rng), draw_chain(level - left, rng)
+        if chains[0].totals[-1] != chains[1].totals[-1]:
+            return Task(chains)
+
+
+def draw_chain(level: int, rng: random.Random) -> Chain:
+    """A random chain of so many operations; every fifth begins with a product of small numbers."""
+    while True:
+        rest = []
+        if rng.random() < 0.2:
+            first = rng.randint(2, 9)
+            rest.append(("*", rng.randint(2, min(9, LARGEST // first))))
+        else:
+            first = rng.randint(2, LARGEST)
+        rest += [(rng.choice("+-"), rng.randint(2, OPERAND)) for _ in range(level - len(rest))]
+        chain = Chain(first, tuple(rest))
+        if all(0 <= total <= LARGEST for total in (*chain.totals, *chain.other_way.totals)):
+            return chain
 
 
 def normal_form(chain: Chain) -> str:
@@ -150,43 +152,3 @@ def normal_form(chain: Chain) -> str:
     else:
         first = str(chain.first)
     return " ".join(sorted([f"+{first}", *(f"{operation}{number}" for operation, number in rest)]))
-
-
-def split_of(chain: Chain) -> str:
-    """Of ten chains, eight are for training, one for validation and one for test."""
-    bucket = hashlib.sha256(normal_form(chain).encode()).digest()[0] % 10
-    return {0: "test", 1: "validation"}.get(bucket, "train")
-
-
-def write_thought(chain: Chain, rng: random.Random, law: ThoughtLaw = LAW) -> str:
-    """One thought about the chain, as the text of a completion (without the token that ends it)."""
-    right = list(chain.totals)
-    found = _derive(right, rng, law.slip_first, law.slips)
-    lines = [f"First, {'. Then '.join(_steps(chain, found))}. So the answer is {found[-1]}."]
-    stop = law.stop_first[chain.level - min(LEVELS)]
-    while len(lines) <= law.most and rng.random() >= stop:
-        stop = law.stop
-        before = found
-        if found == right or rng.random() >= law.repeat:
-            found = _derive(right, rng, law.slip, law.slips)
-        verdict = "Yes" if found[-1] == before[-1] else "No"
-        lines.append(f"{rng.choice(RECHECKS)} {', '.join(_steps(chain, found))}. {verdict}, {found[-1]}.")
-    return "\n".join([*lines, f"Final answer: \\boxed{{{found[-1]}}}"])
-
-
-def _derive(right: list[int], rng: random.Random, slip: float, slips: tuple[int, ...]) -> list[int]:
-    """The totals as a fallible writer finds them: a slip shifts its own result and all later ones."""
-    found = list(right)
-    for step in range(len(found)):
-        if rng.random() < slip:
-            low, high = min(found[step:]), max(found[step:])
-            possible = [off for off in slips if low + off >= 0 and high + off <= LARGEST]
-            off = rng.choice(possible) if possible else 0
-            found[step:] = [total + off for total in found[step:]]
-    return found
-
-
-def _steps(chain: Chain, found: list[int]) -> list[str]:
-    """The steps of a derivation: "47+8=55", then "55-9=46"."""
-    befores = [chain.first, *found]
-    return [f"{a}{operation}{b}={c}" for a, (operation, b), c in zip(befores, chain.rest, found)]

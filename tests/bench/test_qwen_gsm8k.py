@@ -9,7 +9,15 @@ from bench import qwen_gsm8k
 from o1core.problems import arithmetic_problems
 from o1core.runs import EMBEDDED
 
-SMALL = {"prompt": "plain", "problems": 6, "samples": 4, "batch": 8, "temperature": 1.0, "max_new_tokens": 200}
+SMALL = {
+    "prompt": "plain",
+    "problems": 6,
+    "samples": 4,
+    "picked": 4,
+    "batch": 8,
+    "temperature": 1.0,
+    "max_new_tokens": 200,
+}
 
 
 def write_problems(path, split, count):
@@ -27,8 +35,7 @@ def problems_of(split, count):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 4)
-    for name, changes in (("SFT", {}), ("ROUNDS", {"picked": 4, "rounds": 1})):
-        monkeypatch.setattr(qwen_gsm8k, name, getattr(qwen_gsm8k, name).but(**SMALL, **changes))
+    monkeypatch.setattr(qwen_gsm8k, "STAGES", tuple(recipe.but(**SMALL) for recipe in qwen_gsm8k.STAGES))
     data = write_problems(tmp_path / "train.json", "train", 12)
 
     def run(*more):
@@ -43,19 +50,19 @@ def command(tmp_path, monkeypatch):
 def test_all_stages_then_the_test_problems_of_some_levels(command, tmp_path, capsys):
     assert command() == 0
     assert "validation: 4 problems" in capsys.readouterr().out
-    trained = (tmp_path / "run" / "rounds" / "log.jsonl").read_bytes()
+    trained = (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes()
     assert command("--eval-data", write_problems(tmp_path / "test.json", "test", 12), "--levels", "2") == 0
     asked = sum(p.level == "2" for p in problems_of("test", 12))
     assert f"test: {asked} problems" in capsys.readouterr().out
-    assert (tmp_path / "run" / "rounds" / "log.jsonl").read_bytes() == trained
-    paired = json.loads((tmp_path / "run" / "tests" / "paired.json").read_text())["test"]
+    assert (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes() == trained
+    paired = json.loads((tmp_path / "run" / "against-test" / "paired.json").read_text())["test"]
     assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
 
 
 def test_tests_that_were_trained_on_are_refused_in_one_line(command, tmp_path, capsys):
     some = write_problems(tmp_path / "some.json", "train", 8)  # of the 12 there, of which 6 are trained on
     assert command("--eval-data", some) == 2
-    assert not (tmp_path / "run" / "sft").exists()
+    assert not (tmp_path / "run" / "stage-1").exists()
     assert "--eval-data: holds problems that are trained on" in capsys.readouterr().err.splitlines()[-1]
 
 

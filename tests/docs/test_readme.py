@@ -72,7 +72,7 @@ def test_the_training_script_of_the_readme_is_that_of_bench():
 def test_the_training_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """On 4 problems x 4 samples: the pruned checkpoint loads, and its weights have moved."""
     (script,) = blocks(README, "python")
-    for whole, small in (('"train", 200', '"train", 4'), ("n=16, max_new_tokens=320", "n=4, max_new_tokens=60")):
+    for whole, small in (('"train", 200', '"train", 4'), ("n=16, max_new_tokens=440", "n=4, max_new_tokens=150")):
         assert whole in script
         script = script.replace(whole, small)
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ QWEN = read_json(ROOT / "bench" / "results" / "qwen_gsm8k.json")
 LABELS = {
     "tiny-o1": "tiny-o1: the paper's reward, two rounds",
     "lambda 0": "without correctness (lambda 0)",
+    "sft": "SFT on the two shortest right samples",
     "paper": "paper",
     "official": "official code",
 }
@@ -40,16 +41,17 @@ def test_the_table_of_tiny_o1_holds_the_means_of_its_seeds(recipe):
 def test_the_base_row_holds_the_means_of_the_same_seeds():
     base = [run["base"] for run in TINY_O1["tiny-o1"]]
     lengths = [e["mean_tokens"] for e in base]
-    assert all([run["base"]["mean_tokens"] for run in runs] == lengths for runs in TINY_O1.values())
+    assert all([run["base"]["mean_tokens"] for run in runs] == lengths for runs in map(TINY_O1.get, LABELS))
     assert figures("base") == pytest.approx([100 * mean(e["accuracy"] for e in base), mean(lengths)], abs=0.0501)
 
 
 def test_the_real_models_figures_are_those_of_its_result_file():
-    result = QWEN["result"]
+    result, gain = QWEN["result"], QWEN["paired"]["accuracy"]
     text = README.replace("\n", " ")
+    assert f"the {result['base']['problems']:,} test problems" in text
     assert f"{100 * result['length_cut']:.1f} % fewer tokens" in text
-    assert f"{-100 * result['accuracy_gain']:.1f} points less accurate" in text
-    assert f"AES {result['aes']:.2f}" in text
+    low, high = (format(100 * gain[end], "+.1f") for end in ("low", "high"))
+    assert f"{100 * result['accuracy_gain']:+.1f} points of accuracy ({low} to {high}), AES {result['aes']:.2f}" in text
 
 
 def test_the_chart_is_drawn_from_the_result_file(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import o1core
 from o1core.errors import UserError
-from o1core.model import Tokenizer, chat
+from o1core.model import Tokenizer, chat, read_config
 
 TINY = Path(o1core.__file__).parent / "tiny_o1"
 USER = [{"role": "user", "content": "x"}]
@@ -51,7 +51,7 @@ def open_with(folder: Path, template) -> Tokenizer:
     shutil.copytree(TINY, folder, dirs_exist_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer(folder, 384)
+    return Tokenizer(folder, read_config(folder).vocab_size)
 
 
 def test_no_template_takes_more_than_its_share(short_limits, tmp_path):
