@@ -241,8 +241,9 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     counts = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, (prompt, completion) in enumerate(rows):
-        ids[i, : size(rows[i])] = torch.tensor(prompt + completion)
-        counts[i, len(prompt) : size(rows[i])] = True
+        end = len(prompt) + len(completion)
+        ids[i, :end] = torch.tensor(prompt + completion)
+        counts[i, len(prompt) : end] = True
     return ids, counts
 
 

@@ -155,17 +155,12 @@ def _conclude(found: list[int]) -> tuple[int, str]:
 
 def text_of(thought: list[Line]) -> str:
     """The whole completion, with the line that answers."""
-    return "".join(line.text for line in thought) + ending(thought)
+    return "".join(line.text for line in thought) + f"Final answer: \\boxed{{{answer_of(thought)}}}"
 
 
 def answer_of(thought: list[Line]) -> int:
     """What was found last."""
     return thought[-1].result
-
-
-def ending(thought: list[Line]) -> str:
-    """The line that answers."""
-    return f"Final answer: \\boxed{{{answer_of(thought)}}}"
 
 
 def tokens(text: str) -> int:
