@@ -5,8 +5,8 @@
 
 The first command splits the file of training problems, trains, and evaluates on the validation part: settings are tuned on
 it. The second adds the test problems, for the base and for the final checkpoint, greedily; run it once, when the settings
-stand. `--levels` takes problems of these levels alone from files that have levels. Interrupted runs resume: rerun the same
-command. The stages, each a folder in --out:
+stand. `--levels` takes problems of these levels alone from files that have levels, `--limit` the first of every test.
+Interrupted runs resume: rerun the same command. The stages, each a folder in --out:
 
     stage-1/, stage-2/ ...  a round each of the clipped surrogate on fresh problems, with adapters; length is rewarded among
                             right answers alone
@@ -73,13 +73,15 @@ STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
-    """The model and where everything is written. tests: of the last stage; levels: of their problems (None: all)."""
+    """The model and where everything is written. tests: of the last stage; levels and limit: of their problems
+    (None: all)."""
 
     model: Path
     out: Path
     dtype: str
     tests: list[str]
     levels: str | None
+    limit: int | None
     resources: Resources
 
     @property
@@ -100,14 +102,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="train.jsonl of GSM8K")
     parser.add_argument("--eval-data", nargs="+", default=[], help="test problems (default: none, validation only)")
     parser.add_argument("--levels", help="levels of the test problems, such as 1-2 (default: all)")
+    parser.add_argument("--limit", type=int, help="at most this many problems of each test (default: all)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="float32 where bf16 is slow")
     parser.add_argument("--out", type=Path, default=Path("runs/qwen-gsm8k"), help="folder (default: %(default)s)")
     args = parser.parse_args()
     keep_freed_memory()
     resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 128)
     try:
+        if args.limit is not None and args.limit < 1:
+            raise UserError(f"--limit: {args.limit} problems are none; take at least 1")
         split(args.data, args.out)
-        pruning = Pruning(args.model, args.out, args.dtype, args.eval_data, args.levels, resources)
+        pruning = Pruning(args.model, args.out, args.dtype, args.eval_data, args.levels, args.limit, resources)
         print(report(run_stages(pruning)))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -146,8 +151,8 @@ def run_stages(pruning: Pruning) -> RunFolder:
         model = run.pruned
     job = pruning.job(pruning.model, STAGES[-1], pruning.tests or [pruning.validation])
     tests = RunFolder(pruning.out / "-".join(["against", *job.tests]))
-    of_level = {name: of_levels(problems, pruning.levels) for name, problems in job.tests.items()}
-    against_base(dataclasses.replace(job, tests=of_level), model, tests, pruning.resources)
+    tested = {name: of_levels(problems, pruning.levels)[: pruning.limit] for name, problems in job.tests.items()}
+    against_base(dataclasses.replace(job, tests=tested), model, tests, pruning.resources)
     return tests
 
 

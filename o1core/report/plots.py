@@ -11,16 +11,16 @@ from ..run_folder import SIDES, RunFolder
 from .charts import Chart, write_png
 from .headlines import in_one_line, run_headlines
 from .reading import logged_steps
-from .run_charts import Side, accuracy_by_length, lengths, side_of, training_charts
+from .run_charts import Side, accuracy_by_length, each_problem, lengths, side_of, training_charts
 from .study_charts import disharmony_chart, study_charts
 
 LEARNING = "Length of what is trained on"
 
 
 def plot_run(run: RunFolder, result: RunResult) -> None:
-    """Lengths before and after, accuracy by length, and the lengths that were trained on."""
+    """Lengths before and after, accuracy by length, every problem, and the lengths that were trained on."""
     before, after = (completions(run, side, list(result.comparison.tests)) for side in SIDES)
-    charts = [lengths(before, after), accuracy_by_length(before, after)]
+    charts = [lengths(before, after), accuracy_by_length(before, after), each_problem(before, after)]
     charts += chosen(training_charts({"": logged_steps(run)}), [LEARNING])
     write_png(charts, in_one_line(run_headlines(result)), run.plot)
 
@@ -28,7 +28,7 @@ def plot_run(run: RunFolder, result: RunResult) -> None:
 def completions(run: RunFolder, side: str, tests: Sequence[str]) -> Side:
     """All completions of one side, whatever the test."""
     sides = [side_of(read_groups(run.evaluation(side, test).rollouts)) for test in tests]
-    return Side(np.concatenate([s.lengths.ravel() for s in sides]), np.concatenate([s.correct.ravel() for s in sides]))
+    return Side(np.concatenate([s.lengths for s in sides]), np.concatenate([s.correct for s in sides]))
 
 
 def plot_study(result: StudyResult, path: Path) -> None:

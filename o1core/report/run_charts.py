@@ -16,7 +16,7 @@ from ..evaluation import THIRDS, difficulties
 from ..problems import Problem
 from ..rollout import Group, lengths_and_verdicts
 from ..typed_json import is_number
-from .charts import BASE, DASHES, PRUNED, Chart, Line, look_of, name_at_right, short
+from .charts import BASE, DASHES, INK, PRUNED, SERIES, Chart, Line, look_of, name_at_right, short
 from .numbers import change, minus, percent, plain
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
 BARS, QUARTERS = 24, 4
+LOST = SERIES[1]  # the colour of what got worse
+MOST_MARKS = 1000  # problems drawn one by one: more would hide each other, and make the page heavy
 TRAINING = (  # field of log.jsonl, title, unit, factor, digits
     ("reward", "Reward", "mean reward", 1, 3),
     ("mean_length", "Length of what is trained on", "tokens", 1, 4),
@@ -36,8 +38,8 @@ TRAINING = (  # field of log.jsonl, title, unit, factor, digits
 
 @dataclass(frozen=True)
 class Side:
-    """One model on one test: each completion's length in tokens and whether it is correct, [P, K]; or flat, of several
-    tests. The problems of both sides are in the same order."""
+    """One model on one test, or on several: each completion's length in tokens and whether it is correct, [P, K]. The
+    problems of both sides are in the same order."""
 
     lengths: np.ndarray
     correct: np.ndarray
@@ -129,6 +131,38 @@ def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.16 * (high - low))
     axes.margins(y=0.12)
+
+
+def each_problem(before: Side, after: Side) -> Chart:
+    """Every problem's mean length before and after, marked by what became of its accuracy."""
+    x, y = (side.lengths.mean(axis=1) for side in (before, after))
+    gain = after.correct.mean(axis=1) - before.correct.mean(axis=1)
+    kinds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        ("as often right", gain == 0, {"color": BASE, "marker": "o", "alpha": 0.5, "markersize": 2.5}),
+        ("more often right", gain > 0, {"color": PRUNED, "marker": "^", "markersize": 3.5}),
+        ("less often right", gain < 0, {"color": LOST, "marker": "v", "markersize": 3.5, "fillstyle": "none"}),
+    ]
+    drawn = np.zeros(len(x), bool)
+    drawn[:: -(-len(x) // MOST_MARKS)] = True
+
+    def draw(axes: Axes) -> None:
+        top = 1.03 * max(x.max(), y.max(), 1)
+        axes.plot([0, top], [0, top], color=INK, linewidth=0.8, linestyle=DASHES[2])
+        for name, mask, look in kinds:
+            if (mask & drawn).any():
+                axes.plot(x[mask & drawn], y[mask & drawn], linestyle="", label=name, **look)
+        axes.set(xlabel="tokens before", ylabel="tokens after", xlim=(0, top), ylim=(0, 1.34 * top))
+        axes.legend(loc="upper left", borderaxespad=0, handlelength=1, labelspacing=0.2, fontsize=8.5)
+
+    rows = [
+        [name, str(mask.sum()), f"{x[mask].mean():.1f}", f"{y[mask].mean():.1f}", str((y < x)[mask].sum())]
+        for name, mask, _ in kinds
+        if mask.any()
+    ]
+    note = f"Below the dotted line: shorter after, {(y < x).sum():,} of {len(x):,} problems."
+    if drawn.sum() < len(x):
+        note += f" Drawn: {drawn.sum():,} of them, evenly spaced."
+    return Chart("Each problem", note, ["", "problems", "tokens before", "after", "shorter"], rows, draw)
 
 
 def by_difficulty(before: Side, after: Side, problems: Sequence[Problem]) -> Chart:

@@ -47,12 +47,13 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-def test_all_stages_then_the_test_problems_of_some_levels(command, tmp_path, capsys):
+def test_all_stages_then_some_test_problems_of_two_levels(command, tmp_path, capsys):
     assert command() == 0
     assert "validation: 4 problems" in capsys.readouterr().out
     trained = (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes()
-    assert command("--eval-data", write_problems(tmp_path / "test.json", "test", 12), "--levels", "2") == 0
-    asked = sum(p.level == "2" for p in problems_of("test", 12))
+    asked = sum(p.level in ("2", "3") for p in problems_of("test", 12)) - 1
+    test = write_problems(tmp_path / "test.json", "test", 12)
+    assert command("--eval-data", test, "--levels", "2-3", "--limit", str(asked)) == 0
     assert f"test: {asked} problems" in capsys.readouterr().out
     assert (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes() == trained
     paired = json.loads((tmp_path / "run" / "against-test" / "paired.json").read_text())["test"]
@@ -64,6 +65,11 @@ def test_tests_that_were_trained_on_are_refused_in_one_line(command, tmp_path, c
     assert command("--eval-data", some) == 2
     assert not (tmp_path / "run" / "stage-1").exists()
     assert "--eval-data: holds problems that are trained on" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_limit_below_one_is_refused_in_one_line(command, capsys):
+    assert command("--limit", "0") == 2
+    assert capsys.readouterr().err == "--limit: 0 problems are none; take at least 1\n"
 
 
 def test_too_few_problems_are_refused_in_one_line(command, monkeypatch, capsys):

@@ -109,7 +109,7 @@ def test_the_page_is_text_and_its_charts_are_xml(run, tmp_path):
     page = write_page([run[0].path, study], tmp_path / "page.html").read_text(encoding="utf-8")
     assert not CONTROL.search(page)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(charts) == 3 * len(NAMES) + 1
+    assert len(charts) == 4 * len(NAMES) + 1
     assert all(ElementTree.fromstring(chart).tag == "svg" for chart in charts)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
     assert not CONTROL.search(json.dumps(data, ensure_ascii=False))

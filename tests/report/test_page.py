@@ -43,6 +43,7 @@ def test_every_chart_has_its_numbers_beside_it(page):
     titles = (
         "Length of completions",
         "Accuracy against length",
+        "Each problem",
         "Length by difficulty",
         "Reward",
         "Clip fraction",

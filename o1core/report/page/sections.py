@@ -12,7 +12,7 @@ from ..charts import Chart
 from ..headlines import Headline, disharmony_headlines, run_headlines, study_headlines
 from ..numbers import percent
 from ..reading import check_inside, logged_steps, open_tokenizer, settings_of
-from ..run_charts import accuracy_by_length, by_difficulty, lengths, side_of, training_charts
+from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, side_of, training_charts
 from ..study_charts import disharmony_chart, study_charts
 from ..tables import Table, disharmony_tables, run_table, sampled_note, study_tables
 from .browse import Pair, pair_up, repeated_share
@@ -113,6 +113,7 @@ def read_test(run: RunFolder, name: str, label: str) -> Test:
     charts = [
         lengths(first, second),
         accuracy_by_length(first, second),
+        each_problem(first, second),
         by_difficulty(first, second, [p.problem for p in pairs]),
     ]
     return Test(name, charts, Source(f"{label}, {name}", pairs, open_tokenizer(run)))
