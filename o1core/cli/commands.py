@@ -209,9 +209,10 @@ def report(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    if args.samples < 1:
-        raise UserError(f"--samples: {args.samples} is below 1")
-    lines = sample_lines(args.run_folder, args.problem, args.samples)
+    for flag, count in (("--problems", args.problems), ("--samples", args.samples)):
+        if count is not None and count < 1:
+            raise UserError(f"{flag}: {count} is below 1")
+    lines = sample_lines(args.run_folder, args.problem, args.problems, args.samples)
     if sys.stdout.isatty():
         pydoc.pager("\n".join(lines))
     else:

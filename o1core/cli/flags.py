@@ -33,6 +33,7 @@ def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
         case "show":
             sub.add_argument("run_folder", metavar="RUN", type=Path, help="the folder given as --out")
             sub.add_argument("--problem", metavar="ID", help="show this problem only (default: all)")
+            sub.add_argument("--problems", metavar="N", type=int, help="show this many, evenly spaced (default: all)")
             sub.add_argument("--samples", metavar="N", type=int, default=4, help="completions a problem (default: 4)")
         case "plan":
             add_plan_flags(sub)

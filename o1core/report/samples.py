@@ -1,7 +1,8 @@
 """A run's samples as text for a terminal: problem by problem, short to long, right or wrong, before against after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import UserError
 from ..model import Tokenizer
@@ -10,10 +11,13 @@ from ..run_folder import SIDES, EvaluationFolder, RunFolder
 from ..text import clean, one_line
 from .reading import open_tokenizer
 
+Item = TypeVar("Item")
 
-def sample_lines(run: Path, problem: str | None = None, samples: int = 4) -> Iterator[str]:
+
+def sample_lines(run: Path, problem: str | None = None, problems: int | None = None, samples: int = 4) -> Iterator[str]:
     """Lines on every problem of a run's evaluations, or of its first rollouts where it has not been evaluated.
 
+    problem: this one alone; problems: at most so many, evenly spaced in the order of their ids, so that nobody chose them.
     samples: completions of each problem and side, spread from the shortest to the longest. Raises UserError where the
     folder holds no rollouts or not the problem.
     """
@@ -30,7 +34,8 @@ def sample_lines(run: Path, problem: str | None = None, samples: int = 4) -> Ite
     first = next(iter(sides.values()))
     if problem is not None and problem not in first:
         raise UserError(f"{run}: no problem {problem}; the first is {next(iter(first))}")
-    for name in list(first) if problem is None else [problem]:
+    names = list(first) if problem is None else [problem]
+    for name in names if problems is None else evenly(names, problems):
         yield f"=== problem {one_line(name)}"
         yield clean(tokenizer.decode(first[name].prompt.tolist()).strip())
         for side, groups in sides.items():
@@ -58,6 +63,10 @@ def show_group(group: Group, side: str, tokenizer: Tokenizer, count: int) -> Ite
 
 def short_to_long(group: Group, count: int) -> list[Sample]:
     """At most `count` of a group's samples, evenly spread from the shortest to the longest."""
-    ordered = sorted(group.samples, key=lambda s: s.length)
-    last, count = len(ordered) - 1, min(count, len(ordered))
-    return [ordered[i] for i in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
+    return evenly(sorted(group.samples, key=lambda s: s.length), count)
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly spaced from the first to the last."""
+    last, count = len(items) - 1, min(count, len(items))
+    return [items[i] for i in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]

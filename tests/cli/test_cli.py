@@ -64,6 +64,8 @@ def test_show_an_evaluation(evaluated, capsys):
     ]
     assert len(lengths) == 4
     assert lengths[0] <= lengths[1] and lengths[2] <= lengths[3]
+    assert main(["show", str(evaluated[0]), "--problems", "1"]) == 0
+    assert capsys.readouterr().out.count("=== problem") == 1
 
 
 def test_greedy_by_default(checkpoint, tmp_path, capsys):
@@ -94,6 +96,7 @@ def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
     "flags, message",
     [
         (["show", "nowhere"], "nowhere: holds no rollouts"),
+        (["show", "nowhere", "--problems", "0"], "--problems: 0 is below 1"),
         (["prune", "--device", "cuda"], "--device cuda"),
         (["prune", "--model", "somewhere"], "--data"),
         (["sample", "--picked", "99"], "--picked: 99 of 16"),

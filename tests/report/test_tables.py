@@ -9,6 +9,7 @@ from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
 from o1core.evaluation.results import Figures, Spread, StudyRow
 from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.charts import COLOURS, Chart, write_png
+from o1core.report.samples import evenly
 from o1core.report.tables import Cell, Column, Table
 
 
@@ -91,3 +92,9 @@ def test_a_plot_is_a_picture_of_its_charts(tmp_path):
     chart = Chart("a\x1b $b$", "", [], [], lambda axes: axes.plot([0, 1], [0, 1]) and None)
     write_png([chart, chart], "title\n\x07", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_items_are_evenly_spaced_from_the_first_to_the_last():
+    assert evenly(range(101), 5) == [0, 25, 50, 75, 100]
+    assert evenly("abc", 9) == ["a", "b", "c"]
+    assert evenly("abc", 1) == ["a"]
