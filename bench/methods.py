@@ -20,7 +20,7 @@ from o1core.metrics import mean_interval
 from o1core.report import study_tables, to_markdown
 from o1core.run_folder import SIDES
 from o1core.runs.sources import BY_LEVEL
-from o1core.studies.measures import completions, with_measures
+from o1core.studies.measures import Completions, completions, with_measures
 from o1core.studies.pruning import as_unpruned, study_row
 from o1core.studies.study_folder import StudyFolder
 
@@ -52,15 +52,18 @@ def study_of(folder: StudyFolder, seeds: int) -> StudyResult:
 
 
 def against_base(folder: StudyFolder, result: StudyResult, row: StudyRow) -> list[tuple[float, float, float]]:
-    """(mean, low, high) of the points of accuracy and of the tokens that a method changes, over all seeds' problems."""
-    changes: list[list[np.ndarray]] = [[], []]
-    for seed in range(result.seeds):
-        run = folder.run(seed, row.label)
-        for test in result.tests:
-            (tokens, right), (new_tokens, new_right) = (completions(run, side, test) for side in SIDES)
-            changes[0].append(100 * (new_right.mean(axis=1) - right.mean(axis=1)))
-            changes[1].append(new_tokens.mean(axis=1) - tokens.mean(axis=1))
-    return [mean_interval(np.concatenate(values)) for values in changes]
+    """What a method changes of the base, as `changes` says it, over all seeds' problems."""
+    runs = [folder.run(seed, row.label) for seed in range(result.seeds)]
+    before, after = ([completions(run, side, test) for run in runs for test in result.tests] for side in SIDES)
+    return changes(before, after)
+
+
+def changes(before: list[Completions], after: list[Completions]) -> list[tuple[float, float, float]]:
+    """(mean, low, high) of the points of accuracy and of the tokens that two models differ by, problem by problem: 95 %
+    intervals over the problems of all evaluations, which are the same on both sides."""
+    tokens = [new.mean(axis=1) - old.mean(axis=1) for (old, _), (new, _) in zip(before, after)]
+    points = [100 * (new.mean(axis=1) - old.mean(axis=1)) for (_, old), (_, new) in zip(before, after)]
+    return [mean_interval(np.concatenate(values)) for values in (points, tokens)]
 
 
 def ideal_line(result: StudyResult) -> str:

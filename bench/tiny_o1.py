@@ -16,6 +16,7 @@ from statistics import mean
 
 import torch
 
+from bench.methods import changes
 from bench.tiny_o1_ceiling import Ceiling, ceiling
 from bench.tiny_o1_chart import draw
 from o1core.errors import UserError
@@ -25,6 +26,8 @@ from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs import Resources, open_job
 from o1core.studies import Variant, run_variants
+from o1core.studies.measures import completions
+from o1core.studies.study_folder import StudyFolder
 from o1core.typed_json import to_json
 
 SIZED = (
@@ -86,6 +89,8 @@ def main() -> int:
     for name, found in results.items():
         print(line(name, found))
     print(ideal_line(ceilings, next(iter(results.values()))))
+    if args.only is None:
+        print(f"\n{against_sft(StudyFolder(args.out), args.seeds)}")
     return 0
 
 
@@ -96,6 +101,17 @@ def ideal_line(ceilings: list[Ceiling], found: list[RunResult]) -> str:
     gain = mean(100 * (c.accuracy - base.accuracy) for c, base in zip(ceilings, bases))
     accuracy, tokens = mean(c.accuracy for c in ceilings), mean(c.tokens for c in ceilings)
     return f"| ideal policy | | {accuracy:.1%}, {tokens:.1f} | {cut:.1%} | {gain:+.1f} | | |"
+
+
+def against_sft(folder: StudyFolder, seeds: int) -> str:
+    """How tiny-o1's recipe differs from SFT, over the same problems."""
+    sides = []
+    for label in ("sft", "tiny-o1"):
+        runs = [folder.run(seed, label) for seed in range(seeds)]
+        sides.append([completions(run, "after", test) for run in runs for test in run.evaluations("after")])
+    points, tokens = (f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in changes(*sides))
+    problems = sum(len(right) for _, right in sides[0])
+    return f"tiny-o1 against sft, paired over {problems} problems, 95 % intervals: {points} points, {tokens} tokens"
 
 
 def line(name: str, found: list[RunResult]) -> str:
