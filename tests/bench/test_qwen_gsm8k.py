@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench import qwen_gsm8k
 from o1core.problems import arithmetic_problems
+from o1core.recipe import Recipe, read_recipe
 from o1core.runs import EMBEDDED
 
 SMALL = {
@@ -76,3 +78,9 @@ def test_too_few_problems_are_refused_in_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 100)
     assert command() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method, batch, ratio", [("sft", 16, "token"), ("gspo", 32, "sequence_mean")])
+def test_the_recipe_of_the_methods_on_the_real_model_is_one(method, batch, ratio):
+    recipe = Recipe.of(**read_recipe(str(Path(qwen_gsm8k.__file__).with_name("qwen_methods.json")), method)).to_json()
+    assert (recipe["batch"], recipe["ratio"], recipe["lora_rank"]) == (batch, ratio, 16)
