@@ -24,6 +24,7 @@ from o1core.evaluation import RunResult, read_run_result
 from o1core.files import write_json
 from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
+from o1core.run_folder import SIDES
 from o1core.runs import Resources, open_job
 from o1core.studies import Variant, run_variants
 from o1core.studies.measures import completions
@@ -108,7 +109,7 @@ def against_sft(folder: StudyFolder, seeds: int) -> str:
     sides = []
     for label in ("sft", "tiny-o1"):
         runs = [folder.run(seed, label) for seed in range(seeds)]
-        sides.append([completions(run, "after", test) for run in runs for test in run.evaluations("after")])
+        sides.append([completions(run, SIDES[1], test) for run in runs for test in run.evaluations(SIDES[1])])
     points, tokens = (f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in changes(*sides))
     problems = sum(len(right) for _, right in sides[0])
     return f"tiny-o1 against sft, paired over {problems} problems, 95 % intervals: {points} points, {tokens} tokens"
