@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.tiny_o1_ceiling import ceiling
+from o1core.errors import UserError
 from o1core.evaluation import RunResult, StudyResult, StudyRow, read_run_result
 from o1core.metrics import mean_interval
 from o1core.report import study_tables, to_markdown
@@ -37,10 +38,10 @@ def finished(folder: StudyFolder, seeds: int) -> dict[str, list[RunResult]]:
 
 
 def study_of(folder: StudyFolder, seeds: int) -> StudyResult:
-    """What the study would say of its finished methods."""
+    """What the study would say of its finished methods. Raises UserError where there is none."""
     found = finished(folder, seeds)
     if not found:
-        sys.exit(f"{folder.path}: no method has finished its runs of {seeds} seeds")
+        raise UserError(f"{folder.path}: no method has finished its runs of {seeds} seeds")
     first = next(iter(found.values()))
     rows = [study_row("base", None, [], [as_unpruned(result.comparison) for result in first])]
     for label, results in found.items():
@@ -82,7 +83,11 @@ def main() -> int:
     ap.add_argument("--seeds", type=int, default=1, help="seeds of each method (default: %(default)s)")
     args = ap.parse_args()
     folder = StudyFolder(args.folder)
-    result = study_of(folder, args.seeds)
+    try:
+        result = study_of(folder, args.seeds)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     print("| | accuracy | tokens | length cut | AES | accuracy against the base, points | tokens against the base |")
     print("|---|---|---|---|---|---|---|")
     if result.tests == list(BY_LEVEL):
