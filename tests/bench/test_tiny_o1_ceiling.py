@@ -22,3 +22,12 @@ def test_where_nothing_is_checked_it_is_right_as_often_as_no_step_slips():
     right = (1 - LAW.slip[0]) ** 2
     assert found.accuracy == pytest.approx(right, abs=4 * (right * (1 - right) / (300 * SAMPLES)) ** 0.5 + LAW.slip[0])
     assert 50 < found.tokens < 75  # two steps of some 20 tokens, and 20 for the answers
+
+
+def test_it_slips_as_its_teacher_does():
+    """Three steps slip often enough for a policy that never slips to be told apart from it."""
+    found = ceiling(600, 0, "3")
+    right = (1 - LAW.slip[1]) ** 3
+    error = 4 * (right * (1 - right) / (600 * SAMPLES)) ** 0.5
+    harmless = 0.4 * (1 - right)  # a slip in the smaller of two chains, or one that cannot be and is none
+    assert right - error < found.accuracy < right + error + harmless < 1

@@ -45,6 +45,14 @@ def test_the_base_row_holds_the_means_of_the_same_seeds():
     assert figures("base") == pytest.approx([100 * mean(e["accuracy"] for e in base), mean(lengths)], abs=0.0501)
 
 
+def test_the_sentence_about_sft_holds_the_difference_of_the_means():
+    """Its interval is not in the file: bench.tiny_o1 prints it from the runs."""
+    own, sft = ([run["pruned"] for run in TINY_O1[name]] for name in ("tiny-o1", "sft"))
+    points, tokens = (mean(e[key] for e in own) - mean(e[key] for e in sft) for key in ("accuracy", "mean_tokens"))
+    sentence = re.search("^Against SFT, paired: .*$", README, re.M)[0]
+    assert f"{100 * points:+.1f} points (" in sentence and f"{tokens:+.0f} tokens." in sentence
+
+
 def test_the_real_models_figures_are_those_of_its_result_file():
     result, gain = QWEN["result"], QWEN["paired"]["accuracy"]
     text = README.replace("\n", " ")
