@@ -22,7 +22,7 @@ from o1core.problems.thoughts import IDEAL, answer_of, text_of, write_thought
 from o1core.runs import EMBEDDED
 
 SAMPLES = 8
-DRAWN_FOR_ONE = 8  # problems drawn for each that is wanted: the rarest level is every fifth
+DRAWN_FOR_ONE = 8  # problems drawn for each that is wanted: the rarest level is every sixth
 
 
 class Ceiling(NamedTuple):

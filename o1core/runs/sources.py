@@ -18,7 +18,7 @@ from ..recipe import EvaluationSettings, Recipe, SelectionSettings
 from ..seeds import seed_of
 
 DEFAULT_COUNT = 1000  # of generated problems, where the settings ask for all
-LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every tenth
+LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every sixth
 BY_LEVEL = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "4-5"}  # tests, easy to hard: their levels
 
 
