@@ -41,7 +41,7 @@ from o1core.run_folder import SIDES, EvaluationFolder, RunFolder
 from o1core.runs import Job, Resources, open_job, open_session
 from o1core.typed_json import to_json
 
-VALIDATION = 200  # problems of the training file that no stage trains on
+VALIDATION = 500  # problems of the training file that no stage trains on
 SPLIT_SEED = 42
 SHARED: dict[str, Any] = {
     "prompt": "boxed",
@@ -65,10 +65,8 @@ SHARED: dict[str, Any] = {
     "batch": 64,
     "warmup": 0.1,
 }
-STAGES = (
-    Recipe.of(**SHARED, shuffle_seed=43, lam=0.5, lr=3e-4),
-    Recipe.of(**SHARED | {"problems": 112}, shuffle_seed=44, lam=2.0, lr=2e-4),
-)
+IMITATION = {"objective": "sft", "opening": "First, calculate", "problems": 256, "samples": 4, "picked": 2, "batch": 16, "epochs": 2}
+STAGES = (Recipe.of(**SHARED | IMITATION, shuffle_seed=43, lr=2e-4),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,9 @@ class PromptSettings(Settings):
         100, "smallest token budget drawn for training (instruction exact or max)", low=1, high=TOKENS
     )
     budget_high: int = setting(4000, "largest token budget drawn for training", low=1, high=TOKENS)
+    opening: str = setting(
+        "", "text that completions sampled for training are made to begin with; it is trained on, and never added in tests"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

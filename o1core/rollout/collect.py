@@ -2,12 +2,14 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..distributed import deal, meet, once
+from ..errors import UserError
 from ..grading import Grader
 from ..model import Tokenizer
 from ..problems import Problem
@@ -27,19 +29,32 @@ SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
 
 
 def sample_problems(
-    engine: Engine, tokenizer: Tokenizer, problems: list[Problem], params: SamplingParams, folder: Path, label: str
+    engine: Engine,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    params: SamplingParams,
+    folder: Path,
+    label: str,
+    opening: str = "",
 ) -> list[Group]:
     """Sample params.n completions of each problem into `folder` and return them in the order of `problems`.
+
+    opening: text that each completion begins with. Its tokens belong to the completion and count towards its limit; the
+    sampler had no choice about them, so their log-probs are 0.
 
     Problems that the folder holds already are not sampled again. Ranks share the others, and read each other's from the
     folder, which all of them must see. Completions are graded a shard at a time; answers that hung or killed their
     grader count as wrong and are logged. The engine's cache is given back at the end. Raises UserError where a prompt
-    does not fit the context.
+    does not fit the context, or the opening fills the limit.
     """
     done = {group.problem: group for group in read_groups(folder)}
     held = set(once(label, lambda: list(done)))  # no rank writes before all have read
     todo = [p for p in problems if p.id not in held]
     prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
+    begun = tokenizer.encode(opening)
+    if len(begun) >= params.max_new_tokens:
+        raise UserError(f"--opening: its {len(begun)} tokens fill --max-new-tokens {params.max_new_tokens}")
+    params = replace(params, max_new_tokens=params.max_new_tokens - len(begun))
     pending: list[Finished] = []
     total = len(problems) * params.n
     written = time.monotonic()
@@ -52,10 +67,11 @@ def sample_problems(
             write_shard(folder, (done[problem.id] for problem, _, _ in pending))
             pending.clear()
 
-        for i, completions in engine.stream(prompts, params, deal(len(prompts), engine.team)):
+        asked = [prompt + begun for prompt in prompts]
+        for i, completions in engine.stream(asked, params, deal(len(prompts), engine.team)):
             if not engine.team.speaks:
                 continue
-            pending.append((todo[i], prompts[i], completions))
+            pending.append((todo[i], prompts[i], [continued(begun, c) for c in completions]))
             bar.update(params.n)
             if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                 flush()
@@ -70,6 +86,11 @@ def sample_problems(
     if any(p.id not in done for p in problems):  # other ranks have sampled them
         done = {group.problem: group for group in read_groups(folder)}
     return [done[p.id] for p in problems]
+
+
+def continued(begun: list[int], rest: Completion) -> Completion:
+    """The completion that begins with tokens which were not sampled."""
+    return replace(rest, ids=begun + rest.ids, logprobs=[0.0] * len(begun) + rest.logprobs)
 
 
 def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list[Finished]) -> list[Group]:

@@ -24,6 +24,7 @@ DECIDED_BY = {  # a part of a run's folder: the settings that decide it
         "instruction",
         "budget_low",
         "budget_high",
+        "opening",
         *PROMPTING,
     ),
 }

@@ -53,7 +53,8 @@ def sample_round(
     label = f"sample, round {round_index + 1} of {recipe.sampling.rounds}"
     params = recipe.round_params(round_index)
     with merged_weights(engine.model):
-        return sample_problems(engine, tokenizer, problems, params, run.rollouts(round_index), label)
+        folder, opening = run.rollouts(round_index), recipe.prompt.opening
+        return sample_problems(engine, tokenizer, problems, params, folder, label, opening)
 
 
 def train(

@@ -13,6 +13,7 @@ from o1core.runs import EMBEDDED
 
 SMALL = {
     "prompt": "plain",
+    "opening": "First I ",
     "problems": 6,
     "samples": 4,
     "picked": 4,
