@@ -68,7 +68,8 @@ class PromptSettings(Settings):
     )
     budget_high: int = setting(4000, "largest token budget drawn for training", low=1, high=TOKENS)
     opening: str = setting(
-        "", "text that completions sampled for training are made to begin with; it is trained on, and never added in tests"
+        "",
+        "text that completions sampled for training are made to begin with; it is trained on, and never added in tests",
     )
 
     def __post_init__(self) -> None:

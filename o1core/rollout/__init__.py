@@ -1,7 +1,7 @@
 """Rollouts: a model and prompts in, graded samples out, in memory (engine) and as files (collect, store)."""
 
 from .caches import CacheKind, cache_kind
-from .collect import sample_problems
+from .collect import opening_ids, sample_problems
 from .completion import Completion
 from .engine import Engine
 from .groups import Group, Sample, lengths_and_verdicts
@@ -25,6 +25,7 @@ __all__ = [
     "keep_freed_memory",
     "lengths_and_verdicts",
     "map_large_blocks",
+    "opening_ids",
     "page_bytes",
     "pages_of",
     "problems_held",

@@ -51,9 +51,7 @@ def sample_problems(
     held = set(once(label, lambda: list(done)))  # no rank writes before all have read
     todo = [p for p in problems if p.id not in held]
     prompts = [tokenizer.prompt(p.question, p.system) for p in todo]
-    begun = tokenizer.encode(opening)
-    if len(begun) >= params.max_new_tokens:
-        raise UserError(f"--opening: its {len(begun)} tokens fill --max-new-tokens {params.max_new_tokens}")
+    begun = opening_ids(tokenizer, opening, params.max_new_tokens)
     params = replace(params, max_new_tokens=params.max_new_tokens - len(begun))
     pending: list[Finished] = []
     total = len(problems) * params.n
@@ -86,6 +84,14 @@ def sample_problems(
     if any(p.id not in done for p in problems):  # other ranks have sampled them
         done = {group.problem: group for group in read_groups(folder)}
     return [done[p.id] for p in problems]
+
+
+def opening_ids(tokenizer: Tokenizer, opening: str, limit: int) -> list[int]:
+    """The tokens of an opening. Raises UserError where they fill the limit of a completion, or cannot be encoded."""
+    ids = tokenizer.encode(opening) if opening else []
+    if len(ids) >= limit:
+        raise UserError(f"--opening: its {len(ids)} tokens fill --max-new-tokens {limit}")
+    return ids
 
 
 def continued(begun: list[int], rest: Completion) -> Completion:

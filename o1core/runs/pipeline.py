@@ -20,7 +20,7 @@ from ..model import Tokenizer, open_tensors, read_config
 from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
-from ..rollout import Engine, free_memory, map_large_blocks
+from ..rollout import Engine, free_memory, map_large_blocks, opening_ids
 from ..run_folder import SIDES, RunFolder
 from ..run_lock import RunLock
 from ..text import one_line
@@ -54,9 +54,9 @@ class Session:
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
             tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size)
-            where = self.resources
+            where, longest = self.resources, self.job.recipe.sampling.max_new_tokens
+            opening_ids(tokenizer, self.job.recipe.prompt.opening, longest)  # refused here, not after an evaluation
             model = together("the model", lambda: load_part(checkpoint, self.job.dtype, where.device, where.team))
-            longest = self.job.recipe.sampling.max_new_tokens
             self.loaded = checkpoint, where.engine(model, tokenizer, longest), tokenizer
             self.claim()
         return self.loaded[1:]

@@ -129,7 +129,7 @@ class Surrogate:
 
     def masks(self, examples: list[Example], reference: list[Tensor]) -> list[Tensor] | None:
         """Masked importance sampling of tokens: those that the sampler and the trainer disagree about do not count. The
-        policy that sampled them is not the one whose ratio would be taken."""
+        policy that sampled them is not the one whose ratio would be taken. That is so for an --opening too."""
         if self.truncated_importance is None:
             return None
         return [(r - e.logprobs).abs() <= self.truncated_importance for e, r in zip(examples, reference)]

@@ -165,7 +165,8 @@ def summarise(groups: list[Group], picked: Picked, reference: list[Tensor]) -> d
     """What a round's rollouts look like, and what is trained on of them.
 
     Fractions (accuracy, truncated), tokens (mean_tokens), counts, and how far the trainer's log-probs are from the
-    sampler's, in nats per token: mean and max of the absolute difference (logprob_mean, logprob_max).
+    sampler's, in nats per token: mean and max of the absolute difference (logprob_mean, logprob_max). The tokens of an
+    --opening are among them, and the sampler did not choose those.
     """
     lengths, correct = lengths_and_verdicts(groups)
     truncated = [s.finish_reason == "length" for g in groups for s in g.samples]

@@ -13,7 +13,6 @@ from o1core.runs import EMBEDDED
 
 SMALL = {
     "prompt": "plain",
-    "opening": "First I ",
     "problems": 6,
     "samples": 4,
     "picked": 4,
@@ -38,7 +37,8 @@ def problems_of(split, count):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 4)
-    monkeypatch.setattr(qwen_gsm8k, "STAGES", tuple(recipe.but(**SMALL) for recipe in qwen_gsm8k.STAGES))
+    first, *others = (recipe.but(**SMALL) for recipe in qwen_gsm8k.STAGES)
+    monkeypatch.setattr(qwen_gsm8k, "STAGES", (first.but(opening="First I "), *others))
     data = write_problems(tmp_path / "train.json", "train", 12)
 
     def run(*more):
@@ -53,12 +53,12 @@ def command(tmp_path, monkeypatch):
 def test_all_stages_then_some_test_problems_of_two_levels(command, tmp_path, capsys):
     assert command() == 0
     assert "validation: 4 problems" in capsys.readouterr().out
-    trained = (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes()
+    trained = (tmp_path / "run" / "stage-3" / "log.jsonl").read_bytes()
     asked = sum(p.level in ("2", "3") for p in problems_of("test", 12)) - 1
     test = write_problems(tmp_path / "test.json", "test", 12)
     assert command("--eval-data", test, "--levels", "2-3", "--limit", str(asked)) == 0
     assert f"test: {asked} problems" in capsys.readouterr().out
-    assert (tmp_path / "run" / "stage-2" / "log.jsonl").read_bytes() == trained
+    assert (tmp_path / "run" / "stage-3" / "log.jsonl").read_bytes() == trained
     paired = json.loads((tmp_path / "run" / "against-test" / "paired.json").read_text())["test"]
     assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
 

@@ -51,13 +51,19 @@ def test_an_opening_that_fills_the_limit_is_refused(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_trains_on_the_opening_and_is_tested_without_it(flags, tmp_path):
+def test_a_run_trains_on_the_opening_and_is_tested_without_it(flags, checkpoint, tmp_path):
     run = tmp_path / "run"
     assert main(["prune", *flags, "--opening", "So ", "--out", str(run)]) == 0
     trained = read_groups(run / "round-00" / "rollouts")
-    assert all(bytes(s.ids[:3].tolist()) for group in trained for s in group.samples)
-    begun = trained[0].samples[0].ids[:3]
+    begun = torch.tensor(load(checkpoint)[1].encode("So "), dtype=torch.int32)
     assert all(torch.equal(s.ids[:3], begun) for group in trained for s in group.samples)
     (tested,) = (read_groups(Path(path)) for path in (run / "after").glob("*/rollouts"))
     assert any(not torch.equal(s.ids[:3], begun) for group in tested for s in group.samples)
     assert json.loads((run / "settings.json").read_text())["opening"] == "So "
+
+
+def test_an_opening_that_fills_the_limit_is_refused_before_anything_is_sampled(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["prune", *flags, "--opening", "So " * 8, "--out", str(run)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--opening: its 24 tokens fill --max-new-tokens 24")
+    assert not run.exists()
