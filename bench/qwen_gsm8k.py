@@ -9,7 +9,7 @@ stand. `--levels` takes problems of these levels alone from files that have leve
 Interrupted runs resume: rerun the same command. The stages, each a folder in --out:
 
     stage-1/                imitation of right samples that were made to begin with "First, calculate", short ones first: a
-                            shorter way to think than the model's own, which it never begins by itself
+                            shorter way to think than the model's own, which it hardly begins by itself
     stage-2/ ...            a round each of the clipped surrogate on fresh problems; length is rewarded among right answers
                             alone. All stages train adapters
     against-TEST-.../       the base against the last checkpoint on these tests; `o1core report` makes a page of it
