@@ -10,8 +10,8 @@ Interrupted runs resume: rerun the same command. The stages, each a folder in --
 
     stage-1/                imitation of right samples that were made to begin with "First, calculate", short ones first: a
                             shorter way to think than the model's own, which it hardly begins by itself
-    stage-2/ ...            a round each of the clipped surrogate on fresh problems; length is rewarded among right answers
-                            alone. All stages train adapters
+    stage-2/ ...            a round each of the clipped surrogate on another draw of problems; length is rewarded among
+                            right answers alone. All stages train adapters
     against-TEST-.../       the base against the last checkpoint on these tests; `o1core report` makes a page of it
 
 It prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
@@ -55,7 +55,6 @@ SHARED: dict[str, Any] = {
     "cutoff": 1024,
     "micro_tokens": 2048,
     "save_every": 2,
-    "problems": 96,
     "picked": 8,
     "reward": "correct-only",
     "truncated": "wrong",
@@ -68,19 +67,11 @@ SHARED: dict[str, Any] = {
     "warmup": 0.1,
 }
 OPENING = "First, calculate"  # of those tried, the one that cuts most for what it costs (bench/results/qwen_gsm8k.md)
-IMITATION = SHARED | {
-    "opening": OPENING,
-    "objective": "sft",
-    "problems": 256,
-    "samples": 4,
-    "picked": 2,
-    "batch": 16,
-    "epochs": 2,
-}
+IMITATION = SHARED | {"opening": OPENING, "objective": "sft", "samples": 4, "picked": 2, "batch": 16, "epochs": 2}
 STAGES = (
-    Recipe.of(**IMITATION, shuffle_seed=43, lr=2e-4),
-    Recipe.of(**SHARED | {"problems": 160}, shuffle_seed=44, lam=2.0, lr=1.5e-4),
-    Recipe.of(**SHARED | {"problems": 112}, shuffle_seed=45, lam=1.0, lr=2e-4),
+    Recipe.of(**IMITATION, problems=256, shuffle_seed=43, lr=2e-4),
+    Recipe.of(**SHARED, problems=160, shuffle_seed=44, lam=2.0, lr=1.5e-4),
+    Recipe.of(**SHARED, problems=112, shuffle_seed=45, lam=1.0, lr=2e-4),
 )
 
 
