@@ -1,4 +1,4 @@
-"""The finished rows of a study that compares methods, before all of its runs are: two Markdown tables.
+"""The finished rows of a study that compares methods, before all of its runs are: three Markdown tables.
 
     python -m bench.methods runs/compare [--seeds 1]
 
@@ -96,13 +96,14 @@ def main() -> int:
         cells = [f"{100 * row.average.accuracy.mean:.1f} %", f"{row.average.mean_tokens.mean:.1f}"]
         if row.runs:
             score = row.average.aes
-            cells += [f"{100 * row.average.length_cut.mean:.1f} %", f"{score.mean:.2f}" if score else "none"]
+            spread = f" ({score.low:.2f} to {score.high:.2f})" if score and result.seeds > 1 else ""
+            cells += [f"{100 * row.average.length_cut.mean:.1f} %", f"{score.mean:.2f}{spread}" if score else "none"]
             cells += [f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in against_base(folder, result, row)]
         else:
             cells += [""] * 4
         print(f"| {row.label} | {' | '.join(cells)} |")
-    measures = study_tables(result)[1]
-    print(f"\n{to_markdown(measures)}\n\n{measures.note}")
+    for table in study_tables(result)[1:]:
+        print(f"\n{to_markdown(table)}\n\n{table.note}")
     return 0
 
 

@@ -15,7 +15,7 @@ Interrupted runs resume: rerun the same command. The stages, each a folder in --
     against-TEST-.../       the base against the last checkpoint on these tests; `o1core report` makes a page of it
 
 It prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
-interval.
+interval. The same figures are in figures.json of the folder against-TEST-..., of which bench/results/qwen_*.json are copies.
 """
 
 import argparse
@@ -182,7 +182,7 @@ def of_levels(problems: list[Problem], levels: str | None) -> list[Problem]:
 
 
 def report(run: RunFolder) -> str:
-    """The Markdown table of every test, and paired.json beside the result."""
+    """The Markdown table of every test, and figures.json beside the result: the result and the differences, no path."""
     result = read_run_result(run.result)
     lines = [f"{time.strftime('%Y-%m-%d')}, {result.settings['dtype']}, greedy"]
     figures = {}
@@ -204,7 +204,8 @@ def report(run: RunFolder) -> str:
             f"| difference | {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) | "
             f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f}) | | |"
         )
-    write_json(run.path / "paired.json", figures)
+    portable = {name: value for name, value in to_json(result).items() if name != "checkpoint"}
+    write_json(run.path / "figures.json", {"result": portable, "paired": figures})
     return "\n".join(lines)
 
 

@@ -157,7 +157,8 @@ def smart_thinker(lengths: Tensor, correct: Tensor) -> Tensor:
 
 
 def prime_rl(lengths: Tensor, correct: Tensor, alpha: float) -> Tensor:
-    """R = A - alpha p L / max L, p and max L being a row's mean accuracy and longest length: prime-rl's length penalty."""
+    """R = A - alpha p L / max L, p and max L being a row's mean accuracy and longest length: the length penalty of
+    prime-rl (github.com/PrimeIntellect-ai/prime-rl, algo/grpo.py)."""
     lengths, right = check(lengths, correct)
     return right - alpha * right.mean(1, keepdim=True) * lengths / lengths.amax(1, keepdim=True)
 

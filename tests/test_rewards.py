@@ -226,6 +226,7 @@ def test_grpo_lambda_counts_length_where_problems_are_solved():
     correct = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
     found = grpo_lambda(lengths, correct, 1 / 3, 0.4)
     torch.testing.assert_close(found[0], correct[0].float())
-    torch.testing.assert_close(found[1], arora_zanette(lengths, correct, 0.4)[1])
+    # Of 10, 20, 30: mean 20, deviation sqrt(200 / 3), so z is -1.2247, 0, 1.2247 and its sigmoid .22710, .5, .77290.
+    torch.testing.assert_close(found[1], torch.tensor([0.909159, 0.8, 0.690841, 0.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(grpo_lambda(lengths, correct, 0.0, 0.4), correct.float())
     assert grpo_lambda(lengths, correct, 1.0, 0.4)[2].eq(0).all()

@@ -61,7 +61,7 @@ METHODS: dict[str, dict] = {
     # arXiv 2605.09806: accuracy and efficiency normalised apart and mixed; targets of 1,000 to 8,000 tokens
     "lead": ON_POLICY | {"reward": "lead", "advantage": "batch", "length_limit": 8000, "length_floor": 1000},
     # arXiv 2505.11225: against the shortest right answer of all earlier rounds
-    "hapo": ON_POLICY | {"reward": "hapo", "advantage": "group", "alpha": 1.0},
+    "hapo": ON_POLICY | {"reward": "hapo", "advantage": "group", "alpha": 1.0, "rounds": 2},
     # arXiv 2505.18298: lambda per token follows the accuracy of the rounds
     "a-dlp": ON_POLICY | {"reward": "a-dlp", "advantage": "group", "alpha": 1e-3, "memory_rate": 1e-3},
     # arXiv 2508.09726: trains on the half of the samples with most reward per token (8 of 16 is one of the paper's settings)

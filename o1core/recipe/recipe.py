@@ -39,13 +39,20 @@ class Recipe:
         picked, samples = self.objective.picked, self.sampling.samples
         if picked > samples:
             raise UserError(f"--picked: {picked} of {samples} samples cannot be picked")
-        longest, most = self.prompt.budget_high, self.sampling.max_new_tokens
-        if self.prompt.has_budget and longest > most:
-            raise UserError(f"--budget-high: {longest} tokens do not fit within --max-new-tokens {most}")
+        most = self.sampling.max_new_tokens
+        for name, tokens in (("budget-high", self.prompt.budget_high), ("eval-budget", self.evaluation.budget or 0)):
+            if self.prompt.has_budget and tokens > most:
+                raise UserError(f"--{name}: {tokens} tokens do not fit within --max-new-tokens {most}")
+        if self.objective.kind == "none" and self.prompt.instruction == "none":
+            raise UserError(
+                "--objective none: the base would be compared with itself; add --instruction fast or concise"
+            )
         if self.objective.kind == "crisp" and self.prompt.instruction != "none":
             raise UserError("--objective crisp: the student is asked without an instruction; use --instruction none")
         if self.reward.needs_budget and not self.prompt.has_budget:
             raise UserError(f"--reward {self.reward.kind}: needs --instruction exact or max, which state the budget")
+        if self.reward.kind == "hapo" and self.sampling.rounds < 2:
+            raise UserError("--reward hapo: refers to the answers of earlier rounds; needs --rounds 2 or more")
 
     @classmethod
     def of(cls, **flat: Any) -> Self:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
 BARS, QUARTERS = 24, 4
 LOST = SERIES[1]  # the colour of what got worse
-MOST_MARKS = 1000  # problems drawn one by one: more would hide each other, and make the page heavy
+MOST_MARKS = 2000  # problems drawn one by one: more would hide each other, and make the page heavy
 TRAINING = (  # field of log.jsonl, title, unit, factor, digits
     ("reward", "Reward", "mean reward", 1, 3),
     ("mean_length", "Length of what is trained on", "tokens", 1, 4),

@@ -150,9 +150,9 @@ def study_table(result: StudyResult) -> Table:
 
 
 def study_tables(result: StudyResult) -> list[Table]:
-    """The study's table, and a second one where it has measures beside AES."""
+    """The study's table, and two more where it has measures beside AES."""
     measured = any(row.measures for row in result.rows)
-    return [study_table(result), measures_table(result)] if measured else [study_table(result)]
+    return [study_table(result), *([measures_table(result), budgets_table(result)] if measured else [])]
 
 
 def measures_table(result: StudyResult) -> Table:
@@ -172,6 +172,19 @@ def measures_table(result: StudyResult) -> Table:
         "sampled to train on, tokens trained on, and the seconds of both at the speeds that the run measured."
     )
     return Table("Beside AES", columns, [measures_cells(row) for row in result.rows], note)
+
+
+def budgets_table(result: StudyResult) -> Table:
+    """The curve of accuracy over token budgets: every second of its points, to the longest."""
+    budgets = next(row.measures.budgets for row in result.rows if row.measures)
+    shown = range(len(budgets))[::-2][::-1]
+    columns = [Column("", label=True), *(Column(f"{budgets[i]:,}", "accuracy within tokens") for i in shown)]
+    rows = []
+    for row in result.rows:
+        curve = [percent(row.measures.accuracy_within[i]) if row.measures else "" for i in shown]
+        rows.append([Cell(row.label), *map(Cell, curve)])
+    note = "A completion that is longer than the budget counts as wrong; a mean over all seeds and tests."
+    return Table("Accuracy under token budgets", columns, rows, note)
 
 
 def measures_cells(row: StudyRow) -> list[Cell]:

@@ -31,7 +31,7 @@ from ..model import (
 )
 from ..problems import Problem
 from ..recipe import OptimiserSettings, Recipe
-from ..rollout import Engine, Group, problems_held, read_groups, sample_problems
+from ..rollout import Engine, Group, opening_ids, problems_held, read_groups, sample_problems
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from .log import trim_log
@@ -98,6 +98,7 @@ def train(
     prompts = None
     if recipe.objective.kind == "crisp":
         prompts = teacher_prompts(tokenizer, problems, recipe.objective.teacher_instruction)
+    begun = len(opening_ids(tokenizer, recipe.prompt.opening, recipe.sampling.max_new_tokens))
     with durable(updater):
         for round_index in range(progress.round_index, recipe.sampling.rounds):
             if progress.step == 0:
@@ -105,7 +106,7 @@ def train(
                 once("the teacher", partial(forget_teachers, run, round_index))
             with sampling(engine, updater, source, offload):
                 groups = sample_round(engine, tokenizer, problems, recipe, run, round_index)
-            progress = train_round(groups, prompts, recipe, run, updater, progress, send)
+            progress = train_round(groups, prompts, recipe, run, updater, progress, send, begun)
         save_state(run, updater, progress, settings)
     once("the teacher", lambda: forget_teachers(run, recipe.sampling.rounds))
     export(updater.model, engine.model.embed.dtype, source, run)

@@ -98,8 +98,8 @@ class Surrogate:
     unit_size: ClassVar[int] = 1
 
     def retain(self, table: RewardTable) -> Tensor:
-        """int64 [P, R]: the samples of each problem that are not filtered out, in their order (GFPO, arXiv
-        2508.09726): the shortest ones, or those with most reward per token; of equal ones the earlier."""
+        """int64 [P, R]: the samples of each problem that are not filtered out, in their order: GFPO,
+        arXiv 2508.09726. They are those of the smallest L, or of the largest R / L; of equal ones the earlier."""
         samples = table.reward.shape[1]
         if self.retained is None:
             return torch.arange(samples).expand(table.reward.shape)

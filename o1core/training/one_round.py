@@ -41,10 +41,12 @@ def train_round(
     updater: Updater,
     progress: Progress,
     send: Send,
+    begun: int,
 ) -> Progress:
     """Train on a round's rollouts from progress.step on. Returns the progress at the start of the next round.
 
-    prompts: what CRISP's teacher is asked, by problem; None without a teacher.
+    prompts: what CRISP's teacher is asked, by problem; None without a teacher. begun: how many tokens of each completion
+    are an --opening, which was not sampled.
     """
     round_index = progress.round_index
     picked = pick_round(groups, recipe, round_index, progress.memory)
@@ -52,7 +54,7 @@ def train_round(
     teacher = None
     if prompts is not None:
         teacher = open_teacher(run.teacher(round_index), updater, picked.examples, prompts)
-    summary = summarise(groups, picked, reference)
+    summary = summarise(groups, picked, reference, begun)
     log.info("round %d: %s", round_index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
     steps = Round(run, updater, recipe, picked.examples, reference, summary, send, teacher)
     return replace(steps.train(progress), memory=remember(progress.memory, groups, recipe.reward))
@@ -161,16 +163,16 @@ def load_reference(path: Path, updater: Updater, examples: list[Example], progre
     return reference
 
 
-def summarise(groups: list[Group], picked: Picked, reference: list[Tensor]) -> dict[str, float]:
+def summarise(groups: list[Group], picked: Picked, reference: list[Tensor], begun: int) -> dict[str, float]:
     """What a round's rollouts look like, and what is trained on of them.
 
     Fractions (accuracy, truncated), tokens (mean_tokens), counts, and how far the trainer's log-probs are from the
-    sampler's, in nats per token: mean and max of the absolute difference (logprob_mean, logprob_max). The tokens of an
-    --opening are among them, and the sampler did not choose those.
+    sampler's, in nats per sampled token: mean and max of the absolute difference (logprob_mean, logprob_max). The first
+    `begun` tokens of each completion were not sampled.
     """
     lengths, correct = lengths_and_verdicts(groups)
     truncated = [s.finish_reason == "length" for g in groups for s in g.samples]
-    gap = torch.cat([r - e.logprobs for r, e in zip(reference, picked.examples)]).abs()
+    gap = torch.cat([(r - e.logprobs)[begun:] for r, e in zip(reference, picked.examples)]).abs()
     return {
         "accuracy": correct.float().mean().item(),
         "mean_tokens": lengths.float().mean().item(),

@@ -59,7 +59,12 @@ def test_all_stages_then_some_test_problems_of_two_levels(command, tmp_path, cap
     assert command("--eval-data", test, "--levels", "2-3", "--limit", str(asked)) == 0
     assert f"test: {asked} problems" in capsys.readouterr().out
     assert (tmp_path / "run" / "stage-3" / "log.jsonl").read_bytes() == trained
-    paired = json.loads((tmp_path / "run" / "against-test" / "paired.json").read_text())["test"]
+    figures = json.loads((tmp_path / "run" / "against-test" / "figures.json").read_text())
+    paired, result = figures["paired"]["test"], figures["result"]
+    assert str(tmp_path) not in json.dumps(figures)
+    assert [paired[side]["mean"] for side in ("base", "pruned")] == pytest.approx(
+        [result[side]["mean_tokens"] for side in ("base", "pruned")]
+    )
     assert paired["tokens"]["mean"] == pytest.approx(paired["pruned"]["mean"] - paired["base"]["mean"])
 
 

@@ -200,12 +200,12 @@ PROBLEMS = [Problem(str(a), f"{a} + 5 = ?", str(a + 5)) for a in range(10)]
 PARAMS = o1core.SamplingParams(n=3, temperature=1.0, max_new_tokens=24, seed=1)
 
 
-def sample(folder: Path, out: Path, count: int, members: int = 1) -> dict[str, list]:
+def sample(folder: Path, out: Path, count: int, members: int = 1, opening: str = "") -> dict[str, list]:
     """problem: (ids, log-probs) of its samples, of the first `count` problems."""
     team = team_of(members)
     tokenizer = o1core.load(folder)[1]
     engine = o1core.Engine(load_part(folder, torch.float32, torch.device("cpu"), team), tokenizer, 4, team)
-    groups = sample_problems(engine, tokenizer, PROBLEMS[:count], PARAMS, out, "sample")
+    groups = sample_problems(engine, tokenizer, PROBLEMS[:count], PARAMS, out, "sample", opening)
     return {g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples] for g in groups}
 
 

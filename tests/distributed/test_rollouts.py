@@ -1,13 +1,16 @@
 """Rollouts on N processes are those of one, to the bit, and go on where another number of processes stopped."""
 
+import pytest
+
 from tests.distributed.cases import sample
 from tests.distributed.worlds import run_world
 
 
-def test_rollouts_have_the_same_bits_on_any_number_of_processes(checkpoint, tmp_path):
-    expected = sample(checkpoint, tmp_path / "1", 10)
+@pytest.mark.parametrize("opening", ["", "So "])
+def test_rollouts_have_the_same_bits_on_any_number_of_processes(checkpoint, tmp_path, opening):
+    expected = sample(checkpoint, tmp_path / "1", 10, 1, opening)
     for size in (2, 4):
-        results = run_world(sample, size, checkpoint, tmp_path / str(size), 10)
+        results = run_world(sample, size, checkpoint, tmp_path / str(size), 10, 1, opening)
         assert all(found == expected for found in results)
         assert len(list((tmp_path / str(size)).glob("*.jsonl"))) > 1, "one rank has sampled everything"
 

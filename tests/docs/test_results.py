@@ -45,6 +45,13 @@ def test_the_base_row_holds_the_means_of_the_same_seeds():
     assert figures("base") == pytest.approx([100 * mean(e["accuracy"] for e in base), mean(lengths)], abs=0.0501)
 
 
+def test_the_last_row_is_the_ceiling_of_the_same_seeds():
+    ideal, base = ([run[key] for run in TINY_O1[name]] for name, key in (("ideal", "pruned"), ("tiny-o1", "base")))
+    accuracy, tokens = (mean(e[key] for e in ideal) for key in ("accuracy", "mean_tokens"))
+    cut = mean(1 - i["mean_tokens"] / b["mean_tokens"] for i, b in zip(ideal, base))
+    assert figures("ideal policy") == pytest.approx([100 * accuracy, tokens, 100 * cut], abs=0.0501)
+
+
 def test_the_sentence_about_sft_holds_the_difference_of_the_means():
     """Its interval is not in the file: bench.tiny_o1 prints it from the runs."""
     own, sft = ([run["pruned"] for run in TINY_O1[name]] for name in ("tiny-o1", "sft"))
@@ -54,7 +61,7 @@ def test_the_sentence_about_sft_holds_the_difference_of_the_means():
 
 
 def test_the_real_models_figures_are_those_of_its_result_file():
-    result, gain = QWEN["result"], QWEN["paired"]["accuracy"]
+    result, gain = QWEN["result"], QWEN["paired"]["test"]["accuracy"]
     text = README.replace("\n", " ")
     assert f"the {result['base']['problems']:,} test problems" in text
     assert f"{100 * result['length_cut']:.1f} % fewer tokens" in text

@@ -73,6 +73,27 @@ def test_gradient_is_kept_exactly_on_the_edge(ops, ratio):
     assert metrics.finalize()["clip_fraction"] == 0
 
 
+def test_the_ratio_of_gspo_by_hand():
+    """Two tokens of +0.2 and -0.1: ratio e^0.05, and each token has half of its gradient."""
+    logp = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    loss, metrics = kernels.clipped_surrogate(
+        logp,
+        torch.tensor([-1.2, -1.9, -2.5]),
+        torch.tensor([2.0, -1.0]),
+        torch.tensor([0, 2, 3]),
+        None,
+        ratio="sequence_mean",
+        eps_low=0.2,
+        eps_high=0.2,
+        normalizer=2,
+    )
+    r = 2.718281828459045**0.05
+    assert loss.item() == pytest.approx(-(2 * r - 0.8) / 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    assert gradient.tolist() == pytest.approx([-r / 2, -r / 2, 0], rel=1e-5)
+    assert metrics.finalize()["ratio_max"] == pytest.approx(r, rel=1e-5)
+
+
 def test_surrogate_by_hand():
     """Two sequences, ratio e^0.1 and e^-0.5 by sequence; one token is masked and its log-probs are NaN."""
     logp = torch.tensor([-1.0, -2.0, float("nan"), -3.0], requires_grad=True)

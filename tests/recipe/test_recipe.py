@@ -91,11 +91,43 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
         ({"memory_rate": -0.1}, "--memory-rate: -0.1 is below 0"),
         ({"retained": 0.0}, "--retained: 0.0 is not above 0"),
         ({"retained": 2.0}, "--retained: 2.0 is above 1"),
+        (
+            {"instruction": "exact", "eval_budget": 9000},
+            "--eval-budget: 9000 tokens do not fit within --max-new-tokens",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         Recipe.of(**wrong)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--method", "l1-max", "--instruction", "none"], "--reward l1-max: needs --instruction exact or max"),
+        (
+            ["--method", "fast-prompt", "--instruction", "none"],
+            "--objective none: the base would be compared with itself",
+        ),
+        (
+            ["--method", "crisp", "--instruction", "fast"],
+            "--objective crisp: the student is asked without an instruction",
+        ),
+        (
+            ["--method", "hapo", "--rounds", "1"],
+            "--reward hapo: refers to the answers of earlier rounds; needs --rounds 2",
+        ),
+        (["--method", "lead", "--length-limit", "none"], "--reward lead: needs --length-limit"),
+        (["--method", "grpo-lambda", "--lam", "2"], "--lam: 2.0 is above 1"),
+        (["--method", "a-dlp", "--accuracy-reference", "1.5"], "--accuracy-reference: 1.5 is above 1"),
+        (["--method", "gfpo", "--retained", "0"], "--retained: 0.0 is not above 0"),
+    ],
+)
+def test_a_method_without_what_it_needs_is_refused_in_one_line(capsys, flags, message):
+    assert main(["prune", "--dry-run", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
 
 
 def test_an_unknown_recipe_names_those_that_ship(capsys):

@@ -23,5 +23,5 @@ def test_thousands_of_problems_are_thinned_in_the_picture_and_counted_whole(tmp_
     side = Side(np.arange(count)[:, None], np.zeros((count, 1), bool))
     chart = each_problem(side, side)
     assert chart.rows == [["as often right", str(count), f"{count // 2}.0", f"{count // 2}.0", "0"]]
-    assert f"Drawn: {-(-count // 3)}" in chart.note  # every third
+    assert f"Drawn: {-(-count // 3):,}" in chart.note  # every third
     write_png([chart], "", tmp_path / "chart.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
-from o1core.evaluation.results import Figures, Spread, StudyRow
+from o1core.evaluation.results import Figures, Measures, Spread, StudyRow
 from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.charts import COLOURS, Chart, write_png
 from o1core.report.samples import evenly
@@ -74,6 +74,23 @@ def test_a_study_of_several_tests_joins_their_columns_in_markdown():
     assert lines[-1] == (
         "| x | 50.0 % | 90.0 (80.0 to 100.0) | 10.0 % | none | 40.0 % / 90.0 / none | 60.0 % / 90.0 / none |"
     )
+
+
+def test_the_curve_of_a_study_ends_at_the_longest_budget():
+    spread = Spread(0.5, 0.5, 0.5)
+    measures = Measures(spread, None, None, spread, [1, 2, 4, 8, 1600], [0.0, 0.1, 0.25, 0.5, 0.75])
+    figures = Figures(spread, spread, spread, spread, None)
+    rows = [
+        StudyRow("base", None, [], figures, {"a": figures}, measures=measures),
+        StudyRow("x", "x", ["seed-0/x"], figures, {"a": figures}),
+    ]
+    table = study_tables(StudyResult("compare", ["a"], 1, rows, {}))[2]
+    assert to_markdown(table).splitlines() == [
+        "|  | accuracy within tokens 1 | accuracy within tokens 4 | accuracy within tokens 1,600 |",
+        "| --- | --- | --- | --- |",
+        "| base | 0.0 % | 25.0 % | 75.0 % |",
+        "| x |  |  |  |",
+    ]
 
 
 def test_markdown_cells_stay_in_their_cell():

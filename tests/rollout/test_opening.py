@@ -60,6 +60,8 @@ def test_a_run_trains_on_the_opening_and_is_tested_without_it(flags, checkpoint,
     (tested,) = (read_groups(Path(path)) for path in (run / "after").glob("*/rollouts"))
     assert any(not torch.equal(s.ids[:3], begun) for group in tested for s in group.samples)
     assert json.loads((run / "settings.json").read_text())["opening"] == "So "
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    assert all(line["reference_max"] < 1e-3 for line in lines), "tokens that were not sampled are compared"
 
 
 def test_an_opening_that_fills_the_limit_is_refused_before_anything_is_sampled(flags, tmp_path, capsys):

@@ -84,7 +84,7 @@ def graded_by_length(grader, tokenizer, finished):
 
 def test_a_damaged_memory_is_named(flags, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
-    command = ["train", *flags, "--method", "hapo", "--rounds", "1", "--out", str(run.path)]
+    command = ["train", *flags, "--method", "hapo", "--out", str(run.path)]
     assert main(command) == 0
     shutil.rmtree(run.pruned)
     path = run.states()[-1] / "progress.json"

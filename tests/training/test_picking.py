@@ -170,8 +170,14 @@ def test_gfpo_drops_a_group_that_is_even_among_the_retained():
 
 def test_a_reward_that_remembers_sees_the_rounds_before():
     groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
-    recipe = Recipe.of(samples=2, picked=2, reward="hapo", alpha=1.0)
+    recipe = Recipe.of(samples=2, picked=2, reward="hapo", alpha=1.0, rounds=2)
     first = pick_examples(groups, recipe.reward, recipe.objective, 0)
     assert {e.reward for e in first.examples} == {1.0}
     later = pick_examples(groups, recipe.reward, recipe.objective, 0, RewardMemory({"p0": 20}))
     assert {len(e.ids): e.reward for e in later.examples} == {10: pytest.approx(1 + 0.5**0.5), 20: pytest.approx(1)}
+
+
+def test_a_budget_that_the_rollouts_do_not_state_is_missed_by_name():
+    recipe = Recipe.of(samples=2, picked=2, reward="l1-exact", instruction="exact")
+    with pytest.raises(UserError, match="--reward l1-exact: the rollouts of problem p0 state no budget"):
+        pick_examples(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe.reward, recipe.objective, 0)

@@ -54,7 +54,8 @@
     }));
     const left = set.total - set.problems.length;
     at("status").textContent = `${found.length} of ${set.problems.length} problems match.` +
-      (left > 0 ? ` ${left} more of the test's ${set.total} are left out of this page.` : "");
+      (left > 0 ? ` Of the test's ${set.total}, ${left} are left out of this page. Taken were, in turn: the longest cut,` +
+        " one that became right, one that became wrong, one of the others at even distances." : "");
     if (found.length) show(found.find((p) => p.id === chosen) || found[0]);
     else at("problem").replaceChildren(make("p", "note", "No problem matches. Take back a filter."));
   }
