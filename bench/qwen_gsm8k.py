@@ -72,6 +72,7 @@ STAGES = (
     Recipe.of(**IMITATION, problems=256, shuffle_seed=43, lr=2e-4),
     Recipe.of(**SHARED, problems=160, shuffle_seed=44, lam=2.0, lr=1.5e-4),
     Recipe.of(**SHARED, problems=112, shuffle_seed=45, lam=1.0, lr=2e-4),
+    Recipe.of(**SHARED, problems=160, shuffle_seed=46, lam=1.5, lr=1.5e-4),
 )
 
 
