@@ -93,7 +93,7 @@ LIMITS = torch.tensor([100.0, 100.0])
 
 
 def test_the_memory_of_hapo_is_a_running_minimum():
-    settings = Recipe.of(reward="hapo").reward
+    settings = Recipe.of(reward="hapo", rounds=2).reward
     first = RewardMemory().after(["a", "b"], FOUR, HALF_AND_NONE, LIMITS, settings)
     assert first.shortest == {"a": 10}
     later = first.after(["b", "a"], FOUR + 5, torch.tensor([[0, 1, 0, 0], [1, 1, 1, 1]]), LIMITS, settings)

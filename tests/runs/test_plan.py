@@ -54,7 +54,9 @@ def test_pages_hold_several_times_the_rows_of_lanes(monkeypatch):
     found = {}
     for kind in ("lanes", "pages"):
         monkeypatch.setenv("O1CORE_CACHE", kind)
-        _, found[kind] = of("marco-o1", 79, Machine(cuda=True), objective="none", max_new_tokens=8192)
+        _, found[kind] = of(
+            "marco-o1", 79, Machine(cuda=True), objective="none", instruction="fast", max_new_tokens=8192
+        )
     lanes, pages = found["lanes"], found["pages"]
     assert lanes.pages is None and lanes.slots < 40
     assert pages.slots == 256 and pages.pages * 64 > 256 * 2000
