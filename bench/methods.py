@@ -67,6 +67,11 @@ def changes(before: list[Completions], after: list[Completions]) -> list[tuple[f
     return [mean_interval(np.concatenate(values)) for values in (points, tokens)]
 
 
+def signed(interval: tuple[float, float, float]) -> str:
+    """A difference and its interval, as the tables show them."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval)
+
+
 def ideal_line(result: StudyResult) -> str:
     """The row of the ideal policy on the same tests of tiny-o1, against the base."""
     count, base = result.settings["eval_problems"], result.rows[0].average
@@ -98,7 +103,7 @@ def main() -> int:
             score = row.average.aes
             spread = f" ({score.low:.2f} to {score.high:.2f})" if score and result.seeds > 1 else ""
             cells += [f"{100 * row.average.length_cut.mean:.1f} %", f"{score.mean:.2f}{spread}" if score else "none"]
-            cells += [f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in against_base(folder, result, row)]
+            cells += map(signed, against_base(folder, result, row))
         else:
             cells += [""] * 4
         print(f"| {row.label} | {' | '.join(cells)} |")

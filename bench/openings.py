@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.methods import changes
+from bench.methods import changes, signed
 from o1core.errors import UserError
 from o1core.model import DTYPES, Tokenizer, read_config
 from o1core.recipe import Recipe
-from o1core.rollout import Group, keep_freed_memory, lengths_and_verdicts, opening_ids, sample_problems
+from o1core.rollout import Group, keep_freed_memory, opening_ids, sample_problems
 from o1core.run_folder import RunFolder
 from o1core.runs import Job, Resources, open_evaluation, open_session
-from o1core.studies.measures import Completions
+from o1core.studies.measures import completions_of
 from o1core.text import one_line
 
 OWN = "its own words"
@@ -74,11 +74,6 @@ def answers(job: Job, out: Path, resources: Resources) -> list[Group]:
     return sorted(groups, key=lambda group: group.problem)
 
 
-def completions_of(groups: list[Group]) -> Completions:
-    lengths, correct = lengths_and_verdicts(groups)
-    return lengths.numpy(), correct.numpy()
-
-
 def line(opening: str, groups: list[Group], own: list[Group]) -> str:
     """A row of the table. own: the answers to the same problems in the model's own words."""
     lengths, correct = completions_of(groups)
@@ -86,7 +81,7 @@ def line(opening: str, groups: list[Group], own: list[Group]) -> str:
     cells = [f"`{opening}`" if opening else OWN, f"{100 * correct.mean():.1f} %", f"{lengths.mean():.1f}"]
     cells.append(f"{100 * cut:.1f} %")
     differences = changes([completions_of(own)], [completions_of(groups)])
-    cells += [f"{m:+.1f} ({low:+.1f} to {high:+.1f})" if opening else "" for m, low, high in differences]
+    cells += map(signed, differences) if opening else [""] * 2
     return f"| {' | '.join(cells)} |"
 
 

@@ -16,7 +16,7 @@ from statistics import mean
 
 import torch
 
-from bench.methods import changes
+from bench.methods import changes, signed
 from bench.tiny_o1_ceiling import Ceiling, ceiling
 from bench.tiny_o1_chart import draw
 from o1core.errors import UserError
@@ -110,7 +110,7 @@ def against_sft(folder: StudyFolder, seeds: int) -> str:
     for label in ("sft", "tiny-o1"):
         runs = [folder.run(seed, label) for seed in range(seeds)]
         sides.append([completions(run, SIDES[1], test) for run in runs for test in run.evaluations(SIDES[1])])
-    points, tokens = (f"{m:+.1f} ({low:+.1f} to {high:+.1f})" for m, low, high in changes(*sides))
+    points, tokens = map(signed, changes(*sides))
     problems = sum(len(right) for _, right in sides[0])
     return f"tiny-o1 against sft, paired over {problems} problems, 95 % intervals: {points} points, {tokens} tokens"
 

@@ -11,13 +11,13 @@ import re
 import sys
 from pathlib import Path
 
-from bench.methods import changes
+from bench.methods import changes, signed
 from o1core.errors import UserError
 from o1core.evaluation import read_problems
 from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
-from o1core.rollout import lengths_and_verdicts, read_groups
+from o1core.rollout import read_groups
 from o1core.run_folder import SIDES, RunFolder
-from o1core.studies.measures import Completions
+from o1core.studies.measures import Completions, completions_of
 from o1core.studies.study_folder import StudyFolder
 
 KINDS = {"sum": SUM_WORDINGS, "larger": LARGER_WORDINGS}
@@ -28,17 +28,15 @@ PATTERNS = {
 }
 
 
-def by_wording(run: RunFolder, side: str) -> dict[str, Completions]:
-    """wording: the completions of its problems. Raises UserError where a question has none of the wordings."""
-    found: dict[str, Completions] = {}
-    for test in run.evaluations(side):
-        folder = run.evaluation(side, test)
+def by_wording(run: RunFolder, side: str) -> dict[str, list[Completions]]:
+    """wording: the completions of its problems, test by test. Raises UserError where a question has none of the wordings."""
+    found: dict[str, list[Completions]] = {wording: [] for wording in PATTERNS}
+    for folder in run.evaluations(side).values():
         asked = {problem.id: wording_of(problem.question) for problem in read_problems(folder)}
         groups = sorted(read_groups(folder.rollouts), key=lambda group: group.problem)
         for wording in PATTERNS:
             if of_it := [group for group in groups if asked[group.problem] == wording]:
-                lengths, correct = lengths_and_verdicts(of_it)
-                found[wording] = lengths.numpy(), correct.numpy()
+                found[wording].append(completions_of(of_it))
     return found
 
 
@@ -54,12 +52,11 @@ def row(name: str, runs: list[RunFolder]) -> str:
     seeds = [tuple(by_wording(run, side) for side in SIDES) for run in runs]
     cells = []
     for wordings in KINDS.values():
-        before, after = ([seed[i][w] for seed in seeds for w in wordings if w in seed[i]] for i in range(2))
-        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*changes(before, after)[0])
-        cells += [points, f"{cut(before, after):.1f} %"]
+        before, after = ([c for seed in seeds for w in wordings for c in seed[i][w]] for i in range(2))
+        cells += [signed(changes(before, after)[0]), f"{cut(before, after):.1f} %"]
     parts = []
     for wording in PATTERNS:
-        before, after = ([seed[i][wording] for seed in seeds if wording in seed[i]] for i in range(2))
+        before, after = ([c for seed in seeds for c in seed[i][wording]] for i in range(2))
         if before:
             parts.append((cut(before, after), changes(before, after)[0][0]))
     cuts, points_of = zip(*parts)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..evaluation import Cost, Measures, StudyResult, StudyRow, read_evaluation
 from ..metrics import accuracy_within, budget_area, lengths_by_verdict, ockscore
-from ..rollout import lengths_and_verdicts, read_groups
+from ..rollout import Group, lengths_and_verdicts, read_groups
 from ..run_folder import SIDES, RunFolder
 from ..training import read_log
 from .pruning import spread_of
@@ -53,7 +53,11 @@ def measures_of(runs: list[RunFolder], side: str, tests: list[str], longest: int
 
 
 def completions(run: RunFolder, side: str, test: str) -> Completions:
-    lengths, correct = lengths_and_verdicts(read_groups(run.evaluation(side, test).rollouts))
+    return completions_of(read_groups(run.evaluation(side, test).rollouts))
+
+
+def completions_of(groups: list[Group]) -> Completions:
+    lengths, correct = lengths_and_verdicts(groups)
     return lengths.numpy(), correct.numpy()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from o1core.model import load
 from tests.distributed.cases import sample
 from tests.distributed.worlds import run_world
 
@@ -9,6 +10,8 @@ from tests.distributed.worlds import run_world
 @pytest.mark.parametrize("opening", ["", "So "])
 def test_rollouts_have_the_same_bits_on_any_number_of_processes(checkpoint, tmp_path, opening):
     expected = sample(checkpoint, tmp_path / "1", 10, 1, opening)
+    begun = load(checkpoint)[1].encode(opening) if opening else []
+    assert all(ids[: len(begun)] == begun for samples in expected.values() for ids, _ in samples)
     for size in (2, 4):
         results = run_world(sample, size, checkpoint, tmp_path / str(size), 10, 1, opening)
         assert all(found == expected for found in results)
