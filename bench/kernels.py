@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.kernel_providers import Case, Provider, make_case, operations, surrogate_of
 from bench.kernel_tables import markdown, plot, report
-from o1core.kernels import torch_reference
-from o1core.kernels.one_pass_budget import OnePassBudget
+from o1core.kernels.numbers import OnePassBudget
+from tests.kernels import reference
 
 SAMPLES = 30
 BYTES_A_LOGIT = 13  # that the naive way holds at its peak: three float32 tensors (measured: 12.0)
@@ -132,7 +132,7 @@ def errors(args: argparse.Namespace, providers: dict[str, Provider], tokens: int
     """{provider: largest error of logp, relative error (Frobenius) of d_hidden and d_weight} against float64."""
     case = make_case(args, tokens)
     hidden, weight = (x.detach().double().requires_grad_() for x in (case.hidden, case.weight))
-    truth = torch_reference.linear_logprob(hidden, weight, case.targets)
+    truth = reference.linear_logprob(hidden, weight, case.targets)
     true_gradients = torch.autograd.grad(truth, (hidden, weight), case.upstream.double())
     result = {}
     for name, function in providers.items():

@@ -13,17 +13,14 @@ not left out of the products. The results are the same.
 
 from typing import Any, Literal, overload
 
-import torch
+from torch import Tensor
 
-from . import checks, fused_surrogate
+from . import autograd, checks, torch_loss
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
+from .decode import paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
 from .dispatch import primitives
 from .linear_kl import LinearKL
-from .pages import paged_attention, refused_heads, runs_triton, write_pages
-from .paging import PAGE_TOKENS, SPLIT_TOKENS
-from .precision import LOG_RATIO_LIMIT
-from .surrogate_metrics import SurrogateMetrics
-from .token_sampling import sample_tokens
+from .numbers import LOG_RATIO_LIMIT, PAGE_TOKENS, SPLIT_TOKENS, Clip, Sequences, Softmax, SurrogateMetrics
 
 __all__ = [
     "LOG_RATIO_LIMIT",
@@ -46,34 +43,34 @@ __all__ = [
 
 @overload
 def linear_logprob(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
     entropy: Literal[False] = False,
     no_sync: bool = False,
-) -> torch.Tensor: ...
+) -> Tensor: ...
 
 
 @overload
 def linear_logprob(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
     entropy: Literal[True],
     no_sync: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
 
 
 def linear_logprob(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -92,47 +89,40 @@ def linear_logprob(
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, weight.shape[0], "weight")
     checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device, values=not no_sync)
-    result = LinearLogprob.apply(
-        hidden.reshape(-1, hidden.shape[-1]),
-        weight,
-        targets.reshape(-1),
-        1.0 / temperature,
-        vocab_size,
-        entropy,
-        primitives(hidden.device),
-    )
+    rows, softmax = hidden.reshape(-1, hidden.shape[-1]), Softmax(1.0 / temperature, vocab_size)
+    result = LinearLogprob.apply(rows, weight, targets.reshape(-1), softmax, entropy, primitives(hidden.device))
     return tuple(part.view(targets.shape) for part in result) if entropy else result.view(targets.shape)
 
 
 @overload
 def gather_logprob(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    logits: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
     entropy: Literal[False] = False,
     inplace_gradient: bool = False,
     no_sync: bool = False,
-) -> torch.Tensor: ...
+) -> Tensor: ...
 
 
 @overload
 def gather_logprob(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    logits: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
     entropy: Literal[True],
     inplace_gradient: bool = False,
     no_sync: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+) -> tuple[Tensor, Tensor]: ...
 
 
 def gather_logprob(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    logits: Tensor,
+    targets: Tensor,
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -150,14 +140,11 @@ def gather_logprob(
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, logits.shape[1], "logits")
     checks.targets(targets, logits.shape[:1], vocab_size, logits.device, values=not no_sync)
-    return GatherLogprob.apply(
-        logits, targets, 1.0 / temperature, vocab_size, entropy, inplace_gradient, primitives(logits.device)
-    )
+    softmax = Softmax(1.0 / temperature, vocab_size)
+    return GatherLogprob.apply(logits, targets, softmax, entropy, inplace_gradient, primitives(logits.device))
 
 
-def length_harmonizing_advantage(
-    lengths: torch.Tensor, correct: torch.Tensor, group: torch.Tensor, lam: float
-) -> torch.Tensor:
+def length_harmonizing_advantage(lengths: Tensor, correct: Tensor, group: Tensor, lam: float) -> Tensor:
     """R = L_ref / L - 1 + lam (A - A_ref), the O1-Pruner reward (arXiv 2501.12570, section 3).
 
     lengths [S] in tokens, correct [S] (bool, int or float) and group [S] int32 or int64, the problem of each sample:
@@ -165,22 +152,22 @@ def length_harmonizing_advantage(
     wrong argument.
     """
     checks.advantage_inputs(lengths, correct, group, lam)
-    return primitives(lengths.device).length_harmonizing_advantage(lengths, correct, group, lam)
+    return torch_loss.length_harmonizing_advantage(lengths, correct, group, lam)
 
 
 def clipped_surrogate(
-    logp: torch.Tensor,
-    ref_logp: torch.Tensor,
-    advantage: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
+    logp: Tensor,
+    ref_logp: Tensor,
+    advantage: Tensor,
+    cu_seqlens: Tensor,
+    mask: Tensor | None,
     *,
     ratio: str,
     eps_low: float,
     eps_high: float,
     normalizer: float,
     no_sync: bool = False,
-) -> tuple[torch.Tensor, SurrogateMetrics]:
+) -> tuple[Tensor, SurrogateMetrics]:
     """loss = - sum over units of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) / normalizer (O1-Pruner, Eq. 11).
 
     logp, ref_logp [N] and mask [N] bool (True counts; None: all) of S sequences laid end to end: sequence s is tokens
@@ -194,24 +181,20 @@ def clipped_surrogate(
     """
     checks.floating("logp", logp)
     checks.require(logp.dim() == 1, f"logp: shape {tuple(logp.shape)}, expected [N]")
-    settings = ratio, eps_low, eps_high, normalizer
-    checks.surrogate(len(logp), logp.device, ref_logp, advantage, cu_seqlens, mask, *settings)
-    if not no_sync:
-        checks.sequences(len(logp), cu_seqlens)
-    loss, sums, ratio_max = ClippedSurrogate.apply(
-        logp, primitives(logp.device), ref_logp, advantage, cu_seqlens, mask, *settings
-    )
+    sequences, clip = Sequences(ref_logp, advantage, cu_seqlens, mask), Clip(ratio, eps_low, eps_high, normalizer)
+    checks.surrogate(logp, sequences, clip, values=not no_sync)
+    loss, sums, ratio_max = ClippedSurrogate.apply(logp, primitives(logp.device), clip, *sequences)
     return loss, SurrogateMetrics(sums, ratio_max)
 
 
 def linear_surrogate(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    ref_logp: torch.Tensor,
-    advantage: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ref_logp: Tensor,
+    advantage: Tensor,
+    cu_seqlens: Tensor,
+    mask: Tensor | None,
     *,
     ratio: str,
     eps_low: float,
@@ -220,7 +203,7 @@ def linear_surrogate(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     no_sync: bool = False,
-) -> tuple[torch.Tensor, SurrogateMetrics]:
+) -> tuple[Tensor, SurrogateMetrics]:
     """linear_logprob followed by clipped_surrogate: same loss, same gradients of hidden and weight, fewer FLOPs.
 
     Rows whose coefficient is exactly zero (masked, clipped, zero advantage) cost nothing in the backward pass.
@@ -230,34 +213,18 @@ def linear_surrogate(
     checks.temperature(temperature)
     vocab_size = checks.vocabulary(vocab_size, weight.shape[0], "weight")
     checks.targets(targets, hidden.shape[:-1], vocab_size, hidden.device, values=not no_sync)
-    settings = ratio, eps_low, eps_high, normalizer
-    checks.surrogate(targets.numel(), hidden.device, ref_logp, advantage, cu_seqlens, mask, *settings)
-    if not no_sync:
-        checks.sequences(targets.numel(), cu_seqlens)
-    return fused_surrogate.linear_surrogate(
-        hidden.reshape(-1, hidden.shape[-1]),
-        weight,
-        targets.reshape(-1),
-        1.0 / temperature,
-        vocab_size,
-        primitives(hidden.device),
-        no_sync,
-        ref_logp,
-        advantage,
-        cu_seqlens,
-        mask,
-        *settings,
+    sequences, clip = Sequences(ref_logp, advantage, cu_seqlens, mask), Clip(ratio, eps_low, eps_high, normalizer)
+    checks.surrogate(targets, sequences, clip, values=not no_sync)
+    head, softmax = (
+        (hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1)),
+        Softmax(1 / temperature, vocab_size),
     )
+    return autograd.linear_surrogate(head, softmax, sequences, clip, primitives(hidden.device), no_sync)
 
 
 def linear_reverse_kl(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    teacher_hidden: torch.Tensor,
-    teacher_weight: torch.Tensor,
-    *,
-    vocab_size: int | None = None,
-) -> torch.Tensor:
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, *, vocab_size: int | None = None
+) -> Tensor:
     """KL(softmax(hidden weight^T) || softmax(teacher_hidden teacher_weight^T)) of each row, without storing logits.
 
     hidden [N, H] and weight [V, H]; the teacher's [N, H'] and [V', H'], of the same dtype, get no gradient. Ids from

@@ -7,6 +7,9 @@ microseconds beside products of milliseconds, and the alternative is a read outs
 import math
 
 import torch
+from torch import Tensor
+
+from .numbers import Clip, Sequences
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RATIOS = ("sequence", "sequence_mean", "token", "cispo")
@@ -17,11 +20,11 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def floating(name: str, tensor: torch.Tensor) -> None:
+def floating(name: str, tensor: Tensor) -> None:
     require(tensor.dtype in FLOATS, f"{name}: dtype {tensor.dtype}, expected float16, bfloat16, float32 or float64")
 
 
-def same_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+def same_device(name: str, tensor: Tensor, device: torch.device) -> None:
     require(tensor.device == device, f"{name}: on {tensor.device}, expected {device} like the other tensors")
 
 
@@ -39,9 +42,7 @@ def temperature(value: float) -> None:
     require(math.isfinite(value) and value > 0, f"temperature: {value}, expected a finite number above 0")
 
 
-def targets(
-    tensor: torch.Tensor, shape: torch.Size, vocab_size: int, device: torch.device, values: bool = True
-) -> None:
+def targets(tensor: Tensor, shape: torch.Size, vocab_size: int, device: torch.device, values: bool = True) -> None:
     """Ids of the given shape. values: each of them from 0 to vocab_size - 1, which waits for the device."""
     require(tensor.dtype in (torch.int32, torch.int64), f"targets: dtype {tensor.dtype}, expected int32 or int64")
     require(tensor.shape == shape, f"targets: shape {tuple(tensor.shape)}, expected {tuple(shape)}")
@@ -51,7 +52,7 @@ def targets(
         require(low >= 0 and high < vocab_size, f"targets: ids {low} to {high}, expected 0 to {vocab_size - 1}")
 
 
-def head(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+def head(hidden: Tensor, weight: Tensor) -> None:
     """hidden [..., H] and weight [V, H] belong together."""
     floating("hidden", hidden)
     require(hidden.dim() >= 2, f"hidden: shape {tuple(hidden.shape)}, expected [N, H] or [..., H]")
@@ -65,7 +66,7 @@ def head(hidden: torch.Tensor, weight: torch.Tensor) -> None:
     same_device("weight", weight, hidden.device)
 
 
-def teacher(hidden: torch.Tensor, teacher_hidden: torch.Tensor, teacher_weight: torch.Tensor) -> None:
+def teacher(hidden: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> None:
     """Another head's inputs for the same rows."""
     rows, width = hidden.shape[0], teacher_weight.shape[-1]
     require(hidden.dim() == 2, f"hidden: shape {tuple(hidden.shape)}, expected [N, H]")
@@ -79,25 +80,18 @@ def teacher(hidden: torch.Tensor, teacher_hidden: torch.Tensor, teacher_weight: 
         same_device(name, tensor, hidden.device)
 
 
-def logits(tensor: torch.Tensor) -> None:
+def logits(tensor: Tensor) -> None:
     floating("logits", tensor)
     require(tensor.dim() == 2, f"logits: shape {tuple(tensor.shape)}, expected [N, V]")
     require(tensor.stride(1) == 1 or tensor.shape[1] <= 1, f"logits: stride {tensor.stride(1)} in a row, expected 1")
 
 
-def surrogate(
-    tokens: int,
-    device: torch.device,
-    ref_logp: torch.Tensor,
-    advantage: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
-    ratio: str,
-    eps_low: float,
-    eps_high: float,
-    normalizer: float,
-) -> None:
-    """The surrogate's inputs beside the log-probs, for a batch of `tokens` tokens."""
+def surrogate(logp: Tensor, sequences: Sequences, clip: Clip, values: bool) -> None:
+    """The surrogate's inputs beside the log-probs, or what has their shape [N] and device. values: cu_seqlens rises from 0 to
+    N, which waits for the device."""
+    tokens, device = logp.numel(), logp.device
+    ref_logp, advantage, cu_seqlens, mask = sequences
+    ratio, eps_low, eps_high, normalizer = clip
     require(ratio in RATIOS, f"ratio: {ratio!r}, expected one of {', '.join(RATIOS)}")
     require(eps_low >= 0, f"eps_low: {eps_low}, expected 0 or more")
     require(eps_high >= 0, f"eps_high: {eps_high}, expected 0 or more")
@@ -116,17 +110,18 @@ def surrogate(
     )
     same_device("cu_seqlens", cu_seqlens, device)
     floating("advantage", advantage)
-    sequences = len(cu_seqlens) - 1
-    require(advantage.shape == (sequences,), f"advantage: shape {tuple(advantage.shape)}, expected ({sequences},)")
+    count = len(cu_seqlens) - 1
+    require(advantage.shape == (count,), f"advantage: shape {tuple(advantage.shape)}, expected ({count},)")
     same_device("advantage", advantage, device)
     if mask is not None:
         require(mask.dtype == torch.bool, f"mask: dtype {mask.dtype}, expected bool")
         require(mask.shape == (tokens,), f"mask: shape {tuple(mask.shape)}, expected ({tokens},)")
         same_device("mask", mask, device)
+    if values:
+        _rising(tokens, cu_seqlens)
 
 
-def sequences(tokens: int, cu_seqlens: torch.Tensor) -> None:
-    """The values of cu_seqlens, which waits for the device."""
+def _rising(tokens: int, cu_seqlens: Tensor) -> None:
     shortest = cu_seqlens.diff().amin() if len(cu_seqlens) > 1 else cu_seqlens[0]
     first, last, shortest = torch.stack((cu_seqlens[0], cu_seqlens[-1], shortest)).tolist()
     require(
@@ -135,7 +130,7 @@ def sequences(tokens: int, cu_seqlens: torch.Tensor) -> None:
     )
 
 
-def advantage_inputs(lengths: torch.Tensor, correct: torch.Tensor, group: torch.Tensor, lam: float) -> None:
+def advantage_inputs(lengths: Tensor, correct: Tensor, group: Tensor, lam: float) -> None:
     require(lengths.dim() == 1, f"lengths: shape {tuple(lengths.shape)}, expected [S]")
     require(correct.shape == lengths.shape, f"correct: shape {tuple(correct.shape)}, expected {tuple(lengths.shape)}")
     require(group.shape == lengths.shape, f"group: shape {tuple(group.shape)}, expected {tuple(lengths.shape)}")

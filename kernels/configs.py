@@ -16,14 +16,14 @@ import torch
 import triton
 import triton.language as tl
 
-from . import precision
+from . import numbers
 
 # Scalars of kernels are annotated tl.float64 and made ACC inside: left alone, Triton passes a Python float as fp32, which
 # for float64 inputs and a temperature is off by 6e-8.
 
-# precision's constants, as kernels may read them.
-FLOOR: tl.constexpr = tl.constexpr(precision.FLOOR)
-LOG_RATIO_LIMIT: tl.constexpr = tl.constexpr(precision.LOG_RATIO_LIMIT)
+# numbers' constants, as kernels may read them.
+FLOOR: tl.constexpr = tl.constexpr(numbers.FLOOR)
+LOG_RATIO_LIMIT: tl.constexpr = tl.constexpr(numbers.LOG_RATIO_LIMIT)
 
 
 class Launch(NamedTuple):
@@ -92,10 +92,6 @@ SAMPLE = {
     "interpreter": Launch({"BLOCK_R": 512, "BLOCK_V": 64}, 1, 1),
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
-ADVANTAGE = {
-    "gpu": Launch({"BLOCK_S": 32, "BLOCK_G": 128}, 4, 1),
-    "interpreter": Launch({"BLOCK_S": 8, "BLOCK_G": 16}, 1, 1),
-}
 
 
 def target(device: torch.device) -> str:
@@ -138,5 +134,5 @@ def elementwise(table: dict[str, Launch], device: torch.device) -> Launch:
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """precision.accumulator as Triton's dtype."""
+    """numbers.accumulator as Triton's dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -1,13 +1,11 @@
 """Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is ten functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+A backend is nine functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
 only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
-because importing a submodule `linear_logprob` would replace the function of that name in the package.
+because importing a submodule `linear_logprob` would replace the function of that name in the package. The tuples: numbers.py.
 
-    linear_forward(hidden [N, H], weight [V, H], targets [N] int32/int64, inv_temperature, vocab_size, want_entropy)
-        -> RowNumbers: logp [N], top [N], log_total [N], entropy [N] or None
-    linear_backward(hidden, weight, targets, RowNumbers, logp_grad [N], entropy_grad [N] or None, inv_temperature, vocab_size,
-                    need_hidden, need_weight)
+    linear_forward(hidden [N, H], weight [V, H], targets [N] int32/int64, Softmax, want_entropy) -> RowNumbers
+    linear_backward(hidden, weight, targets, Softmax, RowNumbers, Upstream, Needs)
         -> d_hidden [N, H] or None, d_weight [V, H] or None           (dtypes of hidden and weight)
 
 with z = inv_temperature * hidden weight^T, columns from vocab_size on left out, p = exp(z - lse):
@@ -16,30 +14,26 @@ with z = inv_temperature * hidden weight^T, columns from vocab_size on left out,
     logp = z_target - lse      entropy = lse - sum_j p_j z_j
     d z_j = logp_grad ([j = target] - p_j) - entropy_grad p_j (z_j - lse + entropy)
 
-logp, top, log_total and entropy are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The
-upstream gradients are float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
+RowNumbers are float32 (float64 for float64 inputs). hidden may be non-contiguous. N may be 0. The upstream gradients are
+float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size on are zero.
 
-    kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
-        -> logp [N], kept [N, vocab_size], state                (tensors that the backend needs to form p again)
-    kept_gradient(kept, state, targets, logp, logp_grad, inv_temperature, picked [n] int64 or None)
+    kept_forward(hidden, weight, targets, Softmax) -> Kept
+    kept_gradient(Kept, targets, logp_grad, inv_temperature, picked [n] int64 or None)
         -> the gradient of hidden weight^T: of all rows [N, vocab_size], or of the picked rows (ascending)
-           [n, vocab_size]; may be written over kept
+           [n, vocab_size]; may be written over what was kept
     one_pass: how many rows of kept numbers it may hold
 
-    gather_forward(logits [N, V] any row stride, targets, inv_temperature, vocab_size, want_entropy)
-        -> RowNumbers
-    gather_backward(logits, targets, RowNumbers, logp_grad, entropy_grad or None, inv_temperature, vocab_size, inplace)
+    gather_forward(logits [N, V] any row stride, targets, Softmax, want_entropy) -> RowNumbers
+    gather_backward(logits, targets, Softmax, RowNumbers, Upstream, inplace)
         -> d_logits [N, V] in the dtype of logits; with inplace it is written over logits
 
-    surrogate(logp [N], ref_logp [N], advantage [S], cu_seqlens [S + 1] int32/int64, mask [N] bool or None,
-              ratio, eps_low, eps_high, normalizer)
+    surrogate(logp [N], Sequences, Clip)
         -> loss [], d_logp [N], SurrogateMetrics                      (loss and d_logp float32, or float64 if logp is)
-    length_harmonizing_advantage(lengths [S], correct [S] bool/int/float, group [S] int32/int64, lam) -> [S] float32
-    paged_attention, write_pages: as in pages.py, of arguments that were checked
+    paged_attention, write_pages: as in decode.py, of arguments that were checked
 
 A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
 exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
-kept on it. SurrogateMetrics (surrogate_metrics.py) says what each sum means.
+kept on it.
 """
 
 import os
@@ -50,8 +44,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import torch_gather, torch_kept, torch_linear, torch_pages, torch_surrogate
-from .one_pass_budget import OnePassBudget
+from . import torch_linear, torch_loss, torch_pages
+from .numbers import OnePassBudget
 
 
 class Primitives(NamedTuple):
@@ -63,7 +57,6 @@ class Primitives(NamedTuple):
     gather_forward: Callable
     gather_backward: Callable
     surrogate: Callable
-    length_harmonizing_advantage: Callable
     paged_attention: Callable
     write_pages: Callable
 
@@ -71,13 +64,12 @@ class Primitives(NamedTuple):
 TORCH = Primitives(
     torch_linear.forward,
     torch_linear.backward,
-    torch_kept.kept_forward,
-    torch_kept.kept_gradient,
-    torch_kept.BUDGET,
-    torch_gather.gather_forward,
-    torch_gather.gather_backward,
-    torch_surrogate.surrogate,
-    torch_surrogate.length_harmonizing_advantage,
+    torch_linear.kept_forward,
+    torch_linear.kept_gradient,
+    torch_linear.BUDGET,
+    torch_linear.gather_forward,
+    torch_linear.gather_backward,
+    torch_loss.surrogate,
     torch_pages.paged_attention,
     torch_pages.write_pages,
 )
@@ -85,27 +77,19 @@ TORCH = Primitives(
 
 @cache
 def triton_primitives() -> Primitives:
-    from .triton_advantage import length_harmonizing_advantage
-    from .triton_gather_backward import gather_backward
-    from .triton_gather_forward import gather_forward
-    from .triton_kept_gradient import kept_gradient
-    from .triton_linear import BUDGET, backward, forward, kept_forward
-    from .triton_paged_attention import paged_attention
-    from .triton_surrogate import surrogate
-    from .triton_write_pages import write_pages
+    from . import triton_decode, triton_gather, triton_linear, triton_surrogate
 
     return Primitives(
-        forward,
-        backward,
-        kept_forward,
-        kept_gradient,
-        BUDGET,
-        gather_forward,
-        gather_backward,
-        surrogate,
-        length_harmonizing_advantage,
-        paged_attention,
-        write_pages,
+        triton_linear.forward,
+        triton_linear.backward,
+        triton_linear.kept_forward,
+        triton_linear.kept_gradient,
+        triton_linear.BUDGET,
+        triton_gather.gather_forward,
+        triton_gather.gather_backward,
+        triton_surrogate.surrogate,
+        triton_decode.paged_attention,
+        triton_decode.write_pages,
     )
 
 

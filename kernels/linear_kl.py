@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .precision import accumulator, add_product
+from .numbers import accumulator, add_product
 from .torch_linear import SCRATCH_BYTES, bf16_units
 
 CUDA_SCRATCH_BYTES = 2 * 2**30  # a GPU needs larger products than a CPU's cache holds
@@ -26,13 +27,8 @@ class LinearKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        teacher_hidden: torch.Tensor,
-        teacher_weight: torch.Tensor,
-        vocab_size: int,
-    ) -> torch.Tensor:
+        ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, vocab_size: int
+    ) -> Tensor:
         kl = hidden.new_empty(hidden.shape[0], dtype=accumulator(hidden.dtype))
         for part in blocks(hidden, vocab_size):
             log_p, gap = log_probs_and_gap(hidden[part], weight, teacher_hidden[part], teacher_weight, vocab_size)
@@ -43,7 +39,7 @@ class LinearKL(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, kl_grad: torch.Tensor) -> Any:
+    def backward(ctx: Any, kl_grad: Tensor) -> Any:
         hidden, weight, *teacher, kl = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         vocab_size, acc = ctx.vocab_size, kl.dtype
@@ -67,32 +63,28 @@ class LinearKL(torch.autograd.Function):
         )
 
 
-def blocks(hidden: torch.Tensor, vocab_size: int) -> Iterator[slice]:
+def blocks(hidden: Tensor, vocab_size: int) -> Iterator[slice]:
     """Blocks of rows whose four [rows, V] tensors fit into the scratch."""
     scratch = CUDA_SCRATCH_BYTES if hidden.is_cuda else SCRATCH_BYTES
     rows, step = len(hidden), max(1, scratch // (4 * vocab_size * accumulator(hidden.dtype).itemsize))
     yield from (slice(r, min(r + step, rows)) for r in range(0, rows, step))
 
 
-def vocabulary_blocks(weight: torch.Tensor, vocab_size: int, wanted: torch.dtype) -> Iterator[slice]:
+def vocabulary_blocks(weight: Tensor, vocab_size: int, wanted: torch.dtype) -> Iterator[slice]:
     """Blocks of rows of a head that are widened together; all at once where it has the wanted dtype."""
     step = vocab_size if weight.dtype == wanted else max(1, WIDENED_BYTES // (wanted.itemsize * weight.shape[1]))
     yield from (slice(v, min(v + step, vocab_size)) for v in range(0, vocab_size, step))
 
 
 def log_probs_and_gap(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    teacher_hidden: torch.Tensor,
-    teacher_weight: torch.Tensor,
-    vocab_size: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
     """log p and log p - log q [n, V], new tensors."""
     log_p = logits(hidden, weight, vocab_size).log_softmax(1)
     return log_p, log_p - logits(teacher_hidden, teacher_weight, vocab_size).log_softmax(1)
 
 
-def logits(hidden: torch.Tensor, weight: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def logits(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
     """hidden weight^T [n, vocab_size] in the accumulator's dtype, from exact products of the inputs."""
     acc = accumulator(hidden.dtype)
     if hidden.dtype != acc and hidden.is_cuda:

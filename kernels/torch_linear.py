@@ -1,8 +1,8 @@
-"""log p(target) of a linear head in torch, in bounded scratch: on any device, fast on a CPU.
+"""log p(target) of a linear head and of stored logits in torch, in bounded scratch: on any device, fast on a CPU.
 
-Signatures and meaning of every primitive: the docstring of dispatch.py. The [N, V] logits are walked in blocks that
-stay in or near the cache, in buffers that are allocated once a call (fresh pages cost as much as a pass). Scratch is at
-most 128 MiB (SCRATCH_BYTES), whatever N and V, beside 12 bytes for each element of hidden.
+Signatures and meaning of every primitive: the docstring of dispatch.py. The [N, V] logits are walked in blocks that stay in or
+near the cache, in buffers that are allocated once a call (fresh pages cost as much as a pass). Scratch is at most 128 MiB
+(SCRATCH_BYTES), whatever N and V, beside 12 bytes for each element of hidden. What a loss in one pass keeps has that budget.
 
 How a bf16 head is multiplied on a CPU:
 - Forward: torch has no bf16 product with fp32 output on a CPU, and logits rounded to bf16 ruin ratios. bf16 numbers are
@@ -23,16 +23,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from .precision import accumulator, add_product
-from .row_coefficients import RowNumbers
+from .numbers import (
+    FLOOR,
+    Kept,
+    Needs,
+    OnePassBudget,
+    RowNumbers,
+    Softmax,
+    Upstream,
+    accumulator,
+    add_product,
+    row_coefficients,
+)
 
 SCRATCH_BYTES = 128 * 2**20
 FORWARD_BLOCK = 8 * 2**20  # bytes of a block of logits, and of as many log-probs
 FORWARD_COLUMNS = 2048  # a block is at least this wide where its operands allow: a narrower one makes a slow product
 BACKWARD_BLOCK = 16 * 2**20  # bytes of a block of probabilities
 BACKWARD_COLUMNS = 1024
+KEPT_COLUMNS = 1024  # of a block of the vocabulary: its rows of the weight stay in the cache
 ALIGNED = 64  # a row of a block is a multiple of so many numbers: products of odd widths reach two thirds of the speed
+BUDGET = OnePassBudget(limit=SCRATCH_BYTES, wide=True)
 
 
 def _block(rows: int, columns: int, size: int, elements: int, min_columns: int) -> tuple[int, int]:
@@ -66,14 +79,8 @@ def bf16_units(dtype: torch.dtype) -> Iterator[None]:
         switch.fp32_precision = before
 
 
-def forward(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    inv_temperature: float,
-    vocab_size: int,
-    want_entropy: bool,
-) -> RowNumbers:
+def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, want_entropy: bool) -> RowNumbers:
+    inv_temperature, vocab_size = softmax
     acc = accumulator(hidden.dtype)
     tokens = hidden.shape[0]
     targets = targets.long()
@@ -107,9 +114,7 @@ def forward(
     return merge(tops, log_totals, entropy_parts, picked)
 
 
-def merge(
-    tops: torch.Tensor, log_totals: torch.Tensor, entropies: torch.Tensor | None, target_logits: torch.Tensor
-) -> RowNumbers:
+def merge(tops: Tensor, log_totals: Tensor, entropies: Tensor | None, target_logits: Tensor) -> RowNumbers:
     """Blocks of the vocabulary [blocks, N] -> a row's numbers [N]. The sums over blocks are made in
     float64: they are few, and a log-prob near zero is their difference."""
     top = tops.amax(0)
@@ -124,7 +129,7 @@ def merge(
     return RowNumbers(logp, top, log_total.to(top.dtype), entropy)
 
 
-def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
+def _gradient_dtype(hidden: Tensor, exact: bool) -> torch.dtype:
     """The dtype of the backward products: bf16 where the chip multiplies it, else the accumulator's."""
     if hidden.dtype != torch.bfloat16 or exact:
         return accumulator(hidden.dtype)
@@ -132,7 +137,7 @@ def _gradient_dtype(hidden: torch.Tensor, exact: bool) -> torch.dtype:
     return torch.bfloat16 if on_chip else torch.float32
 
 
-def _offsets(top: torch.Tensor, log_total: torch.Tensor, factor: float, dtype: torch.dtype) -> list[torch.Tensor]:
+def _offsets(top: Tensor, log_total: Tensor, factor: float, dtype: torch.dtype) -> list[Tensor]:
     """factor (top + log_total) as a sum of tensors of dtype: both apart, or three of bf16 that are exact to fp32."""
     if dtype != torch.bfloat16:
         return [top * factor, log_total * factor]
@@ -143,36 +148,15 @@ def _offsets(top: torch.Tensor, log_total: torch.Tensor, factor: float, dtype: t
     return parts
 
 
-def _coefficients(
-    logp: torch.Tensor,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
-    inv_temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> at_target [N], the target's entry of a block, and scale [N], which its row is multiplied by afterwards."""
-    if entropy_grad is None or entropy is None:
-        return logp.expm1(), logp_grad * -inv_temperature
-    at_target = logp_grad * logp.expm1() + entropy_grad * logp.exp() * (logp + entropy)
-    return at_target, torch.full_like(logp_grad, -inv_temperature)
-
-
-def _fill(
-    block: torch.Tensor,
-    column: torch.Tensor,
-    at_target: torch.Tensor,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    entropy: torch.Tensor | None,
-) -> None:
-    """log p [n, columns] -> p - [j = target], or with an entropy gradient the whole gradient but its sign. column [n]:
-    the target's place in the block, perhaps outside it."""
-    if entropy_grad is None or entropy is None:
+def _fill(block: Tensor, column: Tensor, at_target: Tensor, entropies: tuple[Tensor, Tensor, Tensor] | None) -> None:
+    """log p [n, columns] -> p - [j = target], or with entropies (entropy, its gradient and that of the log-prob, each [n]) the
+    whole gradient but its sign. column [n]: the target's place in the block, perhaps outside it."""
+    if entropies is None:
         block.exp_()
     else:
+        entropy, entropy_grad, logp_grad = (t[:, None] for t in entropies)
         p = block.exp()
-        block += entropy[:, None]
-        block.mul_(entropy_grad[:, None]).add_(logp_grad[:, None]).mul_(p)
+        block.add_(entropy).mul_(entropy_grad).add_(logp_grad).mul_(p)
     inside = (column >= 0) & (column < block.shape[1])
     column = column.clamp(0, block.shape[1] - 1)[:, None]
     value = torch.where(inside[:, None], at_target[:, None].to(block.dtype), block.gather(1, column))
@@ -180,31 +164,35 @@ def _fill(
 
 
 def backward(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softmax: Softmax,
     known: RowNumbers,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    inv_temperature: float,
-    vocab_size: int,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    upstream: Upstream,
+    needs: Needs,
+) -> tuple[Tensor | None, Tensor | None]:
     # A block B holds p - [j = target], so that d_hidden = -diag(s) B W and d_weight = -B^T diag(s) X with s the upstream
     # gradient over the temperature. With an entropy gradient the factor differs from column to column and goes into B.
+    inv_temperature, vocab_size = softmax
     logp, top, log_total, entropy = known
     acc = accumulator(hidden.dtype)
-    work = _gradient_dtype(hidden, exact=entropy_grad is not None)
+    entropies = None
+    if upstream.entropy is not None and entropy is not None:
+        entropies = entropy, upstream.entropy.to(acc), upstream.logp.to(acc)
+    work = _gradient_dtype(hidden, exact=upstream.entropy is not None)
     tokens, size = hidden.shape
-    targets, logp_grad = targets.long(), logp_grad.to(acc)
-    entropy_grad = None if entropy_grad is None else entropy_grad.to(acc)
-    at_target, scale = _coefficients(logp, logp_grad, entropy_grad, entropy, inv_temperature)
+    targets, logp_grad = targets.long(), upstream.logp.to(acc)
+    if entropies is None:
+        at_target, scale = logp.expm1(), logp_grad * -inv_temperature
+    else:
+        at_target = logp_grad * logp.expm1() + entropies[1] * logp.exp() * (logp + entropies[0])
+        scale = torch.full_like(logp_grad, -inv_temperature)
 
     x = torch.cat((hidden.to(work), torch.stack(_offsets(top, log_total, -1 / inv_temperature, work), 1)), 1)
     scaled = (hidden * scale[:, None]).to(work)
-    d_hidden = hidden.new_zeros(tokens, size, dtype=acc) if need_hidden else None
-    d_weight = torch.empty_like(weight) if need_weight else None
+    d_hidden = hidden.new_zeros(tokens, size, dtype=acc) if needs.hidden else None
+    d_weight = torch.empty_like(weight) if needs.weight else None
     if d_weight is not None:
         d_weight[vocab_size:] = 0
     rows, columns = _block(tokens, vocab_size, size, BACKWARD_BLOCK // work.itemsize, BACKWARD_COLUMNS)
@@ -214,17 +202,15 @@ def backward(
         stop = min(start + columns, vocab_size)
         w = w_buffer[: stop - start]
         w[:, :size] = weight[start:stop]
-        d_w = weight.new_zeros(stop - start, size, dtype=acc) if need_weight and rows != tokens else None
+        d_w = weight.new_zeros(stop - start, size, dtype=acc) if needs.weight and rows != tokens else None
         for r in range(0, tokens, rows):
             part = slice(r, min(r + rows, tokens))
             block = scratch[: (part.stop - r) * len(w)].view(-1, len(w))
             torch.mm(x[part], w.T, out=block)
             if inv_temperature != 1:
                 block *= inv_temperature
-            of_entropy = (
-                (None, None) if entropy_grad is None or entropy is None else (entropy_grad[part], entropy[part])
-            )
-            _fill(block, targets[part] - start, at_target[part], logp_grad[part], *of_entropy)
+            parts = None if entropies is None else (entropies[0][part], entropies[1][part], entropies[2][part])
+            _fill(block, targets[part] - start, at_target[part], parts)
             if d_hidden is not None:
                 add_product(d_hidden[part], block, w[:, :size])
             if d_w is not None:
@@ -236,3 +222,89 @@ def backward(
         if d_weight is not None and d_w is not None:
             d_weight[start:stop] = d_w
     return None if d_hidden is None else d_hidden.mul_(scale[:, None]).to(hidden.dtype), d_weight
+
+
+def kept_forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax) -> Kept:
+    """What is kept is log p whole, so there is no state beside it."""
+    inv_temperature, vocab_size = softmax
+    acc = accumulator(hidden.dtype)
+    # Padded with logits of minus infinity, so that every row starts at an even address: products are faster there.
+    whole = hidden.new_empty(len(hidden), aligned(vocab_size), dtype=acc)
+    whole[:, vocab_size:] = -torch.inf
+    log_p, x = whole[:, :vocab_size], hidden.to(acc)
+    with bf16_units(hidden.dtype):
+        for start in range(0, vocab_size, KEPT_COLUMNS):
+            stop = min(start + KEPT_COLUMNS, vocab_size)
+            # In place, as torch.compile takes no `out` with gaps; beta 0 does not read what stood there.
+            log_p[:, start:stop].addmm_(x, weight[start:stop].to(acc).T, beta=0, alpha=inv_temperature)
+    torch.log_softmax(whole, 1, out=whole)
+    return Kept(log_p.gather(1, targets.long()[:, None])[:, 0], log_p)
+
+
+def kept_gradient(
+    kept: Kept, targets: Tensor, logp_grad: Tensor, inv_temperature: float, picked: Tensor | None
+) -> Tensor:
+    logp, log_p, _ = kept
+    if picked is not None:
+        log_p = pick_rows(log_p, picked)
+        targets, logp, logp_grad = targets[picked], logp[picked], logp_grad[picked]
+    scale = logp_grad.to(log_p.dtype)[:, None] * -inv_temperature
+    log_p.exp_().mul_(scale)
+    return log_p.scatter_(1, targets.long()[:, None], logp.expm1()[:, None] * scale)
+
+
+def pick_rows(table: Tensor, picked: Tensor) -> Tensor:
+    """table[picked], picked ascending, moved to the table's own first rows: a row that is still to be read lies at or
+    behind the one that is written."""
+    at_once = max(1, FORWARD_BLOCK // max(1, table.shape[1] * table.itemsize))
+    for start in range(0, len(picked), at_once):
+        part = picked[start : start + at_once]
+        table[start : start + len(part)] = table[part]
+    return table[: len(picked)]
+
+
+def gather_forward(logits: Tensor, targets: Tensor, softmax: Softmax, want_entropy: bool) -> RowNumbers:
+    inv_temperature, vocab_size = softmax
+    acc = accumulator(logits.dtype)
+    tokens = logits.shape[0]
+    logp, top, log_total = (logits.new_empty(tokens, dtype=acc) for _ in range(3))
+    entropy = torch.empty_like(logp) if want_entropy else None
+    rows = max(1, min(tokens, FORWARD_BLOCK // acc.itemsize // vocab_size))
+    scratch = logits.new_empty(2, rows, vocab_size, dtype=acc)
+    for r in range(0, tokens, rows):
+        part = slice(r, min(r + rows, tokens))
+        z, log_p = scratch[:, : part.stop - r]
+        z.copy_(logits[part, :vocab_size]).mul_(inv_temperature)  # a bf16 product would be rounded to bf16
+        torch.log_softmax(z, 1, out=log_p)
+        torch.amax(z, 1, out=top[part])
+        log_total[part] = -log_p.amax(1)
+        logp[part] = log_p.gather(1, targets[part].long()[:, None])[:, 0]
+        if entropy is not None:
+            entropy[part] = -torch.exp(log_p, out=z).mul_(log_p.clamp_(min=FLOOR)).sum(1)
+    return RowNumbers(logp, top, log_total, entropy)
+
+
+def gather_backward(
+    logits: Tensor, targets: Tensor, softmax: Softmax, known: RowNumbers, upstream: Upstream, inplace: bool
+) -> Tensor:
+    inv_temperature, vocab_size = softmax
+    acc = accumulator(logits.dtype)
+    tokens = logits.shape[0]
+    row = row_coefficients(known, upstream, inv_temperature)
+    d_logits = logits if inplace else torch.empty_like(logits)
+    d_logits[:, vocab_size:] = 0
+    rows = max(1, min(tokens, FORWARD_BLOCK // acc.itemsize // vocab_size))
+    scratch = logits.new_empty(rows, vocab_size, dtype=acc)
+    for r in range(0, tokens, rows):
+        part = slice(r, min(r + rows, tokens))
+        z = scratch[: part.stop - r]
+        z.copy_(logits[part, :vocab_size]).mul_(inv_temperature)  # a bf16 product would be rounded to bf16
+        z -= known.top[part, None]
+        if row.linear is None:
+            z.exp_().mul_(row.constant[part, None])
+        else:
+            e = z.exp()
+            z.clamp_(min=FLOOR).mul_(row.linear[part, None]).add_(row.constant[part, None]).mul_(e)
+        z.scatter_(1, targets[part].long()[:, None], row.at_target[part, None])
+        d_logits[part, :vocab_size] = z
+    return d_logits

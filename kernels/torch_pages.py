@@ -1,15 +1,17 @@
 """Paged attention and the write of pages in torch: the way of a CPU, and of a GPU that the Triton kernels do not take.
 
 Rows are put together by the number of their pages, rounded up to a power of two, so that the shapes a row is computed in
-depend on its own length alone: its bits do not change with the batch, its pages or the table's width. Reads lengths back.
+depend on its own length alone: where the library multiplies each matrix of a batch alike, its bits do not change with the
+batch, its pages or the table's width. Reads lengths back.
 """
 
 import torch
+from torch import Tensor
 
-from .paging import PAGE_TOKENS
+from .numbers import PAGE_TOKENS, Pages
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The pairs (x_i, x_{i + D/2}) of x [R, heads, D] turned by their row's angle, cos and sin [R, D/2]."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
@@ -17,56 +19,41 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 
 
 def write_pages(
-    queries: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    page_table: torch.Tensor,
-    lengths: torch.Tensor,
-) -> torch.Tensor:
+    queries: Tensor, new_keys: Tensor, new_values: Tensor, rotation: tuple[Tensor, Tensor], pages: Pages
+) -> Tensor:
+    keys, values, page_table, lengths = pages
     live = (lengths > 0).nonzero()[:, 0]
     token = lengths[live].long() - 1
     page, slot = page_table[live, token // PAGE_TOKENS].long(), token % PAGE_TOKENS
-    keys[page, :, slot] = turn(new_keys, cos, sin)[live]
+    keys[page, :, slot] = turn(new_keys, *rotation)[live]
     values[page, :, slot] = new_values[live]
-    return turn(queries, cos, sin)
+    return turn(queries, *rotation)
 
 
-def paged_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    page_table: torch.Tensor,
-    lengths: torch.Tensor,
-    max_length: int,
-) -> torch.Tensor:
+def paged_attention(queries: Tensor, pages: Pages, max_length: int) -> Tensor:
+    keys, values, page_table, lengths = pages
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # [R, Hkv, G, D]
     out = torch.zeros_like(grouped)
     buckets: dict[int, list[int]] = {}
     for row, length in enumerate(lengths.tolist()):
         if length:
             buckets.setdefault(1 << ((length - 1) // PAGE_TOKENS).bit_length(), []).append(row)
-    for pages, members in sorted(buckets.items()):
+    for count, members in sorted(buckets.items()):
         rows = torch.tensor(members, device=queries.device)
-        out[rows] = _attention(grouped[rows], keys, values, _table(page_table, rows, pages), lengths[rows])
+        out[rows] = _attention(grouped[rows], keys, values, _table(page_table, rows, count), lengths[rows])
     return out.flatten(1, 2)
 
 
-def _table(page_table: torch.Tensor, rows: torch.Tensor, pages: int) -> torch.Tensor:
-    """The first `pages` entries of the rows [r, pages] int64. Where the table ends before, its first entry is taken: what
+def _table(page_table: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The first `count` entries of the rows [r, count] int64. Where the table ends before, its first entry is taken: what
     lies past a row's length is masked."""
-    width = min(pages, page_table.shape[1])
-    table = page_table[rows, :1].long().expand(-1, pages).clone()
+    width = min(count, page_table.shape[1])
+    table = page_table[rows, :1].long().expand(-1, count).clone()
     table[:, :width] = page_table[rows, :width]
     return table
 
 
-def _attention(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def _attention(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
     """q [r, Hkv, G, D] over the pages of table [r, n] -> [r, Hkv, G, D]."""
     if len(q) * q.shape[1] == 1:  # the product of a single head is split among threads, which changes its bits
         return _attention(q.expand(2, -1, -1, -1), keys, values, table.expand(2, -1), lengths.expand(2))[:1]

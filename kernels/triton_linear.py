@@ -13,7 +13,7 @@ of the inputs (where a product with stored logits would have rounded it too); th
 products that the vendor's library does best. dX is summed in fp32 and rounded once; each row of dW is written once.
 
 Kept, 6NVH in all, for a loss that needs each row's log-prob alone: the forward keeps exp(z - tile maximum), the caller
-turns log-probs into d loss / d logp, and kept_gradient (triton_kept_gradient.py) writes dZ over what was kept. That is
+turns log-probs into d loss / d logp, and kept_gradient (triton_backward.py) writes dZ over what was kept. That is
 in the dtype of the inputs, as dZ would be: 2 bytes a logit in bf16, where stored fp32 logits and dZ take 6. Log-probs
 come from fp32 logits all the same. The target's own entry, 1 - p of a likely token, is not taken from the rounded number
 but from logp. The price is memory: [rows, V] a wave, and an fp32 sum of dW if there are two waves.
@@ -23,15 +23,25 @@ Left out on purpose: skipping small blocks of dZ, which is lossy.
 
 import torch
 import triton
+from torch import Tensor
 
 from . import configs
-from .one_pass_budget import OnePassBudget
-from .precision import accumulator, add_product
-from .row_coefficients import RowNumbers, row_coefficients
-from .triton_logit_gradient import logit_gradient
-from .triton_merge import merge
-from .triton_partial_sums import partial_sums
+from .numbers import (
+    Kept,
+    Needs,
+    OnePassBudget,
+    RowNumbers,
+    Softmax,
+    Upstream,
+    accumulator,
+    add_product,
+    row_coefficients,
+)
+from .triton_backward import kept_gradient, logit_gradient
+from .triton_forward import merge, partial_sums
 from .triton_tiles import ROW_PADDING, padded, unit_stride
+
+__all__ = ["BUDGET", "backward", "forward", "kept_forward", "kept_gradient"]  # a backend's primitives
 
 # The most that a pass holds beside its arguments and results, for any N, but on a large card (scratch_bytes): the partial
 # sums; or dZ, with the sums of one chunk of dW. dX in fp32 [N, H] is not counted: it is the result before its one rounding.
@@ -41,79 +51,65 @@ CHUNK = 4096
 BUDGET = OnePassBudget(limit=4 * 2**30, wide=False)
 
 
-def forward(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    inv_temperature: float,
-    vocab_size: int,
-    want_entropy: bool,
-) -> RowNumbers:
+def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, want_entropy: bool) -> RowNumbers:
     """hidden [N, H], weight [V, H], targets [N] -> float32 (float64) numbers a row."""
     hidden, targets = unit_stride(hidden), targets.contiguous()
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
     blocks = configs.linear(hidden.device, hidden.dtype).constants
     logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
-    entropy = hidden.new_empty(rows, dtype=acc) if want_entropy else None
-    tiles = triton.cdiv(vocab_size, blocks["BLOCK_V"])
+    found = RowNumbers(logp, top, log_total, hidden.new_empty(rows, dtype=acc) if want_entropy else None)
+    tiles = triton.cdiv(softmax.vocab_size, blocks["BLOCK_V"])
     sums = 3 if want_entropy else 2
     wave = max(SCRATCH_BYTES // (sums * tiles * acc.itemsize) // blocks["BLOCK_N"], 1) * blocks["BLOCK_N"]
     parts = hidden.new_empty(sums, tiles * min(wave, rows), dtype=acc)
     for start in range(0, rows, wave):
         part = slice(start, min(start + wave, rows))
-        partial_sums(
-            hidden[part], weight, targets[part], inv_temperature, vocab_size, parts, target_logits[part], kept=None
-        )
-        of_entropy = None if entropy is None else entropy[part]
-        merge(parts, tiles, target_logits[part], logp[part], top[part], log_total[part], of_entropy)
-    return RowNumbers(logp, top, log_total, entropy)
+        partial_sums(hidden[part], weight, targets[part], softmax, parts, target_logits[part])
+        merge(parts, tiles, target_logits[part], RowNumbers(*(None if t is None else t[part] for t in found)))
+    return found
 
 
-def kept_forward(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, inv_temperature: float, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """hidden [N, H], weight [V, H], targets [N] -> logp [N] float32 (float64); for kept_gradient, kept [N, vocab_size] in
-    the dtype of hidden and (maxima [ceil(vocab_size / BLOCK_V), N], top [N], log_total [N])."""
-    hidden = unit_stride(hidden)
+def kept_forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax) -> Kept:
+    """hidden [N, H], weight [V, H], targets [N] -> numbers [N, vocab_size] in the dtype of hidden, and as state (maxima
+    [ceil(vocab_size / BLOCK_V), N], top [N], log_total [N]) in float32 (float64)."""
+    hidden, columns = unit_stride(hidden), softmax.vocab_size
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
-    tiles = triton.cdiv(vocab_size, configs.linear(hidden.device, hidden.dtype).constants["BLOCK_V"])
+    tiles = triton.cdiv(columns, configs.linear(hidden.device, hidden.dtype).constants["BLOCK_V"])
     logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
     parts = hidden.new_empty(2, tiles * rows, dtype=acc)
-    kept = hidden.new_empty(rows, padded(vocab_size))[:, :vocab_size]
+    numbers = hidden.new_empty(rows, padded(columns))[:, :columns]
     if rows:
-        partial_sums(hidden, weight, targets.contiguous(), inv_temperature, vocab_size, parts, target_logits, kept=kept)
-        merge(parts, tiles, target_logits, logp, top, log_total, None)
-    return logp, kept, (parts[0].view(tiles, rows), top, log_total)
+        partial_sums(hidden, weight, targets.contiguous(), softmax, parts, target_logits, numbers)
+        merge(parts, tiles, target_logits, RowNumbers(logp, top, log_total))
+    return Kept(logp, numbers, (parts[0].view(tiles, rows), top, log_total))
 
 
 def backward(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softmax: Softmax,
     known: RowNumbers,
-    logp_grad: torch.Tensor,
-    entropy_grad: torch.Tensor | None,
-    inv_temperature: float,
-    vocab_size: int,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    upstream: Upstream,
+    needs: Needs,
+) -> tuple[Tensor | None, Tensor | None]:
     """-> d_hidden [N, H] or None, d_weight [V, H] or None, in the dtypes of hidden and weight."""
     hidden = unit_stride(hidden)
+    inv_temperature, vocab_size = softmax
     rows, width = hidden.shape
     acc = accumulator(hidden.dtype)
-    row = row_coefficients(known, logp_grad, entropy_grad, inv_temperature)
+    row = row_coefficients(known, upstream, inv_temperature)
     wave, chunk = split(rows, vocab_size, width, hidden.dtype.itemsize, scratch_bytes(hidden.device))
-    d_hidden = hidden.new_zeros(rows, width, dtype=acc) if need_hidden else None
-    d_weight = torch.empty_like(weight) if need_weight else None
+    d_hidden = hidden.new_zeros(rows, width, dtype=acc) if needs.hidden else None
+    d_weight = torch.empty_like(weight) if needs.weight else None
     if d_weight is not None:
         d_weight[vocab_size if rows else 0 :].zero_()
     scratch = hidden.new_empty(wave, padded(chunk))
     for first in range(0, vocab_size if rows else 0, chunk):
         w = weight[first : min(first + chunk, vocab_size)]
-        d_w = torch.zeros_like(w, dtype=acc) if need_weight and wave < rows else None
+        d_w = torch.zeros_like(w, dtype=acc) if needs.weight and wave < rows else None
         for start in range(0, rows, wave):
             part = slice(start, min(start + wave, rows))
             d_logits = scratch[: part.stop - start, : len(w)]

@@ -12,19 +12,39 @@ One program a sequence; it writes seven sums of its own, and torch adds them up 
 two runs give the same bits. Per token everything is float32 (float64 if logp is).
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import configs
 from .configs import LOG_RATIO_LIMIT as LIMIT
-from .precision import accumulator
-from .surrogate_metrics import SurrogateMetrics
+from .numbers import Clip, Sequences, SurrogateMetrics, accumulator
 
 LEVELS = {"sequence": 0, "sequence_mean": 1, "token": 2, "cispo": 3}
 TOKEN: tl.constexpr = tl.constexpr(LEVELS["token"])
 CISPO: tl.constexpr = tl.constexpr(LEVELS["cispo"])
 MEAN: tl.constexpr = tl.constexpr(LEVELS["sequence_mean"])
+
+
+class Batch(NamedTuple):
+    """Log-probs [N] of sequences laid end to end, and what belongs to them."""
+
+    logp: Any
+    ref_logp: Any
+    advantage: Any
+    cu_seqlens: Any
+    mask: Any
+
+
+class Bounds(NamedTuple):
+    """Of the ratio, and what a unit's gain is multiplied by."""
+
+    low: Any
+    high: Any
+    per_unit: Any
 
 
 @triton.jit
@@ -46,10 +66,11 @@ def _divergence(log_ratio: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _unit(
-    log_ratio: tl.tensor, advantage: tl.tensor, low: tl.tensor, high: tl.tensor, per_unit: tl.tensor
+    log_ratio: tl.tensor, advantage: tl.tensor, bounds: Bounds
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Of one unit, or a block of them: its ratio, whether its clip bound is active, its gain min(r A, clip(r) A) and
     d loss / d log_ratio. The clip is strict and the clamp's edge counts as inside, as in torch."""
+    low, high, per_unit = bounds
     ratio = tl.exp(_clamp(log_ratio))
     over = (ratio > high) & (advantage > 0)
     under = (ratio < low) & (advantage < 0)
@@ -60,9 +81,10 @@ def _unit(
 
 @triton.jit
 def _weighted_token(
-    log_ratio: tl.tensor, logp: tl.tensor, advantage: tl.tensor, low: tl.tensor, high: tl.tensor, per_unit: tl.tensor
+    log_ratio: tl.tensor, logp: tl.tensor, advantage: tl.tensor, bounds: Bounds
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """What _unit returns, of tokens for CISPO: the clipped ratio is a weight of the log-prob, and no gradient is lost."""
+    low, high, per_unit = bounds
     ratio = tl.exp(_clamp(log_ratio))
     over, under = ratio > high, ratio < low
     weight = advantage * tl.where(over, high, tl.where(under, low, ratio))
@@ -71,29 +93,19 @@ def _weighted_token(
 
 @triton.jit
 def _log_ratios(
-    logp: tl.tensor,
-    ref_logp: tl.tensor,
-    mask: tl.tensor,
-    token: tl.tensor,
-    end: tl.tensor,
-    HAS_MASK: tl.constexpr,
-    ACC: tl.constexpr,
+    batch: Batch, token: tl.tensor, end: tl.tensor, HAS_MASK: tl.constexpr, ACC: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Which tokens count, and logp - ref_logp there. A masked token is not even read: it may hold NaN."""
     counted = token < end
     if HAS_MASK:
-        counted = counted & (tl.load(mask + token, mask=counted, other=0) != 0)
-    new = tl.load(logp + token, mask=counted, other=0.0).to(ACC)
-    return counted, new - tl.load(ref_logp + token, mask=counted, other=0.0).to(ACC)
+        counted = counted & (tl.load(batch.mask + token, mask=counted, other=0) != 0)
+    new = tl.load(batch.logp + token, mask=counted, other=0.0).to(ACC)
+    return counted, new - tl.load(batch.ref_logp + token, mask=counted, other=0.0).to(ACC)
 
 
 @triton.jit
 def surrogate_kernel(
-    logp: tl.tensor,
-    ref_logp: tl.tensor,
-    advantage: tl.tensor,
-    cu_seqlens: tl.tensor,
-    mask: tl.tensor,
+    batch: Batch,
     d_logp: tl.tensor,
     sums: tl.tensor,
     sequences: tl.tensor,
@@ -107,10 +119,10 @@ def surrogate_kernel(
 ) -> None:
     """One sequence -> d_logp of its unmasked tokens (zero elsewhere already) and its column of sums [7, S]."""
     sequence = tl.program_id(0)
-    begin = tl.load(cu_seqlens + sequence).to(tl.int64)
-    end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
-    A = tl.load(advantage + sequence).to(ACC)
-    low, high, per_unit = tl.full((), low, ACC), tl.full((), high, ACC), tl.full((), per_unit, ACC)
+    begin = tl.load(batch.cu_seqlens + sequence).to(tl.int64)
+    end = tl.load(batch.cu_seqlens + sequence + 1).to(tl.int64)
+    A = tl.load(batch.advantage + sequence).to(ACC)
+    bounds = Bounds(tl.full((), low, ACC), tl.full((), high, ACC), tl.full((), per_unit, ACC))
     tokens = tl.zeros((BLOCK,), ACC)
     divergence = tl.zeros((BLOCK,), ACC)
     # A token is a unit: sums of units. A sequence is one: only its log-ratio adds up over tokens.
@@ -121,17 +133,17 @@ def surrogate_kernel(
     log_ratio_sum = tl.zeros((BLOCK,), ACC)
     for start in range(begin, end, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        counted, log_ratio = _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK, ACC)
+        counted, log_ratio = _log_ratios(batch, token, end, HAS_MASK, ACC)
         tokens += counted.to(ACC)
         divergence += tl.where(counted, _divergence(log_ratio), 0.0)
         if LEVEL >= TOKEN:
             # A as a block: the interpreter cannot combine a block of truths with a single one.
             of_token = A + tl.zeros_like(log_ratio)
             if LEVEL == CISPO:
-                new = tl.load(logp + token, mask=counted, other=0.0).to(ACC)
-                ratio, clipped, gain, slope = _weighted_token(log_ratio, new, of_token, low, high, per_unit)
+                new = tl.load(batch.logp + token, mask=counted, other=0.0).to(ACC)
+                ratio, clipped, gain, slope = _weighted_token(log_ratio, new, of_token, bounds)
             else:
-                ratio, clipped, gain, slope = _unit(log_ratio, of_token, low, high, per_unit)
+                ratio, clipped, gain, slope = _unit(log_ratio, of_token, bounds)
             clipped_sum += (clipped & counted).to(ACC)
             ratio_sum += tl.where(counted, ratio, 0.0)
             ratio_max = tl.maximum(ratio_max, tl.where(counted, ratio, 0.0))
@@ -154,7 +166,7 @@ def surrogate_kernel(
         share = exists
         if LEVEL == MEAN:
             share = exists / tl.maximum(length, 1.0)
-        ratio, clipped, gain, slope = _unit(tl.sum(log_ratio_sum, 0) * share, A, low, high, per_unit)
+        ratio, clipped, gain, slope = _unit(tl.sum(log_ratio_sum, 0) * share, A, bounds)
         tl.store(at, exists)
         tl.store(at + 2 * sequences, exists * clipped.to(ACC))
         tl.store(at + 3 * sequences, exists * ratio)
@@ -165,47 +177,35 @@ def surrogate_kernel(
         if slope != 0:
             for start in range(begin, end, BLOCK):
                 token = start + tl.arange(0, BLOCK)
-                counted, _ = _log_ratios(logp, ref_logp, mask, token, end, HAS_MASK, ACC)
+                counted, _ = _log_ratios(batch, token, end, HAS_MASK, ACC)
                 tl.store(d_logp + token, tl.zeros((BLOCK,), ACC) + slope, mask=counted)
 
 
-def surrogate(
-    logp: torch.Tensor,
-    ref_logp: torch.Tensor,
-    advantage: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
-    ratio: str,
-    eps_low: float,
-    eps_high: float,
-    normalizer: float,
-) -> tuple[torch.Tensor, torch.Tensor, SurrogateMetrics]:
-    """logp, ref_logp [N], advantage [S], cu_seqlens [S + 1], mask [N] bool or None -> loss [], d_logp [N], metrics.
-
-    The loss and its gradient are float32, or float64 if logp is."""
-    sequences = len(advantage)
+def surrogate(logp: Tensor, sequences: Sequences, clip: Clip) -> tuple[Tensor, Tensor, SurrogateMetrics]:
+    """-> loss [], d_logp [N], metrics. The loss and its gradient are float32, or float64 if logp is."""
+    ref_logp, advantage, cu_seqlens, mask = sequences
+    count = len(advantage)
     acc = accumulator(logp.dtype)
     logp = logp.contiguous()
     d_logp = torch.zeros_like(logp, dtype=acc)
-    sums = logp.new_zeros(7, sequences, dtype=acc)
-    if sequences:
-        surrogate_kernel[(sequences,)](
-            logp,
-            ref_logp.contiguous(),
-            advantage.contiguous(),
-            cu_seqlens.contiguous(),
-            cu_seqlens if mask is None else mask.contiguous(),
+    sums = logp.new_zeros(7, count, dtype=acc)
+    if count:
+        ends = cu_seqlens.contiguous()
+        surrogate_kernel[(count,)](
+            Batch(
+                logp, ref_logp.contiguous(), advantage.contiguous(), ends, ends if mask is None else mask.contiguous()
+            ),
             d_logp,
             sums,
-            sequences,
-            1.0 - eps_low,
-            1.0 + eps_high,
-            1.0 / normalizer,
-            LEVEL=LEVELS[ratio],
+            count,
+            1.0 - clip.eps_low,
+            1.0 + clip.eps_high,
+            1.0 / clip.normalizer,
+            LEVEL=LEVELS[clip.ratio],
             HAS_MASK=mask is not None,
             ACC=configs.accumulator(logp.dtype),
             **configs.elementwise(configs.SURROGATE, logp.device).options(),
         )
     totals = sums[:6].double().sum(1)
-    ratio_max = sums[6].double().amax() if sequences else totals.new_zeros(())
-    return (totals[5] / normalizer).to(acc), d_logp, SurrogateMetrics(totals, ratio_max)
+    ratio_max = sums[6].double().amax() if count else totals.new_zeros(())
+    return (totals[5] / clip.normalizer).to(acc), d_logp, SurrogateMetrics(totals, ratio_max)

@@ -1,8 +1,10 @@
 """What the kernels over tiles of hidden weight^T share: the order of tiles, the product of one, and its operands' layout."""
 
-import torch
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .configs import FLOOR
 
@@ -28,17 +30,42 @@ def tile_of(
     return band * BAND + inside % height, inside // height
 
 
+class Operands(NamedTuple):
+    """hidden [N, H] and weight [V, H] as a kernel gets them: addresses, and how far apart their rows lie."""
+
+    hidden: Any
+    weight: Any
+    hidden_stride: Any
+    weight_stride: Any
+
+
+class Shape(NamedTuple):
+    """Of hidden weight^T: N, the columns that count, H."""
+
+    rows: Any
+    columns: Any
+    width: Any
+
+
+class Sums(NamedTuple):
+    """What a tile is folded to: maxima, totals and moments [ceil(V / BLOCK_V), N], target_logits [N] by the targets [N], and
+    kept [N, V] whose rows lie kept_stride apart, with room for whole tiles."""
+
+    targets: Any
+    kept: Any
+    maxima: Any
+    totals: Any
+    moments: Any
+    target_logits: Any
+    kept_stride: Any
+
+
 @triton.jit
 def tile_logits(
-    hidden: tl.tensor,
-    weight: tl.tensor,
+    operands: Operands,
+    shape: Shape,
     row: tl.tensor,
     column: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    width: tl.tensor,
-    hidden_stride: tl.tensor,
-    weight_stride: tl.tensor,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -47,6 +74,8 @@ def tile_logits(
 ) -> tl.tensor:
     """hidden[row] weight[column]^T [BLOCK_N, BLOCK_V]. Past the edge the last row is read again, and the caller drops
     what it makes of it. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
+    hidden, weight, hidden_stride, weight_stride = operands
+    rows, columns, width = shape
     k = tl.arange(0, BLOCK_H)
     x_at = hidden + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * hidden_stride + k[None, :]
     w_at = weight + tl.minimum(column, columns - 1).to(tl.int64)[None, :] * weight_stride + k[:, None]
@@ -65,22 +94,17 @@ def fold_tile(
     z: tl.tensor,
     row: tl.tensor,
     column_tile: tl.tensor,
-    targets: tl.tensor,
-    kept: tl.tensor,
-    maxima: tl.tensor,
-    totals: tl.tensor,
-    moments: tl.tensor,
-    target_logits: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    kept_stride: tl.tensor,
+    sums: Sums,
+    shape: Shape,
     inv_temperature: tl.tensor,
     ENTROPY: tl.constexpr,
     KEEP: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """A tile z of hidden weight^T -> maxima, totals, moments [ceil(V / BLOCK_V), N] and, once a row, target_logits [N].
-    With KEEP also exp(logit - maximum) -> kept [N, V], whole tiles of it: its rows have room for the last one."""
+    """A tile z of hidden weight^T -> its part of the sums and, once a row, the target's logit. With KEEP also exp(logit -
+    maximum) -> kept, whole tiles of it: its rows have room for the last one."""
+    targets, kept, maxima, totals, moments, target_logits, kept_stride = sums
+    rows, columns, _ = shape
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
     # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.
@@ -107,6 +131,6 @@ def padded(columns: int) -> int:
     return triton.cdiv(columns, ROW_PADDING) * ROW_PADDING
 
 
-def unit_stride(hidden: torch.Tensor) -> torch.Tensor:
+def unit_stride(hidden: Tensor) -> Tensor:
     """Rows may lie anywhere, the numbers of a row must be neighbours: loads of 16 bytes need it."""
     return hidden if hidden.stride(1) == 1 else hidden.contiguous()

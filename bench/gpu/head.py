@@ -12,10 +12,9 @@ from torch import Tensor
 
 from bench.kernel_providers import Case, logp_providers, surrogate_of, surrogate_rest
 from o1core import kernels
-from o1core.kernels import torch_reference
 from o1core.kernels.dispatch import primitives
-from o1core.kernels.one_pass_budget import OnePassBudget
-from o1core.kernels.precision import accumulator, add_product
+from o1core.kernels.numbers import OnePassBudget, accumulator, add_product
+from tests.kernels import reference
 
 from .measure import Bar, Found, Row, Sizes, integers, milliseconds, normal
 
@@ -98,23 +97,23 @@ def gradients(sizes: Sizes) -> Found:
         x, w = exact.to(dtype), exact_weight.to(dtype)
         name = str(dtype).removeprefix("torch.")
         linear = partial(of_linear, hidden=x, weight=w, targets=targets, upstream=upstream)
-        truths = {e: of_linear(torch_reference, x.double(), w.double(), targets, upstream, e) for e in (False, True)}
+        truths = {e: of_linear(reference, x.double(), w.double(), targets, upstream, e) for e in (False, True)}
         for path, choice in {"chunked": "torch", "linear": "triton"}.items():
             with backend(choice):
-                pairs = [(linear(kernels, entropy=e), linear(torch_reference, entropy=e), truths[e]) for e in truths]
+                pairs = [(linear(kernels, entropy=e), linear(reference, entropy=e), truths[e]) for e in truths]
             found[f"{path} {name}"] = max(times_torch(*pair) for pair in pairs)
         z = x @ w.T
         gather = partial(of_logits, logits=z, targets=targets, upstream=upstream, entropy=True)
-        truth = of_logits(torch_reference, z.double(), targets, upstream, True)
+        truth = of_logits(reference, z.double(), targets, upstream, True)
         with backend("triton"):
-            found[f"gather {name}"] = times_torch(gather(kernels), gather(torch_reference), truth)
-        reference = torch_reference.linear_logprob(x.double(), w.double(), targets)
-        rest = [reference + 0.01, *surrogate_rest(n, 0.0, sizes.device)[1:]]
+            found[f"gather {name}"] = times_torch(gather(kernels), gather(reference), truth)
+        at_start = reference.linear_logprob(x.double(), w.double(), targets)
+        rest = [at_start + 0.01, *surrogate_rest(n, 0.0, sizes.device)[1:]]
         loss = partial(of_surrogate, hidden=x, weight=w, targets=targets, rest=rest)
-        truth = of_surrogate(torch_reference, x.double(), w.double(), targets, rest)
+        truth = of_surrogate(reference, x.double(), w.double(), targets, rest)
         for path, wave in {"kept": n, "waves": -(-n // 2)}.items():
             with backend("triton"), passes(wave):
-                found[f"{path} {name}"] = times_torch(loss(kernels), loss(torch_reference), truth)
+                found[f"{path} {name}"] = times_torch(loss(kernels), loss(reference), truth)
     return found
 
 

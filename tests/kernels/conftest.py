@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from o1core.kernels import torch_kept, torch_linear
+from o1core.kernels import torch_linear
 
 ROOT = Path(__file__).parents[2]
 COMPILED = "test_compile.py"  # its tests look at machine code, which takes minutes to make
@@ -49,7 +49,13 @@ def early_compiler(request):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 4 or 5 columns and at most 5 rows, 2 of float64; rows that are kept are padded."""
-    sizes = {"FORWARD_BLOCK": 80, "FORWARD_COLUMNS": 5, "BACKWARD_BLOCK": 80, "BACKWARD_COLUMNS": 5, "ALIGNED": 4}
+    sizes = {
+        "FORWARD_BLOCK": 80,
+        "FORWARD_COLUMNS": 5,
+        "BACKWARD_BLOCK": 80,
+        "BACKWARD_COLUMNS": 5,
+        "ALIGNED": 4,
+        "KEPT_COLUMNS": 5,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(torch_linear, name, value)
-    monkeypatch.setattr(torch_kept, "COLUMNS", 5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import torch_reference
-from o1core.kernels.one_pass_budget import OnePassBudget
+from o1core.kernels.numbers import OnePassBudget
+from tests.kernels import reference
 from tests.kernels.kernel_cases import CLIP, assert_same_metrics, head_case, surrogate_case
 from tests.kernels.triton_cases import DEVICE, triton_backend
 
@@ -80,10 +80,10 @@ def test_every_way_to_the_gradients_of_a_linear_head_is_the_reference(device, wa
     """Two passes (0), waves of three rows and all rows at once."""
     monkeypatch.setattr(OnePassBudget, "rows_a_wave", lambda self, tokens, weight, ratio: wave)
     hidden, weight, targets = (t.to(device) for t in head_case(9, 11, size=3, known=9))
-    logp = torch_reference.linear_logprob(hidden, weight, targets, vocab_size=9)
+    logp = reference.linear_logprob(hidden, weight, targets, vocab_size=9)
     rest = [t.to(device) for t in surrogate_case(logp, (3, 4, 2))]
     results = []
-    for op in (kernels.linear_surrogate, torch_reference.linear_surrogate):
+    for op in (kernels.linear_surrogate, reference.linear_surrogate):
         x, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
         loss, metrics = op(x, w, targets, *rest, ratio="cispo", **CLIP, normalizer=2.5, vocab_size=9)
         (3 * loss).backward()

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import dispatch, torch_reference
+from o1core.kernels import dispatch
+from o1core.kernels.numbers import Softmax
+from tests.kernels import reference
 from tests.kernels.triton_cases import DEVICE, needs_interpreter, triton_backend
 
 FLOOR = 1e-6
@@ -89,8 +91,8 @@ def test_log_probs_of_a_linear_head(backend, case):
         results.append(
             [
                 derivatives(kernels.linear_logprob, single, targets, upstream_of(len(hidden), torch.float32)),
-                derivatives(torch_reference.linear_logprob, single, targets, upstream_of(len(hidden), torch.float32)),
-                derivatives(torch_reference.linear_logprob, double, targets, upstream_of(len(hidden), torch.float64)),
+                derivatives(reference.linear_logprob, single, targets, upstream_of(len(hidden), torch.float32)),
+                derivatives(reference.linear_logprob, double, targets, upstream_of(len(hidden), torch.float64)),
             ]
         )
     assert_no_worse_than_torch(results, ("logp", "d_hidden", "d_weight"))
@@ -106,11 +108,7 @@ def test_log_probs_from_stored_logits(backend, case, entropy):
         results.append(
             [
                 derivatives(op.gather_logprob, [logits.to(d)], targets, upstream.to(d), entropy=entropy)
-                for op, d in (
-                    (kernels, torch.float32),
-                    (torch_reference, torch.float32),
-                    (torch_reference, torch.float64),
-                )
+                for op, d in ((kernels, torch.float32), (reference, torch.float32), (reference, torch.float64))
             ]
         )
     assert_no_worse_than_torch(
@@ -124,11 +122,11 @@ def test_log_probs_with_kept_exponentials(backend, case):
     for seed in range(6):
         hidden, weight, targets = head_of(*case, seed, torch.float32)
         upstream = upstream_of(len(hidden), torch.float32)
-        logp, kept, state = backend.kept_forward(hidden, weight, targets, 1.0, len(weight))
-        rows = [(logp, backend.kept_gradient(kept, state, targets, logp, upstream, 1.0, None))]
+        kept = backend.kept_forward(hidden, weight, targets, Softmax(1.0, len(weight)))
+        rows = [(kept.logp, backend.kept_gradient(kept, targets, upstream, 1.0, None))]
         for d in (torch.float32, torch.float64):
             logits = (hidden.to(d) @ weight.to(d).T).requires_grad_()
-            exact = torch_reference.gather_logprob(logits, targets)
+            exact = reference.gather_logprob(logits, targets)
             rows.append((exact, torch.autograd.grad(exact, logits, upstream.to(d))[0]))
         results.append(rows)
     assert_no_worse_than_torch(results, ("logp", "d_logits"))
@@ -140,7 +138,7 @@ def test_float64_keeps_its_digits(backend):
     upstream = upstream_of(3, torch.float64)
     ours, truth = (
         derivatives(op.linear_logprob, (hidden, weight), targets, upstream, temperature=0.7)
-        for op in (kernels, torch_reference)
+        for op in (kernels, reference)
     )
     for a, b in zip(ours, truth):
         assert relative(a, b) < 1e-9

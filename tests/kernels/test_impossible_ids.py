@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import torch_reference
+from tests.kernels import reference
 from tests.kernels.kernel_cases import upstream
 from tests.kernels.triton_cases import DEVICE, needs_interpreter, normal, triton_backend
 
@@ -23,7 +23,7 @@ def ops(request, monkeypatch):
         with triton_backend(monkeypatch):
             yield kernels
     else:
-        yield torch_reference if request.param == "reference" else kernels
+        yield reference if request.param == "reference" else kernels
 
 
 def case(dtype):
@@ -50,13 +50,13 @@ def by_hand(logits, targets, of_logp, of_entropy):
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_impossible_ids_add_nothing(ops, dtype, inplace):
-    if ops is torch_reference and (inplace or dtype == torch.bfloat16):
+    if ops is reference and (inplace or dtype == torch.bfloat16):
         pytest.skip("the reference has neither")
     logits, targets = case(dtype)
     weights = [upstream((len(targets),), seed, torch.float64).to(DEVICE) for seed in (1, 2)]
     truth = by_hand(logits, targets, *weights)
     z = logits.clone().requires_grad_()
-    options = {} if ops is torch_reference else {"inplace_gradient": inplace}
+    options = {} if ops is reference else {"inplace_gradient": inplace}
     logp, entropy = ops.gather_logprob(z, targets, temperature=TEMPERATURE, entropy=True, **options)
     possible = truth[0] > float("-inf")
     assert torch.equal(logp > float("-inf"), possible)

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from o1core import kernels
-from o1core.kernels.one_pass_budget import OnePassBudget
+from o1core.kernels.numbers import OnePassBudget
 from tests.kernels.kernel_cases import CLIP, head_case, surrogate_case
 from tests.kernels.triton_cases import needs_interpreter, triton_backend
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import dispatch, pages, torch_reference
+from o1core.kernels import decode, dispatch
+from tests.kernels import reference
 from tests.kernels.interpreter import dot_by_rows
 from tests.kernels.triton_cases import DEVICE, INTERPRETED, normal, triton_backend
 from tests.machine import skip_where_a_batch_is_rounded_by_its_size
@@ -64,7 +65,7 @@ class Case:
 @pytest.mark.parametrize("heads, kv_heads, size", [(4, 2, 16), (7, 1, 32)])
 def test_attention_is_float64_attention(heads, kv_heads, size):
     case = Case(heads=heads, kv_heads=kv_heads, size=size)
-    truth = torch_reference.paged_attention(*case.arguments(torch.float64))
+    truth = reference.paged_attention(*case.arguments(torch.float64))
     found = case.run()
     assert found.dtype == torch.float32 and found.isfinite().all()
     assert (found.double() - truth).abs().max() <= 1e-6
@@ -72,12 +73,12 @@ def test_attention_is_float64_attention(heads, kv_heads, size):
 
 def test_attention_in_float64_is_exact():
     case = Case(lengths=(65, 513), dtype=torch.float64)
-    torch.testing.assert_close(case.run(), torch_reference.paged_attention(*case.arguments()), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(case.run(), reference.paged_attention(*case.arguments()), rtol=1e-12, atol=1e-14)
 
 
 def test_attention_in_bf16_is_as_near_as_its_numbers():
     case = Case(lengths=(65, 600), dtype=torch.bfloat16)
-    truth = torch_reference.paged_attention(*(t.double() if t.is_floating_point() else t for t in case.arguments()))
+    truth = reference.paged_attention(*(t.double() if t.is_floating_point() else t for t in case.arguments()))
     assert (case.run().double() - truth).abs().max() < 2e-2
 
 
@@ -142,7 +143,7 @@ def test_keys_are_turned_and_written_to_the_slot_of_the_new_token(dtype):
     exact = [t.double().clone() for t in (queries, new_keys, new_values, cos, sin, keys, values)]
     before = keys.clone()
     turned = kernels.write_pages(queries, new_keys, new_values, cos, sin, keys, values, table, lengths)
-    truth = torch_reference.write_pages(*exact, table, lengths)
+    truth = reference.write_pages(*exact, table, lengths)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
     close = dict(rtol=tolerance, atol=tolerance, equal_nan=True)
     torch.testing.assert_close(turned.double(), truth, **close)
@@ -155,10 +156,10 @@ def test_keys_are_turned_and_written_to_the_slot_of_the_new_token(dtype):
 
 
 def test_what_the_kernel_does_not_take_runs_in_torch_with_one_line(backend):
-    pages._warn_once.cache_clear()
+    decode._warn_once.cache_clear()
     for shape, reason in ((dict(size=24), "head size 24"), (dict(heads=17, kv_heads=1), "17 query heads")):
         case = Case(lengths=(65,), **shape)
-        truth = torch_reference.paged_attention(*case.arguments(torch.float64))
+        truth = reference.paged_attention(*case.arguments(torch.float64))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = [case.run(), case.run()]

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from o1core import kernels
-from o1core.kernels import torch_reference
+from tests.kernels import reference
 from tests.kernels.kernel_cases import CLIP, EDGES, RATIOS, assert_same_metrics, edge_case, surrogate_case
 
-both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["chunked", "reference"])
+both = pytest.mark.parametrize("ops", [kernels, reference], ids=["chunked", "reference"])
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def run_surrogate(ops, batch, ratio):
 @given(batches(), st.sampled_from(RATIOS))
 @settings(max_examples=150, deadline=None)
 def test_surrogate_agrees_with_the_reference(batch, ratio):
-    ours, truth = run_surrogate(kernels, batch, ratio), run_surrogate(torch_reference, batch, ratio)
+    ours, truth = run_surrogate(kernels, batch, ratio), run_surrogate(reference, batch, ratio)
     torch.testing.assert_close(ours[0], truth[0])
     torch.testing.assert_close(ours[1], torch.zeros_like(batch[0]) if truth[1] is None else truth[1])
     assert_same_metrics(ours[2], truth[2])
@@ -183,5 +183,5 @@ def test_length_harmonizing_advantage_by_hand():
 def test_length_harmonizing_advantage_agrees_with_the_reference(samples, lam):
     lengths, correct, group = (torch.tensor([s[i] for s in samples], dtype=torch.int64) for i in range(3))
     ours = kernels.length_harmonizing_advantage(lengths.int(), correct.float(), group.int(), lam)
-    truth = torch_reference.length_harmonizing_advantage(lengths, correct, group, lam)
+    truth = reference.length_harmonizing_advantage(lengths, correct, group, lam)
     torch.testing.assert_close(ours.double(), truth, rtol=1e-6, atol=1e-6)

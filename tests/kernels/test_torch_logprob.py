@@ -11,11 +11,13 @@ import torch
 from torch.autograd import gradcheck
 
 from o1core import kernels
-from o1core.kernels import torch_linear, torch_reference
+from o1core.kernels import torch_linear
+from o1core.kernels.numbers import Softmax
+from tests.kernels import reference
 from tests.kernels.kernel_cases import TEMPERATURES, assert_as_near_as_torch, gradients, head_case, in_float64, upstream
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
-both = pytest.mark.parametrize("ops", [kernels, torch_reference], ids=["torch", "reference"])
+both = pytest.mark.parametrize("ops", [kernels, reference], ids=["torch", "reference"])
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +73,8 @@ def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, token
     results = []
     for ops, leaves in (
         (kernels, (hidden, weight)),
-        (torch_reference, (hidden, weight)),
-        (torch_reference, in_float64(hidden, weight)),
+        (reference, (hidden, weight)),
+        (reference, in_float64(hidden, weight)),
     ):
         out = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known, entropy=True)
         alone = ops.linear_logprob(*leaves, targets, temperature=temperature, vocab_size=known)
@@ -87,7 +89,7 @@ def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, temperature, token
 def test_log_probs_of_a_half_precision_head_have_float32_quality(dtype):
     """Rounding logits of 20 to bf16 would put 0.06 into log p; the products are exact, so fp32 is all that is lost."""
     hidden, weight, targets = head_case(50, 5000, size=256, dtype=dtype, logit_scale=8.0)
-    truth = torch_reference.linear_logprob(*in_float64(hidden, weight), targets)
+    truth = reference.linear_logprob(*in_float64(hidden, weight), targets)
     assert (kernels.linear_logprob(hidden, weight, targets).double() - truth).abs().max() < 5e-5
 
 
@@ -98,7 +100,7 @@ def test_gather_logprob_is_as_near_to_float64_as_torch(dtype, temperature):
     targets = torch.arange(33) * 6
     above = upstream((33,), 1), upstream((33,), 2)
     results = []
-    for ops, leaf in ((kernels, logits), (torch_reference, logits), (torch_reference, *in_float64(logits))):
+    for ops, leaf in ((kernels, logits), (reference, logits), (reference, *in_float64(logits))):
         out = ops.gather_logprob(leaf, targets, temperature=temperature, vocab_size=200, entropy=True)
         results.append((*out, *gradients(out, leaf, above)))
     for name, *values in zip(("logp", "entropy", "d_logits"), *results):
@@ -118,8 +120,8 @@ def test_extreme_logits(dtype, extreme, small_blocks):
     results = []
     for ops, leaves in (
         (kernels, (hidden, weight)),
-        (torch_reference, (hidden, weight)),
-        (torch_reference, in_float64(hidden, weight)),
+        (reference, (hidden, weight)),
+        (reference, in_float64(hidden, weight)),
     ):
         out = ops.linear_logprob(*leaves, targets, entropy=True)
         results.append((*out, *gradients(out, leaves, (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])))))
@@ -157,7 +159,7 @@ def test_three_dimensional_and_non_contiguous_hidden(index, small_blocks):
 def test_logits_with_a_row_stride_and_gradient_in_place():
     wide = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
     logits, targets = wide[:, 5:25], torch.arange(9)
-    truth = torch_reference.gather_logprob(logits.double(), targets)
+    truth = reference.gather_logprob(logits.double(), targets)
     torch.testing.assert_close(kernels.gather_logprob(logits, targets).double(), truth, atol=1e-5, rtol=0)
 
     leaf = logits.clone().requires_grad_()
@@ -192,7 +194,7 @@ def test_tied_head_adds_up():
     ids = torch.arange(8)
     total = [
         torch.autograd.grad(ops.linear_logprob(table[ids], table, targets).sum(), table)[0]
-        for ops in (kernels, torch_reference)
+        for ops in (kernels, reference)
     ]
     torch.testing.assert_close(*total)
 
@@ -206,7 +208,7 @@ def test_the_precision_switch_of_the_process_is_put_back():
         kernels.linear_logprob(hidden, weight, targets)
         assert switch.fp32_precision == "ieee"
         with pytest.raises(RuntimeError):
-            torch_linear.forward(hidden, weight[:, :-1], targets, 1.0, 7, False)
+            torch_linear.forward(hidden, weight[:, :-1], targets, Softmax(1.0, 7), False)
         assert switch.fp32_precision == "ieee"
     finally:
         switch.fp32_precision = before

@@ -9,8 +9,9 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from o1core import kernels
-from o1core.kernels import dispatch, precision, torch_linear, torch_reference
-from o1core.kernels.one_pass_budget import OnePassBudget
+from o1core.kernels import dispatch, numbers, torch_linear
+from o1core.kernels.numbers import OnePassBudget
+from tests.kernels import reference
 from tests.kernels.kernel_cases import CLIP, RATIOS, TEMPERATURES, assert_same_metrics, head_case, surrogate_case
 
 
@@ -51,7 +52,7 @@ def passes(request, monkeypatch):
 def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
     lengths = (3, 4, 2)
     hidden, weight, targets = head_case(sum(lengths), 11, size=3, known=9)
-    logp = torch_reference.linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=9)
+    logp = reference.linear_logprob(hidden, weight, targets, temperature=temperature, vocab_size=9)
     ref_logp, advantage, cu_seqlens, mask = surrogate_case(logp, lengths)
     assert gradcheck(
         lambda h, w: kernels.linear_surrogate(
@@ -73,7 +74,7 @@ def test_linear_surrogate_gradcheck(ratio, temperature, passes, small_blocks):
 
 
 def loss_of(hidden, weight, targets):
-    rest = surrogate_case(torch_reference.linear_logprob(hidden, weight, targets).detach(), (3, 4, 2))
+    rest = surrogate_case(reference.linear_logprob(hidden, weight, targets).detach(), (3, 4, 2))
     return kernels.linear_surrogate(hidden, weight, targets, *rest, ratio="token", **CLIP, normalizer=2.5)[0]
 
 
@@ -210,5 +211,5 @@ def test_products_are_added_in_the_dtype_of_the_sum_on_a_gpu(total):
     with FakeTensorMode(), ProductsCalled() as called:
         sum_of_products = torch.zeros(5, 7, dtype=total, device="cuda")
         a, b = (torch.ones(shape, dtype=torch.bfloat16, device="cuda") for shape in ((5, 3), (3, 7)))
-        precision.add_product(sum_of_products, a, b)
+        numbers.add_product(sum_of_products, a, b)
     assert called.names == (["aten.addmm.dtype_out"] if total == torch.float32 else ["aten.addmm_.default"])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import torch_reference
-from o1core.kernels.triton_kept_gradient import kept_gradient
-from o1core.kernels.triton_linear import kept_forward
+from o1core.kernels.numbers import Softmax
+from o1core.kernels.triton_linear import kept_forward, kept_gradient
+from tests.kernels import reference
 from tests.kernels.kernel_cases import TEMPERATURES, assert_as_near_as_torch
 from tests.kernels.triton_cases import (
     BLOCK_N,
@@ -62,9 +62,7 @@ def test_linear_logprob_at_the_edges_of_blocks(n, v):
     hidden, weight, targets = head(n, v, 19)
     upstream, entropy_upstream = normal(n, seed=4), normal(n, seed=5)
     ours = gradients(kernels.linear_logprob, hidden, weight, targets, upstream, entropy_upstream, temperature=0.7)
-    truth = gradients(
-        torch_reference.linear_logprob, hidden, weight, targets, upstream, entropy_upstream, temperature=0.7
-    )
+    truth = gradients(reference.linear_logprob, hidden, weight, targets, upstream, entropy_upstream, temperature=0.7)
     for a, b in zip(ours, truth):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-10)
 
@@ -77,8 +75,8 @@ def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, level):
     upstream, entropy_upstream = normal(n, seed=4), normal(n, seed=5)
     upstream[3:6] = entropy_upstream[3:6] = 0  # masked rows
     arguments = (targets, upstream, entropy_upstream)
-    truth = gradients(torch_reference.linear_logprob, hidden.double(), weight.double(), *arguments)
-    torchs = gradients(torch_reference.linear_logprob, hidden, weight, *arguments)
+    truth = gradients(reference.linear_logprob, hidden.double(), weight.double(), *arguments)
+    torchs = gradients(reference.linear_logprob, hidden, weight, *arguments)
     ours = gradients(kernels.linear_logprob, hidden, weight, *arguments)
     assert ours[2].dtype == ours[3].dtype == dtype and ours[0].dtype == torch.float32
     for name, exact, of_torch, of_ours in zip(("logp", "entropy", "d_hidden", "d_weight"), truth, torchs, ours):
@@ -88,7 +86,7 @@ def test_linear_logprob_is_as_near_to_float64_as_torch(dtype, level):
 
 def test_log_probs_of_bf16_inputs_come_from_float32_logits():
     hidden, weight, targets = head(21, 3 * BLOCK_V - 5, 24, torch.bfloat16, level=25.0)
-    truth = torch_reference.linear_logprob(hidden.double(), weight.double(), targets)
+    truth = reference.linear_logprob(hidden.double(), weight.double(), targets)
     torch.testing.assert_close(kernels.linear_logprob(hidden, weight, targets).double(), truth, rtol=0, atol=2e-5)
 
 
@@ -108,7 +106,7 @@ def test_linear_logprob_of_three_dimensions_and_strides(dtype):
     hidden = wide.transpose(0, 1)[..., ::2]  # neither rows nor the numbers of a row are neighbours
     weight = normal(v, h, seed=3)
     targets = ids(2 * b * t, v, dtype=dtype).view(b, t, 2)[..., 0]
-    truth = torch_reference.linear_logprob(hidden, weight, targets)
+    truth = reference.linear_logprob(hidden, weight, targets)
     ours = kernels.linear_logprob(hidden, weight, targets)
     assert ours.shape == (b, t)
     torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-10)
@@ -121,7 +119,7 @@ def test_padding_of_the_vocabulary_has_no_probability_and_no_gradient():
     targets = ids(n, vocab_size)
     upstream = normal(n, seed=4), normal(n, seed=5)
     ours = gradients(kernels.linear_logprob, hidden, weight, targets, *upstream, vocab_size=vocab_size)
-    truth = gradients(torch_reference.linear_logprob, hidden, weight[:vocab_size], targets, *upstream)
+    truth = gradients(reference.linear_logprob, hidden, weight[:vocab_size], targets, *upstream)
     for a, b in zip(ours[:3], truth[:3]):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(ours[3][:vocab_size], truth[3], rtol=1e-6, atol=1e-10)
@@ -136,7 +134,7 @@ def test_a_frozen_side_gets_no_gradient_and_a_tied_head_adds_up():
     tied = leaf(weight)
     kernels.linear_logprob(tied[:5] * 2, tied, targets).sum().backward()
     exact = leaf(weight)
-    torch_reference.linear_logprob(exact[:5] * 2, exact, targets).sum().backward()
+    reference.linear_logprob(exact[:5] * 2, exact, targets).sum().backward()
     torch.testing.assert_close(tied.grad, exact.grad, rtol=1e-6, atol=1e-10)
 
 
@@ -161,19 +159,19 @@ def test_kept_exponentials_give_the_recomputed_gradient(dtype):
     targets = ids(n, vocab_size, dtype=torch.int32)
     weight[targets[0]] = 40 * hidden[0] / hidden[0].norm() ** 2  # so likely that 1 - p is lost in 16 bits
     upstream = normal(n, seed=4)
-    logp, kept, state = kept_forward(hidden, weight, targets, inv_temperature, vocab_size)
-    assert kept.dtype == dtype and kept.shape == (n, vocab_size)
+    kept = kept_forward(hidden, weight, targets, Softmax(inv_temperature, vocab_size))
+    assert kept.numbers.dtype == dtype and kept.numbers.shape == (n, vocab_size)
     picked = torch.tensor([5, 0, n - 1], device=DEVICE)
-    arguments = (kept, state, targets, logp, upstream.to(logp.dtype), inv_temperature)
+    arguments = (kept, targets, upstream.to(kept.logp.dtype), inv_temperature)
     some = kept_gradient(*arguments, picked)
     d_logits = kept_gradient(*arguments)
-    assert d_logits.data_ptr() == kept.data_ptr()
+    assert d_logits.data_ptr() == kept.numbers.data_ptr()
     assert torch.equal(some, d_logits[picked])
     logits = leaf(hidden.double() @ weight.double().T)
-    exact = torch_reference.gather_logprob(logits, targets, temperature=0.7, vocab_size=vocab_size)
+    exact = reference.gather_logprob(logits, targets, temperature=0.7, vocab_size=vocab_size)
     exact.backward(upstream)
     close = dict(rtol=1e-5, atol=1e-6) if dtype.itemsize > 2 else dict(rtol=2e-2, atol=1e-6)
-    torch.testing.assert_close(logp.double(), exact.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept.logp.double(), exact.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(d_logits.double(), logits.grad[:, :vocab_size], **close)
     expected = upstream[0] * -torch.expm1(exact[0].detach()) * inv_temperature
     torch.testing.assert_close(d_logits[0, targets[0]].double(), expected, rtol=1e-2, atol=1e-9)
@@ -207,9 +205,9 @@ def test_gather_logprob_is_as_near_to_float64_as_torch(dtype, level):
         ((logp * upstream.to(logp.dtype)).sum() + (entropy * entropy_upstream.to(logp.dtype)).sum()).backward()
         return logp.detach(), entropy.detach(), z.grad
 
-    truth = run(torch_reference.gather_logprob, logits.double())
+    truth = run(reference.gather_logprob, logits.double())
     for exact, of_torch, of_ours in zip(
-        truth, run(torch_reference.gather_logprob, logits), run(kernels.gather_logprob, logits)
+        truth, run(reference.gather_logprob, logits), run(kernels.gather_logprob, logits)
     ):
         assert_as_near_as_torch(of_ours, of_torch, exact, dtype)
 
@@ -220,7 +218,7 @@ def test_gather_logprob_of_any_row_stride(v, dtype):
     wide = normal(5, 3, v + 7)
     logits, targets = wide[:, 1, 2 : v + 2], ids(5, v, dtype=dtype)
     logp, entropy = kernels.gather_logprob(leaf(logits), targets, entropy=True)
-    exact, exact_entropy = torch_reference.gather_logprob(logits, targets, entropy=True)
+    exact, exact_entropy = reference.gather_logprob(logits, targets, entropy=True)
     torch.testing.assert_close(logp, exact, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(entropy, exact_entropy, rtol=1e-6, atol=1e-10)
 
@@ -233,7 +231,7 @@ def test_logits_of_minus_infinity_are_impossible_ids():
     (logp.sum() + entropy.sum()).backward()
     kept = torch.cat([logits[:, :3], logits[:, 20:]], 1).detach()
     moved = torch.where(targets >= 20, targets - 17, targets)
-    exact, exact_entropy = torch_reference.gather_logprob(kept, moved, entropy=True)
+    exact, exact_entropy = reference.gather_logprob(kept, moved, entropy=True)
     torch.testing.assert_close(logp.detach(), exact, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(entropy.detach(), exact_entropy, rtol=1e-6, atol=1e-10)
     assert not logits.grad[:, 3:20].any() and logits.grad.isfinite().all()

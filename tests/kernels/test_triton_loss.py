@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o1core import kernels
-from o1core.kernels import torch_reference
-from o1core.kernels.one_pass_budget import OnePassBudget
+from o1core.kernels.numbers import OnePassBudget
+from tests.kernels import reference
 from tests.kernels.kernel_cases import CLIP, RATIOS, TEMPERATURES, edge_case
 from tests.kernels.triton_cases import BLOCK_V, DEVICE, head, leaf, normal, triton_backend
 
@@ -67,9 +67,7 @@ def test_clipped_surrogate_is_the_reference(lengths, ratio, spread, masked, seed
     exact = leaf(logp)
     advantage = normal(len(lengths), seed=seed + 2)
     loss, metrics = kernels.clipped_surrogate(logp, ref_logp, advantage, cu_seqlens, mask, ratio=ratio, **SETTINGS)
-    truth, expected = torch_reference.clipped_surrogate(
-        exact, ref_logp, advantage, cu_seqlens, mask, ratio=ratio, **SETTINGS
-    )
+    truth, expected = reference.clipped_surrogate(exact, ref_logp, advantage, cu_seqlens, mask, ratio=ratio, **SETTINGS)
     loss.backward()
     torch.testing.assert_close(loss, truth, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(metrics.sums, expected.sums, rtol=1e-6, atol=1e-10)
@@ -102,7 +100,7 @@ def test_clipped_surrogate_of_lesser_dtypes(ratio, dtype):
     loss, metrics = kernels.clipped_surrogate(
         leaf(logp), ref_logp, advantage, cu_seqlens, mask, ratio=ratio, **SETTINGS
     )
-    truth, expected = torch_reference.clipped_surrogate(
+    truth, expected = reference.clipped_surrogate(
         logp.double(), ref_logp.double(), advantage.double(), cu_seqlens, mask, ratio=ratio, **SETTINGS
     )
     assert loss.dtype == torch.float32
@@ -169,7 +167,7 @@ def test_advantage_is_the_reference(samples, groups, seed, lam):
     correct = (torch.rand(samples, generator=generator) < 0.5).to(DEVICE)
     group = torch.randint(groups, (samples,), generator=generator).to(DEVICE, torch.int32)
     ours = kernels.length_harmonizing_advantage(lengths, correct, group, lam)
-    truth = torch_reference.length_harmonizing_advantage(lengths, correct, group, lam)
+    truth = reference.length_harmonizing_advantage(lengths, correct, group, lam)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), truth, rtol=1e-6, atol=1e-6)
 
@@ -188,7 +186,7 @@ def case_behind_a_head(temperature):
     cu_seqlens = torch.tensor([0, 3, 3, n], device=DEVICE)
     mask = torch.tensor([True, True, False, True, True, True, False, True], device=DEVICE)
     advantage = torch.tensor([1.1, 3.0, -0.7], dtype=torch.float64, device=DEVICE)
-    at_start = torch_reference.linear_logprob(hidden, weight, targets, temperature=temperature)
+    at_start = reference.linear_logprob(hidden, weight, targets, temperature=temperature)
     ref_logp = at_start + normal(n, seed=6, scale=0.25)
     return hidden, weight, (targets, ref_logp, advantage, cu_seqlens, mask)
 
@@ -213,7 +211,7 @@ def test_every_way_to_the_gradients_is_the_reference(monkeypatch, ratio, wave):
     )
     hidden, weight, rest = case_behind_a_head(0.7)
     results = []
-    for op in (kernels.linear_surrogate, torch_reference.linear_surrogate):
+    for op in (kernels.linear_surrogate, reference.linear_surrogate):
         x, w = leaf(hidden), leaf(weight)
         loss, metrics = op(x, w, *rest, ratio=ratio, temperature=0.7, **SETTINGS)
         (3 * loss).backward()

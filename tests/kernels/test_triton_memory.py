@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from o1core import kernels
 from o1core.kernels import configs, triton_linear, triton_tiles
-from o1core.kernels.triton_gather_backward import gather_backward_kernel
-from o1core.kernels.triton_gather_forward import gather_forward_kernel
-from o1core.kernels.triton_kept_gradient import kept_gradient_kernel
-from o1core.kernels.triton_logit_gradient import logit_gradient_kernel
-from o1core.kernels.triton_partial_sums import partial_sums_kernel
+from o1core.kernels.triton_backward import Rows, Table, kept_gradient_kernel, logit_gradient_kernel
+from o1core.kernels.triton_forward import partial_sums_kernel
+from o1core.kernels.triton_gather import gather_backward_kernel, gather_forward_kernel
+from o1core.kernels.triton_tiles import Operands, Shape, Sums
 from tests.kernels import interpreter
 from tests.kernels.triton_cases import (
     BLOCK_V,
@@ -95,8 +94,9 @@ def linear_launch():
 def test_the_gradient_of_logits_addresses_beyond_two_to_the_31():
     """The last program of N 65,537, V 152,065, H 16 with rows far apart, on memory that is not there."""
     block_n, block_v, block_h, last, options, chunk = linear_launch()
-    sizes = N, V, H, 0, STRIDE, STRIDE, chunk, 1.0
-    seen = last_program_of(logit_gradient_kernel, last, X, X, T, Z, Z, Z, Z, X, *sizes, **options)
+    operands, per_row, d_logits = Operands(X, X, STRIDE, STRIDE), Rows(T, Z, Z, Z, Z), Table(X, chunk)
+    arguments = operands, per_row, d_logits, Shape(N, V, H), 0, 1.0
+    seen = last_program_of(logit_gradient_kernel, last, *arguments, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     assert row * STRIDE > 2**31 and column * STRIDE > 2**31 and row * chunk > 2**31
     assert offsets(seen, "load", (block_n, block_h), base, 2) == [row * STRIDE + k for k in range(H)]
@@ -108,8 +108,8 @@ def test_the_gradient_of_logits_addresses_beyond_two_to_the_31():
 @pytest.mark.parametrize("keep", [False, True])
 def test_partial_sums_address_beyond_two_to_the_31(keep):
     block_n, block_v, block_h, last, options, chunk = linear_launch()
-    sizes = N, V, H, STRIDE, STRIDE, chunk, 1.0
-    seen = last_program_of(partial_sums_kernel, last, X, X, T, X, Z, Z, Z, Z, *sizes, KEEP=keep, **options)
+    arguments = Operands(X, X, STRIDE, STRIDE), Sums(T, X, Z, Z, Z, Z, chunk), Shape(N, V, H), 1.0
+    seen = last_program_of(partial_sums_kernel, last, *arguments, KEEP=keep, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * STRIDE + k for k in range(H)]
     tiles = triton.cdiv(V, block_v)
@@ -126,8 +126,8 @@ def test_the_gradient_of_kept_numbers_addresses_beyond_two_to_the_31(pick):
     kept_block = configs.KEPT["interpreter"].constants["BLOCK_N"]
     options = dict(BLOCK_V=block_v, PICK=pick, ACC=triton.language.float32, **configs.KEPT["interpreter"].options())
     last = triton.cdiv(N, kept_block) * triton.cdiv(V, block_v) - 1
-    sizes = N, N, V, chunk, chunk, chunk
-    seen = last_program_of(kept_gradient_kernel, last, X, X, T, Z, T, Z, Z, Z, *sizes, **options)
+    table, per_row = Table(X, chunk), Rows(T, Z, Z, Z, Z)
+    seen = last_program_of(kept_gradient_kernel, last, table, table, T, Z, per_row, N, N, V, chunk, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     numbers = [column + k for k in range(block_v)]
     source = 0 if pick else row * chunk
@@ -144,11 +144,10 @@ def test_addresses_beyond_two_to_the_31_in_the_gather_kernels():
     options = dict(ACC=triton.language.float32, ENTROPY=False, **configs.GATHER["gpu"].options())
     row = (n - 1) * v
     assert row > 2**31
-    seen = last_program_of(gather_forward_kernel, n - 1, x, t, z, z, z, z, v, v, v, 1.0, **options)
+    seen = last_program_of(gather_forward_kernel, n - 1, x, t, (z, z, z, z), v, v, v, 1.0, **options)
     assert offsets(seen, "load", (block,), x.data_ptr(), 2) == [row + k for k in range(v)]
-    seen = last_program_of(
-        gather_backward_kernel, n * blocks - 1, x, t, z, z, z, z, x, v, v, blocks, v, v, 1.0, **options
-    )
+    table, per_row = Table(x, v), Rows(t, z, z, z, z)
+    seen = last_program_of(gather_backward_kernel, n * blocks - 1, table, per_row, table, v, v, blocks, 1.0, **options)
     last_block = [row + k for k in range((blocks - 1) * block, v)]
     assert offsets(seen, "load", (block,), x.data_ptr(), 2) == last_block
     assert offsets(seen, "store", (block,), x.data_ptr(), 2) == last_block

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from o1core import kernels
-from o1core.kernels import configs, triton_partial_sums
+from o1core.kernels import configs, triton_forward
+from o1core.kernels.numbers import Softmax
 from tests.kernels.triton_cases import (
     BLOCK_N,
     BLOCK_V,
@@ -33,14 +34,14 @@ def choose_triton(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """How often the persistent kernel was launched."""
-    original = triton_partial_sums.descriptors
+    original = triton_forward.descriptors
     count = []
 
     def counting(*arguments):
         count.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(triton_partial_sums, "descriptors", counting)
+    monkeypatch.setattr(triton_forward, "descriptors", counting)
     return count
 
 
@@ -69,10 +70,12 @@ def test_the_persistent_forward_keeps_the_same_exponentials(monkeypatch, calls):
     from o1core.kernels.triton_linear import kept_forward
 
     hidden, weight, targets = exact_head(BLOCK_N + 3, 2 * BLOCK_V + 9, 24)
-    expected = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
+    expected = kept_forward(hidden, weight, targets, Softmax(1.0, 2 * BLOCK_V + 5))
     monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
-    found = kept_forward(hidden, weight, targets, 1.0, 2 * BLOCK_V + 5)
-    assert calls and all(torch.equal(a, b) for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2])))
+    found = kept_forward(hidden, weight, targets, Softmax(1.0, 2 * BLOCK_V + 5))
+    assert calls and all(
+        torch.equal(a, b) for a, b in zip((*found[:2], *found.state), (*expected[:2], *expected.state))
+    )
 
 
 def test_the_blocks_that_ship_give_the_same_numbers(monkeypatch, calls):

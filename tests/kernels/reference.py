@@ -1,4 +1,4 @@
-"""Every op in plain torch, one line of mathematics a line of code: the truth in tests, never the path that ships.
+"""Every op in plain torch, one line of mathematics a line of code: the truth in tests and benchmarks.
 
 Differentiable by torch's own autograd and exact in float64. Nothing is chunked, fused or checked: logits are stored,
 sequences are a Python loop.
@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from .precision import LOG_RATIO_LIMIT
-from .surrogate_metrics import SurrogateMetrics
+from o1core.kernels import LOG_RATIO_LIMIT, SurrogateMetrics
 
 
 def gather_logprob(

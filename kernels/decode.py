@@ -1,27 +1,29 @@
-"""Decode attention over keys and values in pages: the public ops, and what runs where the Triton kernels do not.
+"""A decode step's ops: attention over keys and values in pages, the write of pages, and tokens from logits.
 
-No value is read back on the Triton path, so page numbers and lengths are not held against their range: a wrong one reads
-outside the pages.
+A page holds PAGE_TOKENS tokens of all key heads of one layer: keys and values are [pages, Hkv, PAGE_TOKENS, D]. Token t of
+row r lies in page page_table[r, t // PAGE_TOKENS] at slot t % PAGE_TOKENS. No value is read back on the Triton path, so page
+numbers and lengths are not held against their range: a wrong one reads outside the pages.
 """
 
+import math
 import warnings
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from .checks import floating, require, same_device
+from .checks import logits as check_logits
 from .dispatch import TORCH, Primitives, primitives
-from .paging import HEAD_SIZES, LARGEST_GROUP, PAGE_TOKENS
+from .numbers import PAGE_TOKENS, Pages
+
+HEAD_SIZES = (16, 32, 64, 128, 256)  # that the Triton kernels take
+LARGEST_GROUP = 16  # query heads a key head that the Triton kernels take
 
 
 def paged_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    page_table: torch.Tensor,
-    lengths: torch.Tensor,
-    max_length: int,
-) -> torch.Tensor:
+    queries: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, lengths: Tensor, max_length: int
+) -> Tensor:
     """Attention of one new token a row over the row's pages: softmax(q k^T / sqrt(D)) v.
 
     queries [R, Hq, D], the heads of a group side by side; keys and values [pages, Hkv, 64, D] contiguous; page_table
@@ -30,24 +32,24 @@ def paged_attention(
     knows. Returns [R, Hq, D] in the dtype of queries. A row's bits depend on its own length and numbers alone: not on
     the batch, on which pages it has, or on the table's width. Raises ValueError naming the wrong argument.
     """
-    _check(queries, keys, values, page_table, lengths)
+    pages = Pages(keys, values, page_table, lengths)
+    _check(queries, pages)
     room = page_table.shape[1] * PAGE_TOKENS
     require(0 <= max_length <= room, f"max_length: {max_length}, expected 0 to {room} (the table's width in tokens)")
-    run = _for(queries, keys)
-    return run.paged_attention(queries, keys, values, page_table, lengths, max_length)
+    return _for(queries, keys).paged_attention(queries, pages, max_length)
 
 
 def write_pages(
-    queries: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    page_table: torch.Tensor,
-    lengths: torch.Tensor,
-) -> torch.Tensor:
+    queries: Tensor,
+    new_keys: Tensor,
+    new_values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+) -> Tensor:
     """Turns queries and new keys by their position (rotary embedding, arXiv 2104.09864: pairs x_i and x_{i + D/2}) and
     writes keys and values to slot lengths - 1 of their row; a row of length 0 writes nothing.
 
@@ -55,7 +57,8 @@ def write_pages(
     apart (one product makes all three); cos and sin [R, D/2]; the rest as in paged_attention. Returns the turned queries
     [R, Hq, D]. Triton turns in float32 and rounds once. Raises ValueError naming the wrong argument.
     """
-    _check(queries, keys, values, page_table, lengths)
+    pages = Pages(keys, values, page_table, lengths)
+    _check(queries, pages)
     rows, _, size = queries.shape
     for name, tensor in (("new_keys", new_keys), ("new_values", new_values)):
         expected = rows, keys.shape[1], size
@@ -65,13 +68,11 @@ def write_pages(
         require(tensor.stride()[1:] == (size, 1), f"{name}: strides {tensor.stride()}, expected (any, {size}, 1)")
     for name, tensor in (("cos", cos), ("sin", sin)):
         require(tensor.shape == (rows, size // 2), f"{name}: shape {tuple(tensor.shape)}, expected {(rows, size // 2)}")
-    run = _for(queries, keys)
-    return run.write_pages(queries, new_keys, new_values, cos, sin, keys, values, page_table, lengths)
+    return _for(queries, keys).write_pages(queries, new_keys, new_values, (cos, sin), pages)
 
 
-def _check(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, page_table: torch.Tensor, lengths: torch.Tensor
-) -> None:
+def _check(queries: Tensor, pages: Pages) -> None:
+    keys, values, page_table, lengths = pages
     floating("queries", queries)
     require(queries.dim() == 3, f"queries: shape {tuple(queries.shape)}, expected [R, Hq, D]")
     rows, heads, size = queries.shape
@@ -97,7 +98,7 @@ def _check(
         same_device(name, tensor, queries.device)
 
 
-def _for(queries: torch.Tensor, keys: torch.Tensor) -> Primitives:
+def _for(queries: Tensor, keys: Tensor) -> Primitives:
     """The backend, or torch with one warning where the Triton kernels do not take the shape."""
     run = primitives(queries.device)
     reason = refused_heads(queries.shape[1], keys.shape[1], queries.shape[2])
@@ -124,3 +125,28 @@ def runs_triton(device: torch.device) -> bool:
 @cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"decode attention: {reason}, which the Triton kernels take; torch runs instead", stacklevel=4)
+
+
+def sample_tokens(
+    logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a row, with nothing read back. Triton alone: a GPU, or the interpreter.
+
+    logits [R, V] with any row stride, uniforms float64 [R] in [0, 1); temperature 0 is greedy, top_k 0 and top_p 1 are no
+    filter. Returns ids int64 [R], log-probs float32 [R] and flags int32 [R], 1 where the row's logits are not finite and its
+    id means nothing. The log-prob is the model's own, before temperature and filters. Raises ValueError naming the wrong
+    argument.
+    """
+    check_logits(logits)
+    require(logits.shape[1] > 0, "logits: an empty vocabulary")
+    require(
+        uniforms.dtype == torch.float64 and uniforms.shape == logits.shape[:1] and uniforms.is_contiguous(),
+        f"uniforms: {uniforms.dtype} {tuple(uniforms.shape)}, expected float64 ({logits.shape[0]},)",
+    )
+    same_device("uniforms", uniforms, logits.device)
+    require(math.isfinite(temperature) and temperature >= 0, f"temperature: {temperature}, expected 0 (greedy) or more")
+    require(top_k >= 0, f"top_k: {top_k}, expected 0 (no filter) or more")
+    require(0 < top_p <= 1, f"top_p: {top_p}, expected above 0 and at most 1 (no filter)")
+    from .triton_sample import sample
+
+    return sample(logits, uniforms, temperature, top_k, top_p)
