@@ -1,11 +1,13 @@
-"""What the compiler makes of every Triton kernel that ships, without a GPU: python -m bench.compiled_kernels
+"""What the compiler makes of every Triton kernel as it is launched, without a GPU: python -m bench.compiled_kernels
 
-Compiles each kernel in each shipped configuration (kernels/configs.py) ahead of time and reads the machine code
-with the tools in Triton's own wheel: registers, spills, shared memory, occupancy, instruction counts, load widths. Then
-FLOPs, bytes and the roofline time on A800 and H100 at the sizes of Qwen2-7B and -32B heads.
+Runs the launchers at real sizes (bench/kernel_launches.py) on a pretended GPU (bench/pretended_gpu.py), so that Triton's own
+code decides what to compile, and reads the machine code with the tools in Triton's own wheel: registers, spills, shared memory,
+occupancy, instruction counts, load widths. Then FLOPs, bytes and the roofline time on A800 and H100 at the sizes of Qwen2-7B
+and -32B heads. Exit code 1 where something spills or asks for more than the chip has.
 
-    --target sm_80 --kernel linear   only what matches        --jobs 2   compiler processes
-    --json FILE                      the same as records      --no-roofline, --roofline-only
+    --target 90              only these chips            --jobs 2   compiler processes
+    --json FILE              the same as records         --table    the page's table (bench/results/kernels.md)
+    --roofline-only          without compiling
 
 Timings are arithmetic here, not measurements: the time that no kernel on that chip can beat.
 """
@@ -14,45 +16,97 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
 import triton
 
-from .kernel_variants import COMPUTE_CAPABILITY, Variant, shipped
-from .machine_code import compile_variant, faults
+from .kernel_launches import Case, cases
+from .machine_code import SHARED_LIMIT, read_machine_code
+from .pretended_gpu import pretended_gpu
 from .roofline import print_roofline
 
+TARGETS = (80, 86, 89, 90, 100)
+PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention")
+# Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
+STREAMS = (*PRODUCTS, "kept_gradient", "gather_forward", "gather_backward")
+Record = dict[str, Any]
 
-def compile_all(variants: list[Variant], jobs: int) -> list[dict]:
-    """Records in the order of variants. Processes are spawned: a fork would share the compiler's threads."""
+
+def compile_for(capability: int) -> list[Record]:
+    """A record of each kernel that the cases compile for a chip, with the sizes at which it was first launched."""
+    found: dict[str, Record] = {}
+    case: Case
+
+    def launched(kernel: Any, options: dict[str, Any], compiled: Any) -> None:
+        if compiled.hash in found:
+            return
+        flags = {k: v for k, v in options.items() if k.isupper() and k not in ("ACC", "PRECISION") and "BLOCK" not in k}
+        record = {
+            "kernel": kernel.fn.__name__.removesuffix("_kernel"),
+            "target": f"sm_{capability}",
+            "dtype": case.dtype,
+        }
+        record |= {"sizes": case.sizes, "flags": flags}
+        found[compiled.hash] = record | read_machine_code(compiled, capability)
+
+    with pretended_gpu(capability, launched):
+        for case in cases(capability):
+            case.launch()
+    return list(found.values())
+
+
+def compile_all(targets: list[int], jobs: int) -> list[Record]:
+    """Processes are spawned: a fork would share the compiler's threads."""
+    run: Callable = map
     if jobs == 1:
-        return [compile_variant(variant) for variant in variants]
+        return [record for records in run(compile_for, targets) for record in records]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(compile_variant, variants))
+        return [record for records in pool.map(compile_for, targets) for record in records]
 
 
-def print_records(records: list[dict]) -> None:
+def faults(record: Record) -> list[str]:
+    """What would be wrong with shipping this code; empty if nothing."""
+    found, limit = [], SHARED_LIMIT[int(record["target"].removeprefix("sm_"))]
+    if record["spill_bytes"] or record["spill_instructions"]:
+        found.append(f"spills {record['spill_bytes']} bytes in {record['spill_instructions']} instructions")
+    if record["shared_bytes"] > limit:
+        found.append(f"{record['shared_bytes']} bytes of shared memory, the chip has {limit}")
+    if record["kernel"] in PRODUCTS and not record["tensor_core"]:
+        found.append("a product without tensor-core instructions")
+    aligned = not record["sizes"].endswith((" x 1", " x 72"))
+    if record["kernel"] in STREAMS and aligned and not record["loads"]["16"] + record["async_copies"]:
+        found.append("neither 16-byte loads nor asynchronous copies")
+    return found
+
+
+def name_of(record: Record) -> str:
+    flags = [f"{key}={int(value)}" for key, value in record["flags"].items()]
+    return " ".join([record["kernel"], record["dtype"], *flags])
+
+
+def print_records(records: list[Record]) -> None:
     print(
         f"{'target':<7}{'kernel':<48}{'regs':>5}{'spill':>6}{'shared':>8}{'occup.':>7}{'instr':>7}{'mma':>5}{'async':>6}{'tma':>4}"
-        f"{'ld16/8/4':>11}{'st16/8/4':>11}{'ex2':>5}{'bar':>5}"
+        f"{'ld16/8/4':>11}{'st16/8/4':>11}{'ex2':>5}{'bar':>5}  first at"
     )
     for r in records:
         loads, stores = ("/".join(str(r[kind][width]) for width in ("16", "8", "4")) for kind in ("loads", "stores"))
         print(
-            f"{r['target']:<7}{r['name']:<48}{r['registers']:>5}{r['spill_bytes']:>6}{r['shared_bytes']:>8}"
+            f"{r['target']:<7}{name_of(r):<48}{r['registers']:>5}{r['spill_bytes']:>6}{r['shared_bytes']:>8}"
             f"{r['occupancy']:>7.1%}{r['instructions']:>7}{r['tensor_core']:>5}{r['async_copies']:>6}{r['tma_loads']:>4}"
-            f"{loads:>11}{stores:>11}{r['exponentials']:>5}{r['barriers']:>5}"
+            f"{loads:>11}{stores:>11}{r['exponentials']:>5}{r['barriers']:>5}  {r['sizes']}"
         )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=sorted(COMPUTE_CAPABILITY), action="append")
-    parser.add_argument("--kernel", default="", help="a part of the kernel's name")
+    parser.add_argument("--target", type=int, choices=TARGETS, action="append")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--roofline-only", action="store_true")
@@ -60,15 +114,13 @@ def main() -> int:
     options = parser.parse_args()
     bad = 0
     if not options.roofline_only:
-        targets = options.target or list(COMPUTE_CAPABILITY)
-        variants = [variant for variant in shipped(targets) if options.kernel in variant.name()]
-        records = compile_all(variants, options.jobs)
+        records = compile_all(options.target or list(TARGETS), options.jobs)
         print(f"Triton {triton.__version__}, {len(records)} compiled kernels")
         print_records(records)
         for record in records:
             for fault in faults(record):
                 bad += 1
-                print(f"FAULT {record['target']} {record['name']}: {fault}")
+                print(f"FAULT {record['target']} {name_of(record)} at {record['sizes']}: {fault}")
         if options.json:
             options.json.write_text(json.dumps(records, indent=1))
     if not options.no_roofline:

@@ -88,8 +88,8 @@ ATTENTION = {2: Launch({}, 4, 2, "ieee"), 4: Launch({}, 4, 1, "tf32x3"), 8: Laun
 ATTENTION_MERGE = {"gpu": Launch({}, 4, 1), "interpreter": Launch({}, 1, 1)}
 WRITE_PAGES = {"gpu": Launch({}, 1, 1), "interpreter": Launch({}, 1, 1)}
 SAMPLE = {
-    "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 8192}, 16, 1),
-    "interpreter": Launch({"BLOCK_R": 512, "BLOCK_V": 64}, 1, 1),
+    "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 8192, "ROOM": 4096}, 16, 1),
+    "interpreter": Launch({"BLOCK_R": 1024, "BLOCK_V": 64, "ROOM": 64}, 1, 1),
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 
@@ -109,12 +109,15 @@ def target(device: torch.device) -> str:
     return "interpreter"
 
 
-def linear(device: torch.device, dtype: torch.dtype) -> Launch:
-    return LINEAR[target(device)][dtype.itemsize]
+def linear(device: torch.device, dtype: torch.dtype, width: int = 16) -> Launch:
+    """For rows of `width` numbers. Where 16 does not divide it, loads need masks, and the large tiles would spill."""
+    name = target(device)
+    return LINEAR["other" if name != "interpreter" and width % 16 else name][dtype.itemsize]
 
 
-def linear_tma(device: torch.device, dtype: torch.dtype) -> Launch | None:
-    return LINEAR_TMA.get(target(device)) if dtype.itemsize == 2 else None
+def linear_tma(device: torch.device, dtype: torch.dtype, width: int = 16) -> Launch | None:
+    name = target(device)
+    return LINEAR_TMA.get(name) if dtype.itemsize == 2 and (name == "interpreter" or width % 16 == 0) else None
 
 
 @cache

@@ -98,11 +98,12 @@ def row_coefficients(known: RowNumbers, upstream: Upstream, inv_temperature: flo
 
 class Kept(NamedTuple):
     """What a forward pass keeps of whole rows, for a gradient in the same pass: logp [N]; numbers [N, vocab_size], from which
-    with `state` the backend forms the probabilities again."""
+    with `state`, a column of it for each `block` of the vocabulary, the backend forms the probabilities again."""
 
     logp: Tensor
     numbers: Tensor
     state: tuple[Tensor, ...] = ()
+    block: int = 0
 
 
 class Sequences(NamedTuple):

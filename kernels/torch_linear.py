@@ -244,7 +244,7 @@ def kept_forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softm
 def kept_gradient(
     kept: Kept, targets: Tensor, logp_grad: Tensor, inv_temperature: float, picked: Tensor | None
 ) -> Tensor:
-    logp, log_p, _ = kept
+    logp, log_p = kept.logp, kept.numbers
     if picked is not None:
         log_p = pick_rows(log_p, picked)
         targets, logp, logp_grad = targets[picked], logp[picked], logp_grad[picked]

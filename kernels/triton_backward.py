@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import configs
 from .numbers import Kept, RowCoefficients, RowNumbers, Upstream, row_coefficients
-from .triton_tiles import Operands, Shape, padded, tile_logits, tile_of
+from .triton_tiles import Operands, padded, tile_logits, tile_of
 
 
 class Rows(NamedTuple):
@@ -28,12 +28,13 @@ class Table(NamedTuple):
     stride: Any
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "first_column"])
 def logit_gradient_kernel(
     operands: Operands,
     per_row: Rows,
     d_logits: Table,
-    shape: Shape,
+    rows: tl.tensor,
+    columns: tl.tensor,
     first_column: tl.tensor,
     inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
@@ -47,11 +48,10 @@ def logit_gradient_kernel(
     and first_column is its place in the vocabulary. Whole tiles are stored, without a mask that would make the stores
     narrow: the rows of d_logits have room for the last one."""
     targets, top, at_target, constant, linear = per_row
-    rows, columns, _ = shape
     row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    z = tile_logits(operands, shape, row, column, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H)
+    z = tile_logits(operands, rows, columns, row, column, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H)
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32) - first_column
     inv_temperature = tl.full((), inv_temperature, ACC)
@@ -78,14 +78,15 @@ def logit_gradient(
     """Fills d_logits [N, chunk]: the gradient of hidden weight^T for the chunk of the vocabulary that begins at
     first_column and whose rows `weight` is. Rows of d_logits have room for padded(chunk) numbers."""
     at_target, constant, linear = coefficients
-    shape = Shape(*hidden.shape[:1], len(weight), hidden.shape[1])
-    launch = configs.linear(hidden.device, hidden.dtype)
+    rows, columns = len(hidden), len(weight)
+    launch = configs.linear(hidden.device, hidden.dtype, hidden.shape[1])
     block_n, block_v = launch.constants["BLOCK_N"], launch.constants["BLOCK_V"]
-    logit_gradient_kernel[(triton.cdiv(shape.rows, block_n) * triton.cdiv(shape.columns, block_v),)](
-        Operands(hidden, weight, hidden.stride(0), weight.stride(0)),
+    logit_gradient_kernel[(triton.cdiv(rows, block_n) * triton.cdiv(columns, block_v),)](
+        Operands(hidden, weight, hidden.stride(0), weight.stride(0), hidden.shape[1]),
         Rows(targets.contiguous(), top, at_target, constant, constant if linear is None else linear),
         Table(d_logits, d_logits.stride(0)),
-        shape,
+        rows,
+        columns,
         first_column,
         inv_temperature,
         ENTROPY=linear is not None,
@@ -94,7 +95,7 @@ def logit_gradient(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "kept_rows"])
 def kept_gradient_kernel(
     kept: Table,
     d_logits: Table,
@@ -102,8 +103,8 @@ def kept_gradient_kernel(
     maxima: tl.tensor,
     per_row: Rows,
     rows: tl.tensor,
-    kept_rows: tl.tensor,
     columns: tl.tensor,
+    kept_rows: tl.tensor,
     room: tl.tensor,
     PICK: tl.constexpr,
     ACC: tl.constexpr,
@@ -142,12 +143,11 @@ def kept_gradient(
     numbers, (maxima, top, log_total) = kept.numbers, kept.state
     columns = numbers.shape[1]
     row = row_coefficients(RowNumbers(kept.logp, top, log_total), Upstream(logp_grad), inv_temperature)
-    block_v = configs.linear(numbers.device, numbers.dtype).constants["BLOCK_V"]
     launch = configs.elementwise(configs.KEPT, numbers.device)
     d_logits = numbers if picked is None else numbers.new_empty(len(picked), padded(columns))[:, :columns]
     rows = len(d_logits)
     if rows:
-        programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(columns, block_v)
+        programs = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(columns, kept.block)
         kept_gradient_kernel[(programs,)](
             Table(numbers, numbers.stride(0)),
             Table(d_logits, d_logits.stride(0)),
@@ -155,12 +155,12 @@ def kept_gradient(
             maxima,
             Rows(targets.contiguous(), top, row.at_target, row.constant, row.constant),
             rows,
-            len(numbers),
             columns,
+            len(numbers),
             min(numbers.stride(0), d_logits.stride(0)),
             PICK=picked is not None,
             ACC=configs.accumulator(numbers.dtype),
-            BLOCK_V=block_v,
+            BLOCK_V=kept.block,
             **launch.options(),
         )
     return d_logits

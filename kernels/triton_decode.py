@@ -22,13 +22,13 @@ SPLIT: tl.constexpr = tl.constexpr(SPLIT_TOKENS)
 GROUP_BLOCK: tl.constexpr = tl.constexpr(16)  # the fewest rows that a product on tensor cores takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def paged_attention_kernel(
     queries: tl.tensor,
     query_stride: tl.tensor,
     pages: Pages,
-    strides: tuple,
-    parts: tuple,
+    strides: tl.tuple,
+    parts: tl.tuple,
     splits: tl.tensor,
     scale: tl.float64,
     GROUP: tl.constexpr,
@@ -81,9 +81,9 @@ def paged_attention_kernel(
     tl.store(sums + part[:, None] * BLOCK_D + dim[None, :], sum_of_values, mask=real[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def attention_merge_kernel(
-    parts: tuple, lengths: tl.tensor, out: tl.tensor, splits: tl.tensor, ACC: tl.constexpr, BLOCK_D: tl.constexpr
+    parts: tl.tuple, lengths: tl.tensor, out: tl.tensor, splits: tl.tensor, ACC: tl.constexpr, BLOCK_D: tl.constexpr
 ) -> None:
     """One query head of one row: its splits -> out [R, Hq, D]; zeros for a row of no tokens."""
     sums, tops, totals = parts
@@ -139,11 +139,11 @@ def paged_attention(queries: Tensor, pages: Pages, max_length: int) -> Tensor:
 
 @triton.jit
 def write_pages_kernel(
-    new: tuple,
-    new_strides: tuple,
-    rotation: tuple,
+    new: tl.tuple,
+    new_strides: tl.tuple,
+    rotation: tl.tuple,
     pages: Pages,
-    strides: tuple,
+    strides: tl.tuple,
     turned: tl.tensor,
     query_heads: tl.tensor,
     ACC: tl.constexpr,

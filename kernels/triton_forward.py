@@ -16,14 +16,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import configs
 from .configs import FLOOR, Launch
 from .numbers import RowNumbers, Softmax
-from .triton_tiles import Operands, Shape, Sums, fold_tile, tile_logits, tile_of
+from .triton_tiles import Operands, Sums, fold_tile, tile_logits, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def partial_sums_kernel(
     operands: Operands,
     sums: Sums,
-    shape: Shape,
+    rows: tl.tensor,
+    columns: tl.tensor,
     inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     KEEP: tl.constexpr,
@@ -34,19 +35,21 @@ def partial_sums_kernel(
     BLOCK_H: tl.constexpr,
 ) -> None:
     """One program a tile; what it writes: fold_tile."""
-    row_tile, column_tile = tile_of(tl.program_id(0), shape.rows, shape.columns, BLOCK_N, BLOCK_V)
+    row_tile, column_tile = tile_of(tl.program_id(0), rows, columns, BLOCK_N, BLOCK_V)
     row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     column = column_tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    z = tile_logits(operands, shape, row, column, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H)
-    fold_tile(z, row, column_tile, sums, shape, tl.full((), inv_temperature, ACC), ENTROPY, KEEP, BLOCK_V)
+    z = tile_logits(operands, rows, columns, row, column, ACC, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H)
+    fold_tile(z, row, column_tile, sums, rows, columns, tl.full((), inv_temperature, ACC), ENTROPY, KEEP, BLOCK_V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def partial_sums_tma_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
+    width: tl.tensor,
     sums: Sums,
-    shape: Shape,
+    rows: tl.tensor,
+    columns: tl.tensor,
     inv_temperature: tl.float64,
     ENTROPY: tl.constexpr,
     KEEP: tl.constexpr,
@@ -58,17 +61,17 @@ def partial_sums_tma_kernel(
 ) -> None:
     """Every num_programs-th tile. hidden [N, H] and weight [V, H] are descriptors with blocks [BLOCK_N, BLOCK_H] and
     [BLOCK_V, BLOCK_H]."""
-    tiles = tl.cdiv(shape.rows, BLOCK_N) * tl.cdiv(shape.columns, BLOCK_V)
+    tiles = tl.cdiv(rows, BLOCK_N) * tl.cdiv(columns, BLOCK_V)
     # What does not change from tile to tile is computed again for each: kept in registers, it makes others spill.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
-        row_tile, column_tile = tile_of(tile, shape.rows, shape.columns, BLOCK_N, BLOCK_V)
+        row_tile, column_tile = tile_of(tile, rows, columns, BLOCK_N, BLOCK_V)
         z = tl.zeros((BLOCK_N, BLOCK_V), dtype=ACC)
-        for start in range(0, shape.width, BLOCK_H):
+        for start in range(0, width, BLOCK_H):
             x = hidden.load([row_tile * BLOCK_N, start])
             w = weight.load([column_tile * BLOCK_V, start])
             z = tl.dot(x, w.T, z, input_precision=PRECISION, out_dtype=ACC)
         row = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        fold_tile(z, row, column_tile, sums, shape, tl.full((), inv_temperature, ACC), ENTROPY, KEEP, BLOCK_V)
+        fold_tile(z, row, column_tile, sums, rows, columns, tl.full((), inv_temperature, ACC), ENTROPY, KEEP, BLOCK_V)
 
 
 def partial_sums(
@@ -85,11 +88,10 @@ def partial_sums(
     rows, width = hidden.shape
     inv_temperature, vocab_size = softmax
     tma = launch_for(hidden, weight)
-    launch = tma or configs.linear(hidden.device, hidden.dtype)
+    launch = tma or configs.linear(hidden.device, hidden.dtype, width)
     tiles = triton.cdiv(rows, launch.constants["BLOCK_N"]) * triton.cdiv(vocab_size, launch.constants["BLOCK_V"])
     written = hidden if kept is None else kept
     sums = Sums(targets, written, parts[0], parts[1], parts[-1], target_logits, written.stride(0))
-    shape = Shape(rows, vocab_size, width)
     options = {
         "ENTROPY": len(parts) == 3,
         "KEEP": kept is not None,
@@ -97,19 +99,19 @@ def partial_sums(
         **launch.options(),
     }
     if tma is None:
-        operands = Operands(hidden, weight, hidden.stride(0), weight.stride(0))
-        partial_sums_kernel[(tiles,)](operands, sums, shape, inv_temperature, **options)
+        operands = Operands(hidden, weight, hidden.stride(0), weight.stride(0), width)
+        partial_sums_kernel[(tiles,)](operands, sums, rows, vocab_size, inv_temperature, **options)
     else:
         grid = (min(tiles, configs.multiprocessors(hidden.device)),)
         described = descriptors(hidden, weight, vocab_size, tma)
-        partial_sums_tma_kernel[grid](*described, sums, shape, inv_temperature, **options)
+        partial_sums_tma_kernel[grid](*described, width, sums, rows, vocab_size, inv_temperature, **options)
 
 
 def launch_for(hidden: Tensor, weight: Tensor) -> Launch | None:
     """The kernel's configuration, where it is for this chip and dtype, and the accelerator for these addresses (multiples
     of 16 bytes)."""
     aligned = (t.data_ptr() % 16 == 0 and t.stride(0) * t.dtype.itemsize % 16 == 0 for t in (hidden, weight))
-    return configs.linear_tma(hidden.device, hidden.dtype) if all(aligned) else None
+    return configs.linear_tma(hidden.device, hidden.dtype, hidden.shape[1]) if all(aligned) else None
 
 
 def descriptors(hidden: Tensor, weight: Tensor, vocab_size: int, launch: Launch) -> list[TensorDescriptor]:
@@ -122,11 +124,11 @@ def descriptors(hidden: Tensor, weight: Tensor, vocab_size: int, launch: Launch)
     ]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def merge_kernel(
-    parts: tuple,
+    parts: tl.tuple,
     target_logits: tl.tensor,
-    found: tuple,
+    found: tl.tuple,
     rows: tl.tensor,
     tiles: tl.tensor,
     ENTROPY: tl.constexpr,

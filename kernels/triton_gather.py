@@ -16,7 +16,7 @@ from .triton_backward import Rows, Table
 def gather_forward_kernel(
     logits: tl.tensor,
     targets: tl.tensor,
-    found: tuple,
+    found: tl.tuple,
     vocab_size: tl.tensor,
     columns: tl.tensor,
     row_stride: tl.tensor,
@@ -81,7 +81,7 @@ def gather_forward(logits: Tensor, targets: Tensor, softmax: Softmax, want_entro
     return RowNumbers(logp, top, log_total, entropy)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def gather_backward_kernel(
     logits: Table,
     per_row: Rows,

@@ -56,7 +56,7 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, w
     hidden, targets = unit_stride(hidden), targets.contiguous()
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
-    blocks = configs.linear(hidden.device, hidden.dtype).constants
+    blocks = configs.linear(hidden.device, hidden.dtype, hidden.shape[1]).constants
     logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
     found = RowNumbers(logp, top, log_total, hidden.new_empty(rows, dtype=acc) if want_entropy else None)
     tiles = triton.cdiv(softmax.vocab_size, blocks["BLOCK_V"])
@@ -76,14 +76,15 @@ def kept_forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softm
     hidden, columns = unit_stride(hidden), softmax.vocab_size
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
-    tiles = triton.cdiv(columns, configs.linear(hidden.device, hidden.dtype).constants["BLOCK_V"])
+    block = configs.linear(hidden.device, hidden.dtype, hidden.shape[1]).constants["BLOCK_V"]
+    tiles = triton.cdiv(columns, block)
     logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
     parts = hidden.new_empty(2, tiles * rows, dtype=acc)
     numbers = hidden.new_empty(rows, padded(columns))[:, :columns]
     if rows:
         partial_sums(hidden, weight, targets.contiguous(), softmax, parts, target_logits, numbers)
         merge(parts, tiles, target_logits, RowNumbers(logp, top, log_total))
-    return Kept(logp, numbers, (parts[0].view(tiles, rows), top, log_total))
+    return Kept(logp, numbers, (parts[0].view(tiles, rows), top, log_total), block)
 
 
 def backward(

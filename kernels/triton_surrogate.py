@@ -103,7 +103,7 @@ def _log_ratios(
     return counted, new - tl.load(batch.ref_logp + token, mask=counted, other=0.0).to(ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def surrogate_kernel(
     batch: Batch,
     d_logp: tl.tensor,

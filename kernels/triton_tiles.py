@@ -1,4 +1,8 @@
-"""What the kernels over tiles of hidden weight^T share: the order of tiles, the product of one, and its operands' layout."""
+"""What the kernels over tiles of hidden weight^T share: the order of tiles, the product of one, and its operands' layout.
+
+Kernels take numbers of rows and columns with do_not_specialize: one is compiled for every batch, and a number that 16 divides
+does not make the compiler keep more in registers, and spill.
+"""
 
 from typing import Any, NamedTuple
 
@@ -31,19 +35,12 @@ def tile_of(
 
 
 class Operands(NamedTuple):
-    """hidden [N, H] and weight [V, H] as a kernel gets them: addresses, and how far apart their rows lie."""
+    """hidden [N, H] and weight [V, H] as a kernel gets them: addresses, how far apart their rows lie, and H."""
 
     hidden: Any
     weight: Any
     hidden_stride: Any
     weight_stride: Any
-
-
-class Shape(NamedTuple):
-    """Of hidden weight^T: N, the columns that count, H."""
-
-    rows: Any
-    columns: Any
     width: Any
 
 
@@ -63,7 +60,8 @@ class Sums(NamedTuple):
 @triton.jit
 def tile_logits(
     operands: Operands,
-    shape: Shape,
+    rows: tl.tensor,
+    columns: tl.tensor,
     row: tl.tensor,
     column: tl.tensor,
     ACC: tl.constexpr,
@@ -74,8 +72,7 @@ def tile_logits(
 ) -> tl.tensor:
     """hidden[row] weight[column]^T [BLOCK_N, BLOCK_V]. Past the edge the last row is read again, and the caller drops
     what it makes of it. Offsets are int64: 14,123 rows of 152,064 numbers pass 2^31."""
-    hidden, weight, hidden_stride, weight_stride = operands
-    rows, columns, width = shape
+    hidden, weight, hidden_stride, weight_stride, width = operands
     k = tl.arange(0, BLOCK_H)
     x_at = hidden + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * hidden_stride + k[None, :]
     w_at = weight + tl.minimum(column, columns - 1).to(tl.int64)[None, :] * weight_stride + k[:, None]
@@ -95,7 +92,8 @@ def fold_tile(
     row: tl.tensor,
     column_tile: tl.tensor,
     sums: Sums,
-    shape: Shape,
+    rows: tl.tensor,
+    columns: tl.tensor,
     inv_temperature: tl.tensor,
     ENTROPY: tl.constexpr,
     KEEP: tl.constexpr,
@@ -104,7 +102,6 @@ def fold_tile(
     """A tile z of hidden weight^T -> its part of the sums and, once a row, the target's logit. With KEEP also exp(logit -
     maximum) -> kept, whole tiles of it: its rows have room for the last one."""
     targets, kept, maxima, totals, moments, target_logits, kept_stride = sums
-    rows, columns, _ = shape
     here = row < rows
     target = tl.load(targets + row, mask=here, other=-1).to(tl.int32)
     # Columns are counted within the tile: compared with constants, they take no registers, and there are none to spare.

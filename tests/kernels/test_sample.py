@@ -5,6 +5,7 @@ import torch
 
 from bench.gpu.decode import probabilities_in_order
 from o1core import kernels
+from o1core.kernels import configs
 from o1core.rollout.sampling import SamplingParams, sample
 from tests.kernels.triton_cases import DEVICE, needs_interpreter
 
@@ -18,35 +19,62 @@ def case(rows, vocabulary=VOCABULARY, seed=0, scale=3.0):
     return logits.to(DEVICE), torch.rand(rows, generator=generator, dtype=torch.float64).to(DEVICE)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 0.6},
-        {"temperature": 0.7, "top_p": 0.9},
-        {"top_k": 7},
-        {"temperature": 1.3, "top_k": 20, "top_p": 0.8},
-    ],
-    ids=str,
-)
-def test_the_kernel_draws_what_the_sampler_of_a_cpu_draws(options):
-    params = SamplingParams(**options)
-    filtered = params.top_k or params.top_p < 1
-    logits, uniforms = case(512 if filtered else 4300, seed=len(options))  # 10,136 in all; a filter takes long here
-    expected_ids, expected_logp = sample(logits, uniforms, params)
-    ids, logp, flags = kernels.sample_tokens(
-        logits, uniforms, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
-    )
+def assert_same_tokens(logits, uniforms, params, most=5, **options):
+    """The CPU sampler's ids, but for neighbours whose boundary the uniform number hits within 1e-6; and its log-probs."""
+    wanted = logits[:, : options.get("vocab_size")]
+    expected_ids, expected_logp = sample(wanted, uniforms, params)
+    settings = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+    ids, logp, flags = kernels.sample_tokens(logits, uniforms, **settings, **options)
     assert not flags.any()
     different = (ids != expected_ids).nonzero()[:, 0].tolist()
-    assert len(different) < 5
+    assert len(different) < most
     for row in different:
-        p, order = probabilities_in_order(logits[row], params)
+        p, order = probabilities_in_order(wanted[row], params)
         places = [(order == i).nonzero().item() for i in (int(ids[row]), int(expected_ids[row]))]
         assert abs(places[0] - places[1]) == 1
         assert abs(p.cumsum(0)[min(places)] - uniforms[row]) < 1e-6
     same = ids == expected_ids
     torch.testing.assert_close(logp[same], expected_logp[same], rtol=1e-6, atol=1e-6)
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 0.0},
+    {"temperature": 0.5, "top_p": 0.8},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"top_k": 7},
+    {"temperature": 1.3, "top_k": 20, "top_p": 0.8},
+    {"top_k": VOCABULARY, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_the_kernel_draws_what_the_sampler_of_a_cpu_draws(options):
+    """10,000 rows of every setting, in a table that is wider than the vocabulary."""
+    logits, uniforms = case(10_000, 80, seed=len(options))
+    logits[:, VOCABULARY:] = float("nan")
+    assert_same_tokens(logits, uniforms, SamplingParams(**options), vocab_size=VOCABULARY)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 70}, {"top_k": 70, "top_p": 0.9}], ids=str)
+def test_rows_with_more_candidates_than_fit_are_read_whole(options):
+    """Flat rows, of which all 200 ids are candidates, beside steep ones, of which a few are."""
+    logits, uniforms = case(300, 200, scale=0.3)
+    logits[::3] *= 20
+    assert configs.SAMPLE["interpreter"].constants["ROOM"] < 70
+    assert_same_tokens(logits, uniforms, SamplingParams(**options))
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.8}, {"top_k": 3}, {"top_k": 3, "top_p": 0.9}], ids=str)
+def test_of_equal_logits_the_lowest_id_comes_first(options):
+    """Logits of three values, in order of id where they are equal. torch.topk promises no such order, so this is by hand."""
+    logits = torch.randint(0, 3, (200, 60), generator=torch.Generator().manual_seed(4)).float().to(DEVICE)
+    uniforms = case(200)[1]
+    ids, _, _ = kernels.sample_tokens(logits, uniforms, **options)
+    for row, uniform in enumerate(uniforms.tolist()):
+        p, order = probabilities_in_order(logits[row], SamplingParams(**options))
+        assert ids[row] == order[int((p.cumsum(0) <= uniform).sum())]
 
 
 def test_temperature_zero_takes_the_largest():

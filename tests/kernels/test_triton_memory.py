@@ -13,7 +13,7 @@ from o1core.kernels import configs, triton_linear, triton_tiles
 from o1core.kernels.triton_backward import Rows, Table, kept_gradient_kernel, logit_gradient_kernel
 from o1core.kernels.triton_forward import partial_sums_kernel
 from o1core.kernels.triton_gather import gather_backward_kernel, gather_forward_kernel
-from o1core.kernels.triton_tiles import Operands, Shape, Sums
+from o1core.kernels.triton_tiles import Operands, Sums
 from tests.kernels import interpreter
 from tests.kernels.triton_cases import (
     BLOCK_V,
@@ -94,8 +94,8 @@ def linear_launch():
 def test_the_gradient_of_logits_addresses_beyond_two_to_the_31():
     """The last program of N 65,537, V 152,065, H 16 with rows far apart, on memory that is not there."""
     block_n, block_v, block_h, last, options, chunk = linear_launch()
-    operands, per_row, d_logits = Operands(X, X, STRIDE, STRIDE), Rows(T, Z, Z, Z, Z), Table(X, chunk)
-    arguments = operands, per_row, d_logits, Shape(N, V, H), 0, 1.0
+    operands, per_row, d_logits = Operands(X, X, STRIDE, STRIDE, H), Rows(T, Z, Z, Z, Z), Table(X, chunk)
+    arguments = operands, per_row, d_logits, N, V, 0, 1.0
     seen = last_program_of(logit_gradient_kernel, last, *arguments, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     assert row * STRIDE > 2**31 and column * STRIDE > 2**31 and row * chunk > 2**31
@@ -108,7 +108,7 @@ def test_the_gradient_of_logits_addresses_beyond_two_to_the_31():
 @pytest.mark.parametrize("keep", [False, True])
 def test_partial_sums_address_beyond_two_to_the_31(keep):
     block_n, block_v, block_h, last, options, chunk = linear_launch()
-    arguments = Operands(X, X, STRIDE, STRIDE), Sums(T, X, Z, Z, Z, Z, chunk), Shape(N, V, H), 1.0
+    arguments = Operands(X, X, STRIDE, STRIDE, H), Sums(T, X, Z, Z, Z, Z, chunk), N, V, 1.0
     seen = last_program_of(partial_sums_kernel, last, *arguments, KEEP=keep, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     assert offsets(seen, "load", (block_h, block_v), base, 2) == [column * STRIDE + k for k in range(H)]
@@ -127,7 +127,7 @@ def test_the_gradient_of_kept_numbers_addresses_beyond_two_to_the_31(pick):
     options = dict(BLOCK_V=block_v, PICK=pick, ACC=triton.language.float32, **configs.KEPT["interpreter"].options())
     last = triton.cdiv(N, kept_block) * triton.cdiv(V, block_v) - 1
     table, per_row = Table(X, chunk), Rows(T, Z, Z, Z, Z)
-    seen = last_program_of(kept_gradient_kernel, last, table, table, T, Z, per_row, N, N, V, chunk, **options)
+    seen = last_program_of(kept_gradient_kernel, last, table, table, T, Z, per_row, N, V, N, chunk, **options)
     row, column, base = N - 1, V - 1, X.data_ptr()
     numbers = [column + k for k in range(block_v)]
     source = 0 if pick else row * chunk

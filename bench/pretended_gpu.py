@@ -1,0 +1,79 @@
+"""A pretended GPU: meta tensors for its memory, and Triton's own launch stopped before the driver would be asked.
+
+What a launch compiles depends on its arguments: Triton makes a constant of an integer that is 1, and counts on addresses and
+integers that 16 divides. So the launchers run as they are, on tensors without memory, for a chip that is not there, and
+Triton's own code decides what to compile. TRITON_INTERPRET must not be set when triton is imported.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from o1core.kernels import configs
+
+MULTIPROCESSORS = 132
+Launched = Callable[[JITFunction, dict[str, Any], Any], None]  # the kernel, its keyword arguments, what was compiled
+
+
+class Driver:
+    """What Triton asks of a driver before it launches. A device a chip, because compiled kernels are kept by device."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+class Address:
+    """A tensor as Triton looks at it. Memory begins at a multiple of 4,096, as an allocator's does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self.at = tensor.dtype, 4096 + tensor.storage_offset() * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        return self.at
+
+
+def addressed(argument: Any) -> Any:
+    """An argument of a launch with addresses for tensors."""
+    if isinstance(argument, tuple):
+        parts = [addressed(part) for part in argument]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+    return Address(argument) if isinstance(argument, torch.Tensor) else argument
+
+
+@contextlib.contextmanager
+def pretended_gpu(capability: int, launched: Launched) -> Iterator[None]:
+    """Inside, kernels launched on meta tensors are compiled for a chip (90: sm_90) and handed to `launched`; nothing runs."""
+    run, name = JITFunction.run, f"sm_{capability}"
+
+    def compile_only(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled = run(self, *map(addressed, arguments), grid=grid, warmup=True, **options)
+        launched(self, options, compiled)
+        return compiled
+
+    driver.set_active(Driver(capability))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        stack.enter_context(
+            mock.patch.object(configs, "target", lambda device: name if name in configs.LINEAR else "other")
+        )
+        stack.enter_context(mock.patch.object(configs, "multiprocessors", lambda device: MULTIPROCESSORS))
+        stack.enter_context(mock.patch.dict("os.environ", {"O1CORE_KERNELS": "triton"}))
+        yield
