@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import mean
 
 from o1core.model import Tokenizer, read_config
-from o1core.rollout import Group, Sample, read_groups
+from o1core.rollout import read_groups
 from o1core.run_folder import SIDES, RunFolder
+from o1core.types import Group, Sample
 
 
 def mean_length(group: Group) -> float:

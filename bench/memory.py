@@ -18,7 +18,8 @@ from o1core.problems import arithmetic_problems
 from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs import EMBEDDED
-from o1core.training import Example, Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs
+from o1core.types import Example
 
 
 def one(steps: int) -> float:

@@ -19,11 +19,12 @@ from bench.methods import changes, signed
 from o1core.errors import UserError
 from o1core.model import DTYPES, Tokenizer, read_config
 from o1core.recipe import Recipe
-from o1core.rollout import Group, keep_freed_memory, opening_ids, sample_problems
+from o1core.rollout import keep_freed_memory, opening_ids, sample_problems
 from o1core.run_folder import RunFolder
 from o1core.runs import Job, Resources, open_evaluation, open_session
 from o1core.studies.measures import completions_of
 from o1core.text import one_line
+from o1core.types import Group
 
 OWN = "its own words"
 

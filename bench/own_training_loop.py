@@ -14,9 +14,10 @@ import o1core
 from o1core.model import save_checkpoint
 from o1core.problems import arithmetic_problems
 from o1core.recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
-from o1core.rollout import lengths_and_verdicts, sample_problems
+from o1core.rollout import sample_problems
 from o1core.runs import EMBEDDED
-from o1core.training import Example, Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs
+from o1core.types import Example, lengths_and_verdicts
 
 out = Path("runs/own-loop")
 model, tokenizer = o1core.load(EMBEDDED, torch.float32)  # or a folder

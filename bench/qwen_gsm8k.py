@@ -35,13 +35,14 @@ from o1core.evaluation import RunResult, compare, read_run_result
 from o1core.files import write_atomic, write_json, write_record
 from o1core.metrics import mean_interval
 from o1core.model import DTYPES
-from o1core.problems import Problem, load_problems, parse_levels, select
+from o1core.problems import load_problems, parse_levels, select
 from o1core.recipe import Recipe
 from o1core.report import plot_run
-from o1core.rollout import keep_freed_memory, lengths_and_verdicts, read_groups
+from o1core.rollout import keep_freed_memory, read_groups
 from o1core.run_folder import SIDES, EvaluationFolder, RunFolder
 from o1core.runs import Job, Resources, open_job, open_session
 from o1core.typed_json import to_json
+from o1core.types import Problem, lengths_and_verdicts
 
 VALIDATION = 500  # problems of the training file that no stage trains on
 SPLIT_SEED = 42

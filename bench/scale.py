@@ -29,8 +29,9 @@ from o1core.distributed import is_lead, meet, opened, trained_model
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
 from o1core.runs import EMBEDDED
-from o1core.training import Example, Updater, reference_logprobs, select_trained
+from o1core.training import Updater, reference_logprobs, select_trained
 from o1core.training.state import Progress, save_state
+from o1core.types import Example
 
 KINDS = {"plain": 0, "1 process": 1, "2 processes": 2}
 

@@ -15,11 +15,12 @@ import torch
 
 import o1core
 from o1core.grading import extract_answer
-from o1core.problems import Problem, instruct
+from o1core.problems import instruct
 from o1core.problems.arithmetic import arithmetic_tasks
 from o1core.problems.thoughts import HASTY
 from o1core.rollout import Engine, SamplingParams
 from o1core.runs import EMBEDDED
+from o1core.types import Problem
 
 EVALUATED = 1000  # validation problems, one sample each
 LONGEST = 512  # tokens of a sample, as in tiny-o1's recipe

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from o1core.model import Tokenizer, read_config
-from o1core.problems import Problem, parse_levels
+from o1core.problems import parse_levels
 from o1core.problems.arithmetic import Task, arithmetic_tasks
 from o1core.problems.thoughts import IDEAL, answer_of, text_of, write_thought
 from o1core.runs import EMBEDDED
+from o1core.types import Problem
 
 SAMPLES = 8
 DRAWN_FOR_ONE = 8  # problems drawn for each that is wanted: the rarest level is every sixth

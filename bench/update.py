@@ -35,7 +35,8 @@ from bench.peers import import_transformers
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise, read_config
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory
-from o1core.training import Example, Updater, peak_memory
+from o1core.training import Updater, peak_memory
+from o1core.types import Example
 
 WAYS = ("o1core", "o1core lora", "o1core checkpointing", "transformers", "transformers lora", "transformers chunked")
 QWEN = ModelConfig(  # Qwen2.5-0.5B and Qwen2.5-Coder-0.5B

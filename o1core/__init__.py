@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import grading, kernels, metrics, rewards, rewards_over_rounds
     from .model import Tokenizer, Transformer, load
-    from .rollout import Completion, Engine, SamplingParams
+    from .rollout import Engine, SamplingParams
+    from .types import Completion
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 _ROOMS = {"grading", "kernels", "metrics", "rewards", "rewards_over_rounds"}
 _ROOM_OF = {
-    "Completion": "rollout",
+    "Completion": "types",
     "Engine": "rollout",
     "SamplingParams": "rollout",
     "Tokenizer": "model",

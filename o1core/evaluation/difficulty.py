@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..problems import Problem
+from ..types import Problem
 
 THIRDS = ("hardest third", "middle third", "easiest third")
 

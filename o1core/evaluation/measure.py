@@ -8,10 +8,10 @@ from ..distributed import once
 from ..files import read_json, write_json, write_record
 from ..metrics import accuracy_interval
 from ..model import Tokenizer
-from ..problems import Problem
-from ..rollout import Engine, SamplingParams, lengths_and_verdicts, problems_held, sample_problems
+from ..rollout import Engine, SamplingParams, problems_held, sample_problems
 from ..run_folder import EvaluationFolder
 from ..typed_json import from_json, to_json
+from ..types import Problem, lengths_and_verdicts
 from .results import Evaluation, read_evaluation
 
 SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps

@@ -4,8 +4,7 @@ from .arithmetic import arithmetic_problems
 from .filters import parse_levels, parse_subjects, select
 from .formats import load_problems
 from .gym import GYM_PREFIX, gym_problems
-from .overlap import find_overlap
-from .problem import Problem, fingerprint
+from .overlap import find_overlap, fingerprint
 from .prompts import FORMS, INSTRUCTIONS, ask_in_form, drawn_budget, instruct
 from .thoughts import arithmetic_examples
 
@@ -13,7 +12,6 @@ __all__ = [
     "FORMS",
     "GYM_PREFIX",
     "INSTRUCTIONS",
-    "Problem",
     "arithmetic_examples",
     "arithmetic_problems",
     "ask_in_form",

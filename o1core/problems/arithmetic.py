@@ -10,7 +10,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from .problem import Problem
+from ..types import Problem
 
 SPLITS = ("train", "validation", "test")
 LARGEST = 99  # of any running total

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..errors import UserError
-from .problem import Problem
+from ..types import Problem
 
 
 def parse_levels(text: str) -> list[str]:

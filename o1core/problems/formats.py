@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
 from ..grading import extract_answer
 from ..text import clean
-from .problem import Problem
+from ..types import Problem
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from .problem import Problem
+from ..types import Problem
 
 GYM_PREFIX = "reasoning-gym:"
 CLOSING = r"Put the final answer, and nothing else, in \boxed{}."

@@ -1,13 +1,14 @@
-"""Problems that occur in two files, however each file typesets them.
+"""Which problems are the same: in two files, however each file typesets them, and in a run and its rerun.
 
 Left out on purpose: fuzzy duplicates. Two problems that differ in one number are two problems.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
 
-from .problem import Problem
+from ..types import Problem
 
 
 def find_overlap(train: Iterable[Problem], test: Iterable[Problem]) -> list[Problem]:
@@ -54,3 +55,18 @@ def _normal_form(text: str) -> str:
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match.group()), _TEXT.sub(r" \1 ", text))
     tokens = (_SAME.get(token, token) for token in _TOKEN.findall(_SHORT_GROUP.sub(r"\1", text)))
     return " ".join(token for token in tokens if token not in _NO_MEANING)
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 of the questions, answers, system turns and tasks in their order, by which a run folder recognises its
+    data. White space, capitals and ids do not count. It is stricter than `find_overlap`: another text is another prompt.
+    """
+    digest = hashlib.sha256()
+    for problem in problems:
+        fields = [problem.question, problem.answer, problem.system or "", *filter(None, [problem.task])]
+        digest.update("\x1f".join(map(_without_blanks, fields)).encode() + b"\x1e")
+    return digest.hexdigest()
+
+
+def _without_blanks(text: str) -> str:
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import replace
 
 from ..errors import UserError
-from .problem import Problem
+from ..types import Problem
 
 FORMS = {
     "plain": "{}",

@@ -25,8 +25,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ..types import Problem
 from .arithmetic import LARGEST, LEVELS, Chain, Task, arithmetic_tasks
-from .problem import Problem
 from .prompts import INSTRUCTIONS, instruct
 
 DOING = {"+": "add {1} to {0}", "-": "take {1} from {0}", "*": "multiply {0} by {1}"}

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from ..evaluation import THIRDS, difficulties
-from ..problems import Problem
-from ..rollout import Group, lengths_and_verdicts
 from ..typed_json import is_number
+from ..types import Group, Problem, lengths_and_verdicts
 from .charts import BASE, DASHES, INK, PRUNED, SERIES, Chart, Line, look_of, name_at_right, short
 from .numbers import change, minus, percent, plain
 

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from ..errors import UserError
 from ..model import Tokenizer
-from ..rollout import Group, Sample, read_groups
+from ..rollout import read_groups
 from ..run_folder import SIDES, EvaluationFolder, RunFolder
 from ..text import clean, one_line
+from ..types import Group, Sample
 from .reading import open_tokenizer
 
 Item = TypeVar("Item")

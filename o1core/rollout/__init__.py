@@ -2,9 +2,7 @@
 
 from .caches import CacheKind, cache_kind
 from .collect import opening_ids, sample_problems
-from .completion import Completion
 from .engine import Engine
-from .groups import Group, Sample, lengths_and_verdicts
 from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, map_large_blocks
 from .pages import page_bytes, pages_of
@@ -13,17 +11,13 @@ from .store import problems_held, read_groups, write_shard
 
 __all__ = [
     "CacheKind",
-    "Completion",
     "Engine",
     "FreedMemory",
-    "Group",
-    "Sample",
     "SamplingParams",
     "cache_bytes",
     "cache_kind",
     "free_memory",
     "keep_freed_memory",
-    "lengths_and_verdicts",
     "map_large_blocks",
     "opening_ids",
     "page_bytes",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..kernels import refused_heads, runs_triton
 from ..model import ModelConfig
-from .completion import Row
+from .row import Row
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,8 @@ from ..distributed import deal, meet, once
 from ..errors import UserError
 from ..grading import Attempt, Grader
 from ..model import Tokenizer
-from ..problems import Problem
-from .completion import Completion
+from ..types import Completion, Group, Problem, Sample
 from .engine import Engine
-from .groups import Group, Sample
 from .memory import keep_large_blocks
 from .sampling import SamplingParams
 from .store import read_groups, write_shard

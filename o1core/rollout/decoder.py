@@ -14,9 +14,9 @@ from torch import Tensor
 from ..distributed import ALONE, Team, share_tokens
 from ..model import Transformer, causal_attention
 from .blocks import Blocks
-from .completion import Row
 from .lanes import LaneCache
 from .packing import Product
+from .row import Row
 from .sampling import SamplingParams, sample, uniforms
 
 Read = Callable[[], tuple[list[int], list[float]]]  # waits for a step and returns its ids and log-probs, one a row

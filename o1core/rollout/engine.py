@@ -24,15 +24,16 @@ from torch import Tensor
 from ..distributed import ALONE, Team
 from ..errors import UserError
 from ..model import Tokenizer, Transformer
+from ..types import Completion
 from .blocks import Blocks, model_blocks
 from .caches import cache_kind
-from .completion import Completion, Row
 from .decoder import Decoder, LaneDecoder, Read, prefill
 from .lanes import LaneCache
 from .memory import free_memory
 from .packing import Product, packed_model
 from .page_decoder import PageDecoder
 from .pages import PagedCache, page_bytes, pages_of
+from .row import Row
 from .sampling import SamplingParams, stream_key
 
 log = logging.getLogger(__name__)

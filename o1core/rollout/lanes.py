@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..model import Attend, ModelConfig
 from .blocks import ATTENTION_ROWS, attention_blocks, cancelling
-from .completion import Row
+from .row import Row
 
 FIRST_SPAN = 64
 

@@ -19,11 +19,11 @@ from ..errors import UserError
 from ..kernels import SPLIT_TOKENS, refused_heads, runs_triton, sample_tokens
 from ..model import Transformer
 from .blocks import Blocks
-from .completion import Row
 from .decoder import Read, sent
 from .graphs import Captured, rounded_splits
 from .packing import Product
 from .pages import PagedCache
+from .row import Row
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
 
 FIELDS = ("key", "length", "steps", "place in the step before", "token of a row's first step")  # of what is sent

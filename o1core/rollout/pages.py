@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, write_pages
 from ..model import Attend, ModelConfig, Transformer
-from .completion import Row
+from .row import Row
 
 
 class PagePool:

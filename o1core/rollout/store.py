@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import decode, open_regular, parse_json, write_atomic
 from ..typed_json import OMIT_NONE, Count, Within, from_json, to_json
-from .groups import Group, Sample
+from ..types import Group, Sample
 
 HOW_TO_FIX = "delete the shard's two files and rerun the same command, which samples its problems again"
 NUMBERED = re.compile(r"shard-\d{5,}")

@@ -10,8 +10,9 @@ import torch
 
 from ..errors import UserError
 from ..model import DTYPES, check_trained, model_fingerprint, read_config
-from ..problems import Problem, ask_in_form, drawn_budget, find_overlap, fingerprint, instruct
+from ..problems import ask_in_form, drawn_budget, find_overlap, fingerprint, instruct
 from ..recipe import PromptSettings, Recipe
+from ..types import Problem
 from .sources import generated, generated_by_level, generated_tests, open_tests, read_problems, selected, test_name
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from ..distributed import is_lead, load_part, meet, neighbours, once, processes,
 from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, open_tensors, read_config
-from ..problems import Problem
 from ..recipe import FREE, Recipe
 from ..report import plot_run
 from ..rollout import Engine, free_memory, map_large_blocks, opening_ids
@@ -26,6 +25,7 @@ from ..run_lock import RunLock
 from ..text import one_line
 from ..training import is_intact, load_optimiser_modules, open_tracker, sample_round, train
 from ..typed_json import to_json
+from ..types import Problem
 from .footprint import Machine
 from .job import Job
 from .plan import check_fits, plan_lines, plan_run

@@ -6,7 +6,6 @@ from pathlib import Path
 from ..errors import UserError
 from ..problems import (
     GYM_PREFIX,
-    Problem,
     arithmetic_problems,
     gym_problems,
     load_problems,
@@ -16,6 +15,7 @@ from ..problems import (
 )
 from ..recipe import EvaluationSettings, Recipe, SelectionSettings
 from ..seeds import seed_of
+from ..types import Problem
 
 DEFAULT_COUNT = 1000  # of generated problems, where the settings ask for all
 LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every sixth

@@ -9,10 +9,11 @@ from ..errors import UserError
 from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, Spread, difficulties, write_problems
 from ..metrics import accuracy_interval, mean_interval
 from ..report import disharmony_tables, plot_disharmony
-from ..rollout import lengths_and_verdicts, sample_problems
+from ..rollout import sample_problems
 from ..run_folder import RunFolder
 from ..runs import Job, Resources, open_session
 from ..seeds import seed_of
+from ..types import lengths_and_verdicts
 from .study import write_outputs
 from .study_folder import StudyFolder
 

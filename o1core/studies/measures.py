@@ -7,9 +7,10 @@ import numpy as np
 
 from ..evaluation import Cost, Measures, StudyResult, StudyRow, read_evaluation
 from ..metrics import accuracy_within, budget_area, lengths_by_verdict, ockscore
-from ..rollout import Group, lengths_and_verdicts, read_groups
+from ..rollout import read_groups
 from ..run_folder import SIDES, RunFolder
 from ..training import read_log
+from ..types import Group, lengths_and_verdicts
 from .pruning import spread_of
 from .study_folder import StudyFolder
 

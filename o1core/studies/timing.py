@@ -14,9 +14,9 @@ from tqdm import tqdm
 from ..evaluation import InferenceTime, read_run_result
 from ..files import read_record, write_record
 from ..model import load
-from ..problems import Problem
 from ..runs import Job, Resources
 from ..typed_json import Amount, from_json, to_json
+from ..types import Problem
 from .pruning import OpenJob
 from .study_folder import StudyFolder
 from .variants import Variant

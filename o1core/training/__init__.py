@@ -1,16 +1,14 @@
 """Training: what is picked from the rollouts, the objectives, one update, the training state, and the rounds."""
 
-from .examples import Example, Picked
 from .log import read_log
 from .loop import is_intact, sample_round, train
 from .one_round import peak_memory
-from .picking import between_percentiles, pick_examples
+from .picking import Picked, between_percentiles, pick_examples
 from .step import Updater, learning_rate, load_optimiser_modules, reference_logprobs, select_trained
 from .tracker import TRACKERS, check_installed, open_tracker
 
 __all__ = [
     "TRACKERS",
-    "Example",
     "Picked",
     "Updater",
     "between_percentiles",

@@ -29,11 +29,11 @@ from ..model import (
     read_config,
     save_adapter,
 )
-from ..problems import Problem
 from ..recipe import OptimiserSettings, Recipe
-from ..rollout import Engine, Group, opening_ids, problems_held, read_groups, sample_problems
+from ..rollout import Engine, opening_ids, problems_held, read_groups, sample_problems
 from ..run_folder import RunFolder
 from ..seeds import seed_of
+from ..types import Group, Problem
 from .log import trim_log
 from .objectives import objective_of
 from .one_round import train_round

@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..kernels import LOG_RATIO_LIMIT, SurrogateMetrics, linear_logprob, linear_reverse_kl, linear_surrogate
 from ..recipe import ObjectiveSettings
 from ..rewards import advantage, standardise
-from .examples import Example
+from ..types import Example
 
 Unit = list[tuple[int, float]]  # (sample, weight) pairs that are trained on together
 

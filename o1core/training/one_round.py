@@ -18,12 +18,12 @@ from ..distributed import any_rank, is_lead, meet, once
 from ..errors import UserError
 from ..interrupts import deferred
 from ..recipe import Recipe
-from ..rollout import Group, free_memory, lengths_and_verdicts
+from ..rollout import free_memory
 from ..run_folder import RunFolder
 from ..seeds import seed_of
-from .examples import Example, Picked
+from ..types import Example, Group, lengths_and_verdicts
 from .memory import RewardMemory
-from .picking import pick_examples, remember
+from .picking import Picked, pick_examples, remember
 from .reference import read_reference, save_reference
 from .state import Progress, save_state
 from .step import Updater, learning_rate, reference_logprobs

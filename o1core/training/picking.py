@@ -1,5 +1,7 @@
 """From rollouts to what is trained on: reward all K samples of each problem, and let the objective pick some."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -7,10 +9,23 @@ from ..errors import UserError
 from ..recipe import ObjectiveSettings, RewardSettings, parse_percentiles
 from ..rewards import clip_reward, reward
 from ..rewards_over_rounds import a_dlp, hapo, lead
-from ..rollout import Group, Sample, lengths_and_verdicts
-from .examples import Example, Picked
+from ..types import Example, Group, Sample, lengths_and_verdicts
 from .memory import NOTHING, RewardMemory
 from .objectives import RewardTable, objective_of
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a round trains on, and what was left out.
+
+    over_cutoff: completions longer than the cut-off; masked: truncated completions that were masked; uniform: problems
+    with nothing to learn from (all samples earn the same; no right sample, or no pair).
+    """
+
+    examples: list[Example]
+    over_cutoff: int
+    masked: int
+    uniform: int
 
 
 def pick_examples(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_atomic
-from .examples import Example
+from ..types import Example
 
 
 def save_reference(path: Path, examples: list[Example], reference: list[Tensor]) -> None:

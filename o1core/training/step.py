@@ -20,8 +20,8 @@ from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted, check_trained
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
+from ..types import Example
 from .adam_mini import BETAS, EPS, AdamMini
-from .examples import Example
 from .objectives import LossInputs, objective_of
 
 

@@ -21,10 +21,10 @@ from ..distributed import is_lead, meet, once, settle, together
 from ..errors import UserError
 from ..files import publish_folder, read_record, unwritable, write_record
 from ..model import Tokenizer
-from ..problems import Problem, instruct
+from ..problems import instruct
 from ..run_folder import RunFolder
+from ..types import Example, Problem
 from .checksums import damaged_by_all, digests_by_all
-from .examples import Example
 from .reference import examples_digest
 from .step import Taught, Updater, collate, dealt
 

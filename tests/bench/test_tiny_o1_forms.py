@@ -8,11 +8,10 @@ import torch
 from bench import tiny_o1_forms
 from o1core.errors import UserError
 from o1core.evaluation import write_problems
-from o1core.problems import Problem
 from o1core.problems.arithmetic import arithmetic_tasks
-from o1core.rollout import Group, Sample
 from o1core.rollout.store import write_shard
 from o1core.run_folder import RunFolder
+from o1core.types import Group, Problem, Sample
 
 
 def test_every_question_has_one_wording_and_it_is_of_its_kind():

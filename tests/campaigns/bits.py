@@ -22,8 +22,8 @@ import torch
 
 from o1core import Completion, Engine, SamplingParams, Transformer
 from o1core.model import ModelConfig, initialise
-from o1core.problems import Problem
 from o1core.rollout import read_groups, sample_problems
+from o1core.types import Problem
 
 WIDTHS = {
     "vocab_size": 151936,

@@ -48,10 +48,10 @@ from o1core.evaluation import (
 )
 from o1core.files import write_json
 from o1core.model import Tokenizer, read_config
-from o1core.problems import Problem
-from o1core.rollout import Group, Sample, write_shard
+from o1core.rollout import write_shard
 from o1core.run_folder import SIDES, RunFolder
 from o1core.typed_json import to_json
+from o1core.types import Group, Problem, Sample
 
 TINY = Path(o1core.__file__).parent / "tiny_o1"
 SECONDS = 120  # of one command, on a machine that does other things too

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from o1core.errors import UserError
-from o1core.rollout import Group, Sample, read_groups, write_shard
+from o1core.rollout import read_groups, write_shard
+from o1core.types import Group, Sample
 
 Damage = Callable[[random.Random, Path], None]
 

@@ -23,7 +23,8 @@ from o1core.model import ModelConfig, initialise
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.rollout.memory import keep_large_blocks
-from o1core.training import Example, Updater
+from o1core.training import Updater
+from o1core.types import Example
 
 from .bits import Words
 

@@ -13,8 +13,9 @@ import torch
 from o1core.cli import main, parser
 from o1core.cli.entry import CleanFormatter
 from o1core.files import read_record
-from o1core.rollout import Group, Sample, write_shard
+from o1core.rollout import write_shard
 from o1core.text import clean
+from o1core.types import Group, Sample
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:

@@ -23,14 +23,14 @@ from o1core.distributed import (
     trained_model,
 )
 from o1core.model import checkpoint, draw_adapters, read_config
-from o1core.problems import Problem
 from o1core.recipe import Recipe
 from o1core.rollout import decoder, page_decoder, sample_problems, sampling
 from o1core.run_folder import RunFolder
-from o1core.training import Example, Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs
 from o1core.training.loop import select
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
 from o1core.training.teacher import open_teacher
+from o1core.types import Example, Problem
 
 VOCAB = 259
 

@@ -3,7 +3,8 @@
 import pytest
 
 from o1core.errors import UserError
-from o1core.problems import Problem, parse_levels, parse_subjects, select
+from o1core.problems import parse_levels, parse_subjects, select
+from o1core.types import Problem
 
 MIXED = [
     Problem("a", "1?", "1", level="3", subject="Algebra"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from o1core.problems import Problem, find_overlap, fingerprint, load_problems
+from o1core.problems import find_overlap, fingerprint, load_problems
+from o1core.types import Problem
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data"  # the full data sets, where they lie beside the repository
 

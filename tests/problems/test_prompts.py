@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from o1core.errors import UserError
-from o1core.problems import FORMS, INSTRUCTIONS, Problem, ask_in_form, drawn_budget, instruct
+from o1core.problems import FORMS, INSTRUCTIONS, ask_in_form, drawn_budget, instruct
+from o1core.types import Problem
 
 QUESTION = r"Find {x} in $\frac{1}{2}x = {}$."
 

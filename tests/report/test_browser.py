@@ -12,7 +12,7 @@ import torch
 
 from o1core.report.page import browse
 from o1core.report.page.passages import repeated_fraction, repeats
-from o1core.rollout import Group
+from o1core.types import Group
 from tests.report.page_cases import AGAIN, ANSWER, EVIL, FIRST, evil_run, page_of, sample, write_study
 
 FLAGS = (

@@ -25,7 +25,6 @@ from o1core.evaluation import (
 )
 from o1core.files import write_json
 from o1core.model import Tokenizer, read_config
-from o1core.problems import Problem
 from o1core.report import (
     disharmony_tables,
     plot_disharmony,
@@ -38,9 +37,10 @@ from o1core.report import (
     to_text,
     write_page,
 )
-from o1core.rollout import Group, Sample, write_shard
+from o1core.rollout import write_shard
 from o1core.run_folder import RunFolder
 from o1core.typed_json import to_json
+from o1core.types import Group, Problem, Sample
 from tests.campaigns.fuzz_report import CONTROL, ESCAPE, TEXTS, TINY, evaluation, fuzz_report
 
 NAMES = (ESCAPE, "\u202ea | b\n$\\foo$")  # of tests, which are folders

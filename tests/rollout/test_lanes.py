@@ -6,8 +6,8 @@ import torch
 from o1core import Engine, SamplingParams
 from o1core.model import ModelConfig, Transformer, initialise
 from o1core.rollout import cache_bytes, lanes
-from o1core.rollout.completion import Row
 from o1core.rollout.lanes import LaneCache, cut_keeps_bits
+from o1core.rollout.row import Row
 from tests.campaigns.bits import Words
 
 CONFIG = ModelConfig("Qwen2ForCausalLM", 75, 64, 96, 2, 6, 2, 16, 1e-6, 1e4, 512, True, torch.float32)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 
 from o1core.model import ModelConfig
-from o1core.rollout.completion import Row
 from o1core.rollout.pages import PagedCache, pages_of
+from o1core.rollout.row import Row
 
 CONFIG = ModelConfig("Qwen2ForCausalLM", 75, 2, 2, 1, 1, 1, 2, 1e-6, 1e4, 512, True, torch.float32)
 LONGEST, SLOTS = 200, 6

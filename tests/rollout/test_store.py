@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from o1core.errors import UserError
-from o1core.rollout import Group, Sample, problems_held, read_groups, write_shard
+from o1core.rollout import problems_held, read_groups, write_shard
+from o1core.types import Group, Sample
 from tests.campaigns.fuzz_rollouts import fuzz_rollouts
 
 

@@ -8,13 +8,14 @@ import pytest
 import o1core
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.problems import Problem, drawn_budget
+from o1core.problems import drawn_budget
 from o1core.recipe import Recipe
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
 from o1core.runs import open_job
 from o1core.training import between_percentiles, read_log
 from o1core.training.loop import is_complete
+from o1core.types import Problem
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(flags, tmp_path, capsys):

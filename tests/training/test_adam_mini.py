@@ -9,9 +9,10 @@ import o1core
 from o1core.model import Transformer, layout, published_tensors, read_config
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training import Example, Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs
 from o1core.training.adam_mini import AdamMini
 from o1core.training.state import Progress, load_state, save_state
+from o1core.types import Example
 from tests.distributed.worlds import run_world
 
 STEPS = 5

@@ -12,11 +12,12 @@ import o1core
 from o1core.cli import main
 from o1core.errors import UserError
 from o1core.model import add_adapters, draw_adapters
-from o1core.problems import Problem, instruct
+from o1core.problems import instruct
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
 from o1core.training.one_round import Round
 from o1core.training.teacher import open_teacher, teacher_prompts
+from o1core.types import Problem
 from tests.training.test_memory import Stopped, stop_at
 from tests.training.test_step import VOCAB, assert_same_gradients, make_examples, reference_logprobs, updater_of
 

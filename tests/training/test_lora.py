@@ -11,7 +11,8 @@ from o1core.cli import main
 from o1core.model import LORA_TARGETS, adapted, add_adapters, draw_adapters, merged_weights
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training import Example, Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs
+from o1core.types import Example
 
 RANK, VOCAB = 4, 259
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from o1core.cli import main
 from o1core.files import CHECKSUM, write_record
-from o1core.rollout import Group, Sample
 from o1core.run_folder import RunFolder
 from o1core.training.one_round import Round
+from o1core.types import Group, Sample
 
 METHODS = {
     "hapo": ["--method", "hapo"],

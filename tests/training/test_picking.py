@@ -8,10 +8,10 @@ import torch
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
 from o1core.recipe import Recipe
-from o1core.rollout import Group, Sample
 from o1core.seeds import seed_of
 from o1core.training import Picked, between_percentiles, pick_examples
 from o1core.training.memory import RewardMemory
+from o1core.types import Group, Sample
 
 
 def groups_of(lengths, correct, cut) -> list[Group]:

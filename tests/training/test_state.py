@@ -10,8 +10,9 @@ import o1core
 from o1core.errors import UserError
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training import Example, Updater, state
+from o1core.training import Updater, state
 from o1core.training.state import Progress, durable, load_state, save_state, trained_tensors
+from o1core.types import Example
 
 RECIPE = Recipe.of(ratio="token")
 IDS = torch.arange(12, dtype=torch.int32)

@@ -10,9 +10,10 @@ import o1core
 from o1core.errors import UserError
 from o1core.recipe import Recipe
 from o1core.runs import EMBEDDED
-from o1core.training import Example, Updater, learning_rate
+from o1core.training import Updater, learning_rate
 from o1core.training.step import collate, micro_batches
 from o1core.training.step import reference_logprobs as logprobs_of
+from o1core.types import Example
 
 VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
 RATIOS = ("sequence", "sequence_mean", "token")

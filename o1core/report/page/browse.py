@@ -7,9 +7,8 @@ became wrong, and one from anywhere, until the bounds are met. The page says wha
 from dataclasses import dataclass
 
 from ...model import Tokenizer
-from ...problems import Problem
-from ...rollout import Group, Sample
 from ...text import clean
+from ...types import Group, Problem, Sample
 from ..samples import short_to_long
 from .passages import repeated_fraction, repeats
 

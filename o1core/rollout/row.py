@@ -1,18 +1,8 @@
-"""A completion: finished, and in the making."""
+"""A completion in the making."""
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Completion:
-    """What was sampled. ids include the end-of-text token; logprobs, in nats, are the sampler's, one a token.
-
-    finish_reason: "stop" after an end-of-text token, "length" where max_new_tokens or the context ran out.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
+from ..types import Completion
 
 
 @dataclass(eq=False)
