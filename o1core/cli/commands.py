@@ -47,7 +47,12 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     given = vars(args)
     if args.command == "difficulty":  # that study's --percentiles is a list, and no setting
         given = {name: value for name, value in given.items() if name != "percentiles"}
-    return Recipe.of(**settings | {name: given[name] for name in SPECS if name in given})
+    changes = {name: given[name] for name in SPECS if name in given}
+    if "template" in changes:  # single variables override the recipe's
+        changes["template"] = settings.get("template", {}) | dict(changes["template"])
+    recipe = Recipe.of(**settings | changes)
+    recipe.own_code()  # a file that is wrong is refused by --dry-run too
+    return recipe
 
 
 def open_device(args: argparse.Namespace) -> torch.device:
