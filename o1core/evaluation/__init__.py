@@ -1,5 +1,6 @@
 """Evaluation: a model on held-out problems, a pruned model against its base, and the results that reports are made of."""
 
+from ..metrics import Spread
 from .measure import (
     MOSTLY,
     THIRDS,
@@ -12,7 +13,6 @@ from .measure import (
     read_problems,
     write_problems,
 )
-from ..metrics import Spread
 from .results import (
     Comparison,
     Cost,

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
-from o1core.evaluation.results import Figures, Measures, Spread, StudyRow
+from o1core.evaluation import Evaluation, Figures, Measures, RunResult, Spread, StudyResult, StudyRow, compare
 from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.charts import COLOURS, Chart, write_png
 from o1core.report.samples import evenly

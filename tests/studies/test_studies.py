@@ -11,10 +11,9 @@ from bench.methods import against_base, study_of
 from o1core.cli import main
 from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
 from o1core.report import disharmony_tables, plot_disharmony, study_tables, to_markdown
+from o1core.studies import StudyFolder
 from o1core.studies.disharmony import accuracy_by_interval
-from o1core.studies.pruning import figures_over_seeds
-from o1core.studies.study_folder import StudyFolder
-from o1core.studies.variants import comma_list
+from o1core.studies.study import comma_list
 from o1core.typed_json import to_json
 from o1core.types import Problem
 
