@@ -202,6 +202,20 @@ def mean_paired(tests: Sequence[tuple[Answers, Answers]], seed: int = 0) -> Pair
     return Paired(mean_of(accuracy), mean_of(tokens), bootstrap_aes(tests, seed))
 
 
+def paired_over_seeds(seeds: Sequence[Sequence[tuple[Answers, Answers]]]) -> Paired:
+    """`mean_paired` of a comparison that was repeated under several training seeds, each with its tests' (before, after):
+    intervals over the seeds, or over the problems where there is one seed."""
+    found = [mean_paired(tests) for tests in seeds]
+    if len(found) == 1:
+        return found[0]
+    scores = [f.aes.mean for f in found if f.aes is not None]
+    return Paired(
+        over_seeds([f.accuracy.mean for f in found], -1.0, 1.0),
+        over_seeds([f.tokens.mean for f in found]),
+        over_seeds(scores) if len(scores) == len(found) else None,
+    )
+
+
 def mean_of(spreads: Sequence[Spread]) -> Spread:
     """The mean of independent figures."""
     mean = sum(s.mean for s in spreads) / len(spreads)
