@@ -75,7 +75,7 @@ def recipes() -> dict[str, Recipe]:
     sized = {name: settings[name] for name in (*SIZED, "lr")}
     return {
         "tiny-o1": own,
-        "lambda 0": own.but(lam=0.0),
+        "lambda 0": own.replace(lam=0.0),
         "sft": Recipe.of(**read_recipe("tiny-o1", "sft")),
         "paper": Recipe.of(**read_recipe("paper") | sized),
         "official": Recipe.of(**read_recipe("official") | sized),
@@ -170,17 +170,18 @@ def wording_of(question: str) -> str:
 
 def form_row(name: str, runs: Sequence[RunFolder]) -> str:
     """A recipe's line: what changes of each kind of problem, and how far its wordings are apart."""
-    seeds = [tuple(by_wording(run, side) for side in SIDES) for run in runs]
+    before, after = ([by_wording(run, side) for run in runs] for side in SIDES)
     cells = []
     for wordings in KINDS.values():
-        pairs = [[tuple(joined([side[w] for w in wordings if w in side]) for side in seed)] for seed in seeds]
-        cells += [signed(paired_over_seeds(pairs).accuracy.scaled(100)), f"{cut([p for [p] in pairs]):.1f} %"]
+        old, new = ([joined([seed[w] for w in wordings if w in seed]) for seed in side] for side in (before, after))
+        found = paired_over_seeds([[pair] for pair in zip(old, new)])
+        cells += [signed(found.accuracy.scaled(100)), f"{cut(old, new):.1f} %"]
     parts = []
     for wording in PATTERNS:
-        pairs = [(before[wording], after[wording]) for before, after in seeds if wording in before]
-        if pairs:
-            gains = [float(after.correct.mean() - before.correct.mean()) for before, after in pairs]
-            parts.append((cut(pairs), 100 * mean(gains)))
+        old, new = ([seed[wording] for seed in side if wording in seed] for side in (before, after))
+        if old:
+            gains = [float(b.correct.mean() - a.correct.mean()) for a, b in zip(old, new)]
+            parts.append((cut(old, new), 100 * mean(gains)))
     cuts, points = zip(*parts)
     cells.append(f"{min(cuts):.1f} to {max(cuts):.1f} %, {min(points):+.1f} points at worst")
     return f"| {name} | {' | '.join(cells)} |"
@@ -195,9 +196,9 @@ def joined(parts: Sequence[Answers]) -> Answers:
     )
 
 
-def cut(pairs: Sequence[tuple[Answers, Answers]]) -> float:
+def cut(before: Sequence[Answers], after: Sequence[Answers]) -> float:
     """Percent of the tokens that are gone, over all seeds."""
-    old, new = (sum(float(answers.lengths.mean(axis=1).sum()) for answers in side) for side in zip(*pairs))
+    old, new = (sum(float(a.lengths.mean(axis=1).sum()) for a in side) for side in (before, after))
     return 100 * (1 - new / old)
 
 

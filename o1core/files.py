@@ -180,8 +180,9 @@ def unwritable(path: Path, error: Exception) -> UserError:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """name: SHA-256 of every file of a folder, for a record that `damaged_file` is later held against."""
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    """path in the folder: SHA-256 of every file of it, for a record that `damaged_file` is later held against."""
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
 def damaged_file(folder: Path, listed: dict[str, str]) -> Path | None:
