@@ -1,7 +1,7 @@
 """What a run is asked to do: settings in parts, the methods of the literature, and the recipes that ship."""
 
 from .methods import METHODS
-from .recipe import FREE, SPECS, Recipe, flag
+from .recipe import FREE, SPECS, Recipe, Spec, flag
 from .recipe_files import SHIPPED, read_recipe
 from .settings import (
     EvaluationSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "RewardSettings",
     "SamplingSettings",
     "SelectionSettings",
+    "Spec",
     "flag",
     "parse_percentiles",
     "read_recipe",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..errors import UserError
 from ..own_code import is_own
+from ..text import nearest
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 
@@ -63,7 +64,7 @@ def check_range(shown: str, value: Any, spec: dataclasses.Field) -> None:
         if own and (choices is None or ".py" in value):
             raise UserError(f"{shown}: {value} is not FILE.py:function, such as mine.py:{spec.name}")
         if choices is not None and value not in choices:
-            raise UserError(f"{shown}: {value} is not {' or '.join(choices)}")
+            raise UserError(f"{shown}: {value} is not {' or '.join(choices)}{nearest(value, choices)}")
     if isinstance(value, str):
         if any(0xD800 <= ord(char) < 0xE000 for char in value):
             raise UserError(f"{shown}: holds half of a surrogate pair; write the whole character")

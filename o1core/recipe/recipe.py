@@ -119,6 +119,12 @@ class Spec(NamedTuple):
         """Whether none is allowed."""
         return type(None) in get_args(self.field.type)
 
+    @property
+    def default(self) -> Any:
+        """The field's own, which a recipe may override."""
+        factory = self.field.default_factory
+        return self.field.default if factory is dataclasses.MISSING else factory()
+
     def read(self, recipe: Recipe) -> Any:
         return getattr(getattr(recipe, self.part) if self.part else recipe, self.field.name)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
+from ..text import nearest
 from .fields import check_range
 from .methods import METHODS
 from .recipe import SPECS
@@ -20,13 +21,15 @@ def read_recipe(name: str, method: str = "o1-pruner") -> dict[str, Any]:
     both. Raises UserError naming the file and the key that is unknown, of the wrong type or out of its range.
     """
     if method not in METHODS:  # of a study's list: --method takes no other
-        raise UserError(f"--methods: {method} is none of {', '.join(METHODS)}")
+        raise UserError(f"--methods: {method} is none of {', '.join(METHODS)}{nearest(method, METHODS)}")
     path = SHIPPED / f"{name}.json"
     if Path(name).name != name or not path.exists():
         path = Path(name)
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.json")))
-        raise UserError(f"--recipe: {name} is neither a shipped recipe ({known}) nor a file")
+        known = sorted(p.stem for p in SHIPPED.glob("*.json"))
+        raise UserError(
+            f"--recipe: {name} is neither a shipped recipe ({', '.join(known)}) nor a file{nearest(name, known)}"
+        )
     settings = read_json(path)
     of_methods = settings.pop("methods", {}) if isinstance(settings, dict) else None
     if not isinstance(of_methods, dict):
@@ -43,7 +46,8 @@ def check_settings(settings: dict[str, Any], path: Path) -> None:
     """Raise UserError where a key is no setting, or its value has the wrong type or is out of its range."""
     for key, value in settings.items():
         if key not in SPECS:
-            raise UserError(f"{path}: {key} is not a setting; the settings are: {', '.join(SPECS)}")
+            known = ", ".join(SPECS)
+            raise UserError(f"{path}: {key} is not a setting; the settings are: {known}{nearest(key, SPECS)}")
         spec = SPECS[key]
         choices = None if spec.field.metadata["own_code"] else spec.field.metadata["choices"]
         integral = spec.kind is float and type(value) is int and abs(value) < 2**1000
