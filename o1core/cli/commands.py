@@ -158,7 +158,7 @@ def disharmony(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps(recipe.to_json(), indent=2))
         return
-    job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
+    job = open_job(args, recipe.replace(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
     result = study_disharmony(job, args.intervals, folder, open_alone(args))
     print_study(folder, disharmony_tables(result))

@@ -277,8 +277,8 @@ def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
         title = spec.group.title if spec.group else "randomness"
         if title not in groups:
             groups[title] = sub.add_argument_group(title)
-        own_code = spec.field.metadata["own_code"]
-        choices = None if own_code else spec.field.metadata["choices"]
+        within = spec.field.metadata["within"]
+        choices = None if within.own_code else within.choices
         given: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": help_of(spec, name in stated)}
         if spec.kind is bool:
             given |= {"action": argparse.BooleanOptionalAction}
@@ -286,7 +286,7 @@ def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
             given |= {"action": "append", "type": key_value, "metavar": "KEY=VALUE"}
         else:
             given |= {"type": converter(spec.kind, spec.optional), "choices": choices}
-            given |= {"metavar": None if choices else OWN_CODE if own_code else METAVARS[spec.kind]}
+            given |= {"metavar": None if choices else OWN_CODE if within.own_code else METAVARS[spec.kind]}
         groups[title].add_argument(*spellings(name, sub), **given)
 
 
