@@ -1,6 +1,6 @@
 """Text in, right or wrong out: the answer in a completion, and whether it equals the gold answer."""
 
-from .compare import quick_equal, tidy
+from .compare import quick_equal
 from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, leaves_thought_open
 from .pool import MAX_ANSWER_CHARS, MAX_TASK_ANSWER_CHARS, Attempt, Grader, Verdict, grade
 
@@ -18,5 +18,4 @@ __all__ = [
     "grade",
     "leaves_thought_open",
     "quick_equal",
-    "tidy",
 ]

@@ -30,7 +30,7 @@ from queue import SimpleQueue
 from typing import IO, Literal, NamedTuple
 
 from ..errors import UserError
-from .compare import quick_equal, tidy
+from .compare import decide
 from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, has_box
 
 MAX_ANSWER_CHARS = 2000
@@ -290,12 +290,10 @@ def _decide(text: str, gold: str) -> tuple[Verdict, _Question | None]:
         return Verdict(False, None, "no answer"), None
     if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
         return Verdict(False, answer, "too long"), None
-    equal = quick_equal(answer, gold)  # before tidying, which costs more: most answers are plain numbers
-    if equal is not None:
-        return Verdict(equal, answer, None), None
-    tidied = tidy(answer), tidy(gold)
-    equal = quick_equal(*tidied) if all(tidied) else False
-    return Verdict(equal is True, answer, None), None if equal is not None else (*tidied, None)
+    decided = decide(answer, gold)
+    if isinstance(decided, bool):
+        return Verdict(decided, answer, None), None
+    return Verdict(False, answer, None), (*decided, None)
 
 
 def _decide_task(text: str, gold: str, task: str) -> tuple[Verdict, _Question | None]:
