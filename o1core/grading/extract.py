@@ -27,15 +27,15 @@ _ANSWER_IS = re.compile(r"\b[Aa]nswer(?:\s*:|\s+is\b(?:\s*:)?)")
 # "The answer is", "**Answer:**", "the final answers are", "the answer to this, then, would be", a heading "Final Answer".
 _ANSWER_AT = re.compile(
     r"(?:\b(?:[Aa]nswers?|ANSWERS?)[*_]{0,3}\s?(?:[^.:?!\n$\\]{0,60}?\b(?:is|are|be)\b|=)?\s?:?"
-    r"|\b[Ff]inal\s[Aa]nswer\b|答案\s?(?:是|为|[:：]))[*_]{0,3}:?[*_]{0,3}"
+    r"|\b[Ff]inal\s[Aa]nswer\b(?=[*_#:\s]{0,8}\n)|答案\s?(?:是|为|[:：]))[*_]{0,3}:?[*_]{0,3}"
 )
-_STATES = re.compile(r"(?:is|are|be|=|[:：]|是|为|\b[Aa]nswer)[*_]{0,3}$")
+_STATES = re.compile(r"(?:is|are|be|=|[:：]|是|为|[Ff]inal\s[Aa]nswer)[*_]{0,3}$")
 _MATH = (("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), ("$", "$"))
 _GLUE = re.compile(
     r"(?:[\s,;.&*$]|\\[()\[\],;:!\\ ]|\\q?quad(?![A-Za-z])|(?:\\(?:text|mbox)\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b)"
     r"|\\?[A-Za-z]{1,6}(?:_\{?\w{1,4}\}?)?\s*=|\(?[a-z\d]\)|[-•])*"
 )
-_MONEY = re.compile(r"[\s*]*([-−]?\\?\$\s?[-−]?\\?\s?(?:" + _UNSIGNED + r"))(?!\s*[\\^+*/=_])")
+_MONEY = re.compile(r"[\s*]*([-−]?\\?\$\s?[-−]?\\?\s?(?:" + _UNSIGNED + r"))(?!\s*[-\\^+*/=_!(])")
 _SENTENCE = re.compile(r"(?:[.!?;。](?=[\s*]|$)|\n|\s+(?:because|since|as|which|when|where|so|while)\b)")
 _WORDS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION = re.compile(
@@ -125,41 +125,62 @@ def _stated_answer(text: str) -> str | None:
     if "nswer" not in text and "NSWER" not in text and "答案" not in text:
         return None
     for match in reversed(list(_ANSWER_AT.finditer(text))[-_LAST_TRIES:]):
-        if not _STATES.search(match[0].rstrip()):
-            continue
-        rest = text[match.end() : match.end() + _MAX_STATED].lstrip(" \t\r\n*_#:>")
-        answer = _formula_at_start(rest) or _expression_at_start(rest)
-        if answer is not None:
-            return answer
+        if _STATES.search(match[0].rstrip()):
+            rest = text[match.end() : match.end() + _MAX_STATED].lstrip(" \t\r\n*_#:>")
+            answer = _formula_at_start(rest) or _expression_at_start(rest)
+            if answer is not None:
+                return None if _CONCLUDES.search(rest[len(answer) :]) else answer
     return None
+
+
+# Where this follows, the answer was that to a step.
+_CONCLUDES = re.compile(r"\b(?:So|Thus|Hence|Therefore|Then|Finally|Now|Next)\b[^\n]*\d")
 
 
 def _formula_at_start(rest: str) -> str | None:
     r"""The formula in math signs that a text begins with: "$2\sqrt{3}$ cm." With the words behind it that change it, and
-    with the others of a list: "$1$ and $2$"."""
+    with the others of a list: "$1$ and $2$". None where the sentence goes on to something else: "$9 + 9$, so 18"."""
     if _MONEY.match(rest) and not _closes_at_once(rest):
         return None
     found, at = [], 0
     while (span := _math_at(rest, at)) is not None:
-        found.append(rest[span[0] : span[1]].strip())
+        found.append(_last_side(rest[span[0] : span[1]]))
         at = span[2]
-        glue = re.compile(r"[\s,*]*(?:and|or|,)[\s*]*(?=[$\\])").match(rest, at)
-        if glue is None:
+        if (glue := _BETWEEN_FORMULAS.match(rest, at)) is None:
             break
         at = glue.end()
-    if not found:
+    if not found or _GOES_ON.match(rest, at):
         return None
-    words = re.compile(r"\s*(?:\\?%|[a-z]+(?:\s+[a-z]+){0,2}|[ap]\.?m\.?)", re.IGNORECASE).match(rest, at)
-    return ", ".join(found) + (f" {words[0].strip()}" if words and len(found) == 1 and _is_unit_like(words[0]) else "")
+    words = _CHANGING_WORDS.match(rest, at)
+    return ", ".join(found) + (words[0] if words and len(found) == 1 else "")
 
 
-def _is_unit_like(words: str) -> bool:
-    return (
-        re.match(
-            r"\s*(?:\\?%|percent|hundred|thousand|million|billion|trillion|dozen|[ap]\.?m\b)", words, re.IGNORECASE
-        )
-        is not None
-    )
+_BETWEEN_FORMULAS = re.compile(r"[\s,*]*(?:and|or|,)[\s*]*(?=[$\\])")
+_GOES_ON = re.compile(r"[\s,;]*(?:=|\b(?:so|thus|hence|therefore|giving|which\s+gives|or\s+just)\b)")
+_CHANGING_WORDS = re.compile(
+    r"\s*(?:\\?%|(?:percent|hundred|thousand|million|billion|trillion|dozen|tenths|halves|[ap]\.?m\.?)(?![a-z]))",
+    re.IGNORECASE,
+)
+_COUNTS_ON = re.compile(r"\s+(?:so|which)\b[^.\n]*\d")
+_EQUALS = re.compile(r"(?<![<>!\\:])=|\\(?:approx|to|Rightarrow|Longrightarrow|implies)(?![A-Za-z])")
+
+
+def _last_side(formula: str) -> str:
+    r"""A formula without what leads to a number: "9 + 9 = 18" is 18. One that ends otherwise stays whole: "x = 2\sqrt{3}"."""
+    last = _bare(_EQUALS.split(formula)[-1])
+    return last if _NUMBER.fullmatch(last) and not re.search(r",(?!\d{3})", formula) else _bare(formula)
+
+
+def _bare(formula: str) -> str:
+    """A formula without a full stop, an alignment sign and braces around the whole."""
+    text = _ENVIRONMENT.sub("", formula).strip().rstrip(".,; &\\").lstrip(" &")
+    while text.startswith("{") and text.endswith("}") and _BALANCED.fullmatch(text[1:-1]):
+        text = text[1:-1].strip().rstrip(".,;")
+    return text
+
+
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:align|aligned|gather|equation|split)\*?\}")
+_BALANCED = re.compile(r"(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*+")
 
 
 def _math_at(text: str, at: int) -> tuple[int, int, int] | None:
@@ -185,7 +206,7 @@ def _closes_at_once(rest: str) -> bool:
 def _expression_at_start(rest: str) -> str | None:
     """The sentence that a text begins with, where it is nothing but an expression, or a number with its unit."""
     end = _SENTENCE.search(rest)
-    if end is not None and end[0] == "?":
+    if end is not None and (end[0] == "?" or _COUNTS_ON.match(rest, end.start())):
         return None
     sentence = rest[: end.start() if end else len(rest)].strip(" \t\r*_`").rstrip(".,;:")
     if not sentence or len(sentence) > 200 or not re.search(r"\d|[^\W\d_]", sentence):
@@ -221,7 +242,7 @@ def _formula_around(line: str, number: re.Match[str]) -> str | None:
         inside = line[start + len(opens) : end] if end >= 0 else ""
         if not inside or closes in inside or not re.search(r"\\[a-z]|\^", inside):
             continue
-        value = re.split(r"(?<![<>!\\])=|\\approx|\\to(?![a-z])|,", inside)[-1].strip()
+        value = _bare(re.split(r",(?!\d{3})|\\[lg]eq?(?![a-z])|[<>]", _EQUALS.split(inside)[-1])[-1])
         return None if _NUMBER.fullmatch(value) else value or None
     before = line[:at].rpartition(" ")[2] + line[at : number.end()]
     return before.strip("*_`.,") if re.search(r"(?:\^|√|sqrt|\bln|\blog|\bexp)[({]*[\d.,]*$", before) else None
