@@ -79,11 +79,6 @@ def leaves_thought_open(prompt: str, tags: ThoughtTags = THINK) -> bool:
     return prompt.rstrip().endswith(tags.opens)
 
 
-def has_box(text: str) -> bool:
-    """Whether a complete box with something in it stands in the text."""
-    return _last_box(text) is not None
-
-
 def extract_answer(text: str) -> str | None:
     r"""The answer of a completion after its thought (or of a published solution), or None. In this order:
 
@@ -254,7 +249,7 @@ def extract_final(text: str) -> str | None:
     In this order: the last \boxed{...} as above, without a \text{} around the whole; the last <answer>...</answer>;
     what follows the last "Answer:" or "answer is" on its line, or below it up to a blank line; the last line.
     """
-    box = _last_box(text)
+    box = last_box(text)
     if box is not None:
         wrapped = WRAPPED.fullmatch(box)
         return wrapped.group(1).strip() if wrapped else box
@@ -270,8 +265,8 @@ def extract_final(text: str) -> str | None:
     return text.strip().rpartition("\n")[2].strip() or None
 
 
-def _last_box(text: str) -> str | None:
-    """The content of the last box."""
+def last_box(text: str) -> str | None:
+    """The content of the last complete box that is not empty, or None."""
     spans = _boxes(text)
     return text[slice(*spans[-1])].strip() if spans else None
 

@@ -31,7 +31,7 @@ from typing import IO, Literal, NamedTuple
 
 from ..errors import UserError
 from .compare import decide
-from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, has_box
+from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box
 
 MAX_ANSWER_CHARS = 2000
 MAX_TASK_ANSWER_CHARS = 20_000  # a board, a list of moves
@@ -246,7 +246,7 @@ class Grader:
         final = after_thought(attempt.text, self.tags, attempt.in_thought)
         if final is None:
             return Verdict(False, None, "no answer"), None
-        if attempt.cut_off and self.truncated == "wrong" and not has_box(final):
+        if attempt.cut_off and self.truncated == "wrong" and last_box(final) is None:
             return Verdict(False, None, "cut off"), None
         if attempt.task is not None:
             return _decide_task(final, attempt.gold, attempt.task)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
-_PARTS = ("half", "third", "quarter", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_PARTS += ("hundredth", "thousandth", "millionth")
-_PART_OF = dict(zip(_PARTS, (2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 100, 1000, 10**6)))
+_PART_OF = {
+    **{"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9},
+    **{"tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6},
+}
 
 # How many of the first unit of its line a unit is. Two answers that name units of one line are compared in them.
 _UNITS: dict[str, tuple[str, Fraction]] = {
@@ -139,7 +140,7 @@ _NO_UNIT = {
     "halves",
 }
 _CHANGING = {"not", "non", "no", "than", "below", "under", "negative", "minus", "except", "without", "dozen", "halves"}
-_CHANGING |= {*_SCALES, *(f"{part}s" for part in _PARTS), "half"}
+_CHANGING |= {*_SCALES, *(f"{part}s" for part in _PART_OF), "half"}
 
 _TEXT = re.compile(
     r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|rm|operatorname)\s*\{([^{}]*)\}|\{\\rm\s+([^{}]*)\}"

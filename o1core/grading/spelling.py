@@ -5,7 +5,6 @@ Everything here rewrites signs; nothing knows what an answer means (that is comp
 """
 
 import re
-from collections.abc import Callable
 from decimal import Decimal
 
 _GREEK = {
@@ -42,7 +41,10 @@ _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "01234
 _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx")
 _VULGAR = {"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15", "⅖": "25", "⅗": "35", "⅘": "45"}
 _VULGAR |= {"⅙": "16", "⅚": "56", "⅛": "18", "⅜": "38", "⅝": "58", "⅞": "78"}
-_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "sqrt": r"\sqrt", "cbrt": r"\sqrt[3]"}
+_CALLS = {
+    **{"√": r"\sqrt{%s}", "∛": r"\sqrt[3]{%s}", "∜": r"\sqrt[4]{%s}", "sqrt": r"\sqrt{%s}", "cbrt": r"\sqrt[3]{%s}"},
+    **{"exp": "e^{%s}", "abs": "|%s|"},
+}
 
 _RUN_SUPER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _RUN_SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
@@ -96,22 +98,21 @@ def _from_unicode(text: str) -> str:
     text = _RUN_SUPER.sub(lambda m: f"^{{{m[0].translate(_SUPER)}}}", _GROUPED.sub("", text))
     text = _RUN_SUB.sub(lambda m: f"_{{{m[0].translate(_SUB)}}}", text)
     text = _BARRED.sub(lambda m: rf"\overline{{{re.sub('[^0-9]', '', m[0])}}}", text)
-    for sign, (top, bottom) in _VULGAR.items():
+    for sign, parts in _VULGAR.items():
         if sign in text:
-            text = re.sub(rf"(?<=\d)\s*{sign}", rf"\\frac{{{top}}}{{{bottom}}}", text)  # 1½ is 1\frac{1}{2}
-            text = text.replace(sign, rf"\frac{{{top}}}{{{bottom}}}")
+            text = re.sub(
+                rf"(?:(?<=\d)\s*)?{sign}", rf"\\frac{{{parts[0]}}}{{{parts[1]}}}", text
+            )  # 1 ½ is 1\frac{1}{2}
     return text.translate(_TABLE)
 
 
 def _functions(text: str) -> str:
     """Functions and letters that were written as words."""
-    for name, command in _ROOTS.items():
+    for name, form in _CALLS.items():
         if name in text:
-            text = _with_argument(text, rf"(?<![A-Za-z\\]){name}", lambda body, command=command: f"{command}{{{body}}}")
-    text = _with_argument(text, r"(?<![A-Za-z\\])exp", lambda body: f"e^{{{body}}}")
-    text = _with_argument(text, r"(?<![A-Za-z\\])abs", lambda body: f"|{body}|")
+            text = _with_argument(text, rf"(?<![A-Za-z\\]){name}", form)
     if "^" in text:
-        text = _with_argument(text, r"\^", lambda body: f"^{{{body}}}", bracket_only=True)
+        text = _with_argument(text, r"\^", "^{%s}", bracket_only=True)
     text = _NAMES.sub(r"\\\1 ", _INVERSE.sub(r"arc\1", text))
     return _LETTERS.sub(lambda m: rf"\{m[1]} " if m[1] else r"\infty ", text)
 
@@ -120,7 +121,7 @@ _ATOM = re.compile(r"\s*(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\\[A-Za-z]+)")
 _OPENING = re.compile(r"\s*([({])")
 
 
-def _with_argument(text: str, name: str, make: Callable[[str], str], bracket_only: bool = False) -> str:
+def _with_argument(text: str, name: str, form: str, bracket_only: bool = False) -> str:
     """Rewrite each `name` with its argument: a bracket with all that it holds, or else one number or letter."""
     parts, at = [], 0
     for match in re.finditer(name, text):
@@ -138,8 +139,8 @@ def _with_argument(text: str, name: str, make: Callable[[str], str], bracket_onl
         else:
             continue
         if name != r"\^":  # the argument may hold the same name again
-            body = _with_argument(body, name, make, bracket_only)
-        parts.append(text[at : match.start()] + make(body))
+            body = _with_argument(body, name, form, bracket_only)
+        parts.append(text[at : match.start()] + form.replace("%s", body))
         at = after
     return "".join(parts) + text[at:]
 

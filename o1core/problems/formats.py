@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ..errors import UserError
 from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
-from ..grading import extract_answer
+from ..grading import extract_answer, last_box
 from ..text import clean
 from ..types import Problem
 
@@ -161,7 +161,7 @@ def _answer(row: dict[str, Any], where: str) -> str:
                 raise UserError(f'{where}: no final answer in the field "answer"; end it with a line "#### 72"')
             return final
         if r"\boxed" in answer:
-            return extract_answer(answer) or ""
+            return last_box(answer) or extract_answer(answer) or ""
         answer = answer.strip()
         in_dollars = len(answer) > 1 and answer[0] == answer[-1] == "$" and answer.count("$") == 2
         return answer[1:-1].strip() if in_dollars else answer
@@ -173,7 +173,7 @@ def _answer(row: dict[str, Any], where: str) -> str:
         )
     if r"\boxed" not in solution and r"\fbox" not in solution:
         raise UserError(rf'{where}: no \boxed{{}} in the field "solution"; box the answer or add the field "answer"')
-    return extract_answer(solution) or ""
+    return last_box(solution) or extract_answer(solution) or ""
 
 
 _UNORDERED = {  # the field of the right choice: those of the wrong ones
