@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from ..evaluation import DisharmonyResult, RunResult, StudyResult
 from ..rollout import read_groups
 from ..run_folder import SIDES, RunFolder
@@ -26,8 +27,14 @@ def plot_run(run: RunFolder, result: RunResult) -> None:
 
 
 def completions(run: RunFolder, side: str, tests: Sequence[str]) -> Side:
-    """All completions of one side, whatever the test."""
-    sides = [side_of(read_groups(run.evaluation(side, test).rollouts)) for test in tests]
+    """All completions of one side, whatever the test. Raises UserError where those of a test were removed meanwhile."""
+    sides = []
+    for test in tests:
+        folder = run.evaluation(side, test).rollouts
+        groups = read_groups(folder)
+        if not groups:
+            raise UserError(f"{folder}: was removed; rerun the same command, which samples it again")
+        sides.append(side_of(groups))
     return Side(np.concatenate([s.lengths for s in sides]), np.concatenate([s.correct for s in sides]))
 
 
