@@ -32,7 +32,7 @@ from ..run_folder import RunFolder
 from ..runs import Job, Machine, Resources, open_evaluation, open_session, plan_run, plan_table
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
-from ..studies import lambda_variants, method_variants, percentile_variants, run_study, study_disharmony
+from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
 from ..text import one_line
 from ..typed_json import to_json
 
@@ -47,7 +47,12 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     given = vars(args)
     if args.command == "difficulty":  # that study's --percentiles is a list, and no setting
         given = {name: value for name, value in given.items() if name != "percentiles"}
-    return Recipe.of(**settings | {name: given[name] for name in SPECS if name in given})
+    changes = {name: given[name] for name in SPECS if name in given}
+    if "template" in changes:  # single variables override the recipe's
+        changes["template"] = settings.get("template", {}) | dict(changes["template"])
+    recipe = Recipe.of(**settings | changes)
+    recipe.own_code()  # a file that is wrong is refused by --dry-run too
+    return recipe
 
 
 def open_device(args: argparse.Namespace) -> torch.device:
@@ -97,6 +102,11 @@ def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
     return args.out or Path("runs") / (prefix + (args.model.resolve().name if args.model else "tiny-o1"))
 
 
+def named(path: Path) -> str:
+    """A path as it is printed: a folder's name may hold what a terminal obeys."""
+    return one_line(str(path))
+
+
 def on_a_job(
     work: Callable[[argparse.Namespace, Job, RunFolder, Resources], None],
 ) -> Callable[[argparse.Namespace], None]:
@@ -118,23 +128,24 @@ def on_a_job(
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     result = prune_run(job, run, resources)
-    print(to_text(run_table(result, changes=False)))
+    table = run_table(result)
+    print(f"{to_text(table)}\n{table.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
-    print(f"plot: {run.plot}\npruned checkpoint: {one_line(result.checkpoint)}")
-    print(f"samples in the terminal: o1core show {run.path}; as a page: o1core report {run.path}")
+    print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
+    print(f"samples in the terminal: o1core show {named(run.path)}; as a page: o1core report {named(run.path)}")
 
 
 @on_a_job
 def sample(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     with open_session(job, run, resources) as session:
         session.sample()
-    print(f"sampled; train on it with: o1core train --out {run.path} and the same flags")
+    print(f"sampled; train on it with: o1core train --out {named(run.path)} and the same flags")
 
 
 @on_a_job
 def train(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     with open_session(job, run, resources) as session:
-        print(f"pruned checkpoint: {session.train(args.resume)}")
+        print(f"pruned checkpoint: {named(session.train(args.resume))}")
 
 
 @on_a_job
@@ -148,7 +159,7 @@ def disharmony(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps(recipe.to_json(), indent=2))
         return
-    job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
+    job = open_job(args, recipe.replace(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
     result = study_disharmony(job, args.intervals, folder, open_alone(args))
     print_study(folder, disharmony_tables(result))
@@ -170,14 +181,15 @@ def study(args: argparse.Namespace) -> None:
         return
     resources, folder = open_alone(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
-    result = run_study(args.command, opener, variants, args.seeds, folder, resources)
+    run = run_comparison if args.command == "compare" else partial(run_study, args.command)
+    result = run(opener, variants, args.seeds, folder, resources)
     print_study(folder, study_tables(result))
 
 
 def print_study(folder: Path, tables: list[Table]) -> None:
     """What a study prints at its end."""
     print("\n\n".join(map(to_markdown, tables)))
-    print(f"\nplot: {folder / 'plot.png'}\nthe same as a page: o1core report {folder}")
+    print(f"\nplot: {named(folder / 'plot.png')}\nthe same as a page: o1core report {named(folder)}")
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -198,14 +210,14 @@ def plan(args: argparse.Namespace) -> None:
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
-        print(f"Start it with: {start} prune --model {args.model} --data FILE and the same settings.")
+        print(f"Start it with: {start} prune --model {named(args.model)} --data FILE and the same settings.")
 
 
 def report(args: argparse.Namespace) -> None:
     out = args.out or args.run_folders[0] / "report.html"
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file, such as {out / 'report.html'}")
-    print(write_page(args.run_folders, out))
+    print(named(write_page(args.run_folders, out)))
 
 
 def show(args: argparse.Namespace) -> None:

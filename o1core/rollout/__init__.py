@@ -1,8 +1,7 @@
 """Rollouts: a model and prompts in, graded samples out, in memory (engine) and as files (collect, store)."""
 
-from .caches import CacheKind, cache_kind
 from .collect import opening_ids, sample_problems
-from .engine import Engine
+from .engine import CacheKind, Engine, cache_kind
 from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, map_large_blocks
 from .pages import page_bytes, pages_of

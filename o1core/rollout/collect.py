@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..distributed import deal, meet, once
 from ..errors import UserError
-from ..grading import Grader
+from ..grading import Attempt, Grader
 from ..model import Tokenizer
 from ..types import Completion, Group, Problem, Sample
 from .engine import Engine
@@ -99,8 +99,10 @@ def continued(begun: list[int], rest: Completion) -> Completion:
 
 def grade_groups(grader: Grader, tokenizer: Tokenizer, finished: list[Finished]) -> list[Group]:
     """Groups of (problem, prompt ids, completions), each completion with its verdict."""
-    texts = [(tokenizer.decode(c.ids), p.answer, p.task) for p, _, completions in finished for c in completions]
-    verdicts = iter(grader.grade_many(texts))
+    attempts = [
+        Attempt(tokenizer.decode(c.ids), p.answer, p.task) for p, _, completions in finished for c in completions
+    ]
+    verdicts = iter(grader.grade_many(attempts))
     groups = []
     for problem, prompt, completions in finished:
         samples = []

@@ -17,7 +17,7 @@ from ..distributed import is_lead, load_part, meet, neighbours, once, processes,
 from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
 from ..files import write_record
 from ..model import Tokenizer, open_tensors, read_config
-from ..recipe import FREE, Recipe
+from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run
 from ..rollout import Engine, free_memory, map_large_blocks, opening_ids
 from ..run_folder import SIDES, RunFolder
@@ -110,7 +110,7 @@ class Session:
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
-        return self.job.settings | here, FREE | here.keys(), Recipe().to_json() | here
+        return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
         """Sample the first round."""

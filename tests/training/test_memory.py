@@ -92,4 +92,4 @@ def test_a_damaged_memory_is_named(flags, tmp_path, capsys):
     write_record(path, {k: v for k, v in record.items() if k != CHECKSUM} | {"memory": {"penalty": -1}})
     assert main([*command, "--resume"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "memory: penalty: -1.0 is not between 0" in error
+    assert "memory: penalty: -1.0 is below 0" in error
