@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,9 +62,8 @@ def compile_for(capability: int) -> list[Record]:
 
 def compile_all(targets: list[int], jobs: int) -> list[Record]:
     """Processes are spawned: a fork would share the compiler's threads."""
-    run: Callable = map
     if jobs == 1:
-        return [record for records in run(compile_for, targets) for record in records]
+        return [record for records in map(compile_for, targets) for record in records]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return [record for records in pool.map(compile_for, targets) for record in records]
 
@@ -79,7 +77,7 @@ def faults(record: Record) -> list[str]:
         found.append(f"{record['shared_bytes']} bytes of shared memory, the chip has {limit}")
     if record["kernel"] in PRODUCTS and not record["tensor_core"]:
         found.append("a product without tensor-core instructions")
-    aligned = not record["sizes"].endswith((" x 1", " x 72"))
+    aligned = not record["sizes"].endswith(" x 72")
     if record["kernel"] in STREAMS and aligned and not record["loads"]["16"] + record["async_copies"]:
         found.append("neither 16-byte loads nor asynchronous copies")
     return found
@@ -104,11 +102,55 @@ def print_records(records: list[Record]) -> None:
         )
 
 
+TITLES = {
+    "partial_sums": "log-probs, forward",
+    "partial_sums_tma": "log-probs, forward by TMA",
+    "merge": "merge of its partial sums",
+    "logit_gradient": "log-probs, gradient of logits",
+    "kept_gradient": "gradient from kept exponentials",
+    "gather_forward": "log-probs from logits",
+    "gather_backward": "their gradient",
+    "surrogate": "surrogate, fp32",
+    "paged_attention": "decode attention",
+    "attention_merge": "merge of its splits",
+    "write_pages": "rotary embedding and write of pages",
+    "sample": "sampling without a filter",
+    "sample_candidates": "sampling with a filter",
+    "sample_row": "the same of a flat row",
+}
+FLAGS = {"ENTROPY": "entropy", "KEEP": "kept", "PICK": "some rows", "GREEDY": "greedy", "TOP_K": "top-k"}
+
+
+def table(records: list[Record]) -> list[str]:
+    """The table of bench/results/kernels.md: bf16 (the surrogate: fp32), as each kernel is launched first."""
+    cells: dict[str, dict[str, str]] = {}
+    for r in records:
+        if r["dtype"] != ("fp32" if r["kernel"] == "surrogate" else "bf16"):
+            continue
+        flags = [FLAGS[key] for key, value in r["flags"].items() if value and key in FLAGS]
+        flags += [f"{key.lower()} {value}" for key, value in r["flags"].items() if key in ("LEVEL", "GROUP", "HALF")]
+        flags += ["no mask"] if r["flags"].get("HAS_MASK") is False else []
+        numbers = (
+            r["registers"],
+            r["spill_bytes"],
+            r["shared_bytes"] // 1024,
+            f"{r['instructions']:,}",
+            r["tensor_core"],
+        )
+        of_kernel = cells.setdefault(", ".join([TITLES[r["kernel"]], *flags]), {})
+        of_kernel.setdefault(r["target"], " / ".join(map(str, numbers)))
+    targets = [f"sm_{capability}" for capability in TARGETS]
+    lines = [" | ".join(["kernel", *targets]), " | ".join(["---"] * (1 + len(targets)))]
+    lines += [" | ".join([title, *(of_kernel.get(t, "") for t in targets)]) for title, of_kernel in cells.items()]
+    return [f"| {line} |" for line in lines]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=int, choices=TARGETS, action="append")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--roofline-only", action="store_true")
     parser.add_argument("--no-roofline", action="store_true")
     options = parser.parse_args()
@@ -116,7 +158,10 @@ def main() -> int:
     if not options.roofline_only:
         records = compile_all(options.target or list(TARGETS), options.jobs)
         print(f"Triton {triton.__version__}, {len(records)} compiled kernels")
-        print_records(records)
+        if options.table:
+            print("\n".join(table(records)))
+        else:
+            print_records(records)
         for record in records:
             for fault in faults(record):
                 bad += 1

@@ -69,9 +69,15 @@ def surrogate(dtype: torch.dtype, n: int) -> None:
     sequences = min(n, 16)
     logp, reference, advantage = (meta(k, dtype=dtype) for k in (n, n, sequences))
     ends = meta(sequences + 1, dtype=torch.int64)
-    for ratio in ("sequence", "sequence_mean", "token", "cispo"):
-        for mask in (None, meta(n, dtype=torch.bool)):
-            kernels.clipped_surrogate(logp, reference, advantage, ends, mask, ratio=ratio, **CLIP, no_sync=True)
+    mask = meta(n, dtype=torch.bool)
+    for ratio, counted in (
+        ("sequence", mask),
+        ("sequence_mean", mask),
+        ("token", mask),
+        ("token", None),
+        ("cispo", mask),
+    ):
+        kernels.clipped_surrogate(logp, reference, advantage, ends, counted, ratio=ratio, **CLIP, no_sync=True)
 
 
 def decode(dtype: torch.dtype, rows: int, heads: int, kv_heads: int, size: int) -> None:
@@ -87,9 +93,9 @@ def decode(dtype: torch.dtype, rows: int, heads: int, kv_heads: int, size: int) 
 
 def sampling(dtype: torch.dtype, rows: int, ids: int) -> None:
     """Logits as the engine makes them, of a head that is cut at the next multiple of 64 ids."""
-    logits, uniforms = meta(rows, -(-ids // 64) * 64, dtype=dtype), meta(rows, dtype=torch.float64)
+    logits, uniforms = meta(rows, -(-ids // 64) * 64, dtype=dtype)[:, :ids], meta(rows, dtype=torch.float64)
     for options in SAMPLED:
-        kernels.sample_tokens(logits, uniforms, vocab_size=ids, **options)
+        kernels.sample_tokens(logits, uniforms, **options)
 
 
 def cases(capability: int) -> Iterator[Case]:
@@ -103,7 +109,6 @@ def cases(capability: int) -> Iterator[Case]:
         for v, ids, h in HEADS:
             yield case("bf16", log_probs, n, v, ids, h)
             yield case("bf16", stored_logits, n, v, ids)
-        yield case("fp32", surrogate, n)
     yield case("bf16", log_probs, 4097, 152064, 151665, 72)
     yield case("bf16", log_probs, 4097, 152064, 151665, 3584, 1)
     for rows in DECODED:
@@ -112,6 +117,7 @@ def cases(capability: int) -> Iterator[Case]:
         for _, ids, _ in HEADS:
             yield case("bf16", sampling, rows, ids)
     if capability in (80, 90):
+        yield from (case("fp32", surrogate, n) for n in ROWS)
         yield case("fp64", surrogate, 4097)
         for kind in ("fp16", "fp32", "fp64"):
             yield case(kind, log_probs, 4097, *HEADS[0])

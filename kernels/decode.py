@@ -128,24 +128,18 @@ def _warn_once(reason: str) -> None:
 
 
 def sample_tokens(
-    logits: Tensor,
-    uniforms: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    vocab_size: int | None = None,
+    logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token a row, with nothing read back. Triton alone: a GPU, or the interpreter. A CPU's sampler is the rollout
     engine's; both draw the same tokens.
 
-    logits [R, V] with any row stride (a multiple of 16 columns is read four times as fast), of which the first vocab_size
-    count (None: all); uniforms float64 [R] in [0, 1); temperature 0 is greedy, top_k 0 and top_p 1 are no filter. Returns ids
-    int64 [R], log-probs float32 [R] and flags int32 [R], 1 where the row's logits are not finite and its id means nothing. The
-    log-prob is the model's own, before temperature and filters. Raises ValueError naming the wrong argument.
+    logits [R, V] with any row stride, fastest if that is a multiple of 16 (cut a head at the next multiple, and the logits at
+    V); uniforms float64 [R] in [0, 1); temperature 0 is greedy, top_k 0 and top_p 1 are no filter. Returns ids int64 [R],
+    log-probs float32 [R] and flags int32 [R], 1 where the row's logits are not finite and its id means nothing. The log-prob
+    is the model's own, before temperature and filters. Raises ValueError naming the wrong argument.
     """
     check_logits(logits)
-    vocab_size = vocabulary(vocab_size, logits.shape[1], "logits")
+    vocabulary(None, logits.shape[1], "logits")
     require(
         uniforms.dtype == torch.float64 and uniforms.shape == logits.shape[:1] and uniforms.is_contiguous(),
         f"uniforms: {uniforms.dtype} {tuple(uniforms.shape)}, expected float64 ({logits.shape[0]},)",
@@ -156,4 +150,4 @@ def sample_tokens(
     require(0 < top_p <= 1, f"top_p: {top_p}, expected above 0 and at most 1 (no filter)")
     from .triton_sample import sample
 
-    return sample(logits, uniforms, vocab_size, temperature, top_k, top_p)
+    return sample(logits, uniforms, temperature, top_k, top_p)

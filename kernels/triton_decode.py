@@ -137,7 +137,7 @@ def paged_attention(queries: Tensor, pages: Pages, max_length: int) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["query_heads"])
 def write_pages_kernel(
     new: tl.tuple,
     new_strides: tl.tuple,

@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import configs
 from .configs import FLOOR, Launch
 from .numbers import RowNumbers, Softmax
-from .triton_tiles import Operands, Sums, fold_tile, tile_logits, tile_of
+from .triton_tiles import Operands, Sums, fold_tile, is_aligned, tile_logits, tile_of
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
@@ -110,8 +110,8 @@ def partial_sums(
 def launch_for(hidden: Tensor, weight: Tensor) -> Launch | None:
     """The kernel's configuration, where it is for this chip and dtype, and the accelerator for these addresses (multiples
     of 16 bytes)."""
-    aligned = (t.data_ptr() % 16 == 0 and t.stride(0) * t.dtype.itemsize % 16 == 0 for t in (hidden, weight))
-    return configs.linear_tma(hidden.device, hidden.dtype, hidden.shape[1]) if all(aligned) else None
+    aligned = is_aligned(hidden) and is_aligned(weight)
+    return configs.linear_tma(hidden.device, hidden.dtype, hidden.shape[1]) if aligned else None
 
 
 def descriptors(hidden: Tensor, weight: Tensor, vocab_size: int, launch: Launch) -> list[TensorDescriptor]:

@@ -12,7 +12,7 @@ from .numbers import RowNumbers, Softmax, Upstream, accumulator, row_coefficient
 from .triton_backward import Rows, Table
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vocab_size"])
 def gather_forward_kernel(
     logits: tl.tensor,
     targets: tl.tensor,
@@ -81,7 +81,7 @@ def gather_forward(logits: Tensor, targets: Tensor, softmax: Softmax, want_entro
     return RowNumbers(logp, top, log_total, entropy)
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit(do_not_specialize=["vocab_size", "blocks"])
 def gather_backward_kernel(
     logits: Table,
     per_row: Rows,

@@ -39,7 +39,7 @@ from .numbers import (
 )
 from .triton_backward import kept_gradient, logit_gradient
 from .triton_forward import merge, partial_sums
-from .triton_tiles import ROW_PADDING, padded, unit_stride
+from .triton_tiles import ROW_PADDING, loadable, padded
 
 __all__ = ["BUDGET", "backward", "forward", "kept_forward", "kept_gradient"]  # a backend's primitives
 
@@ -53,7 +53,7 @@ BUDGET = OnePassBudget(limit=4 * 2**30, wide=False)
 
 def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, want_entropy: bool) -> RowNumbers:
     """hidden [N, H], weight [V, H], targets [N] -> float32 (float64) numbers a row."""
-    hidden, targets = unit_stride(hidden), targets.contiguous()
+    hidden, targets = loadable(hidden), targets.contiguous()
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
     blocks = configs.linear(hidden.device, hidden.dtype, hidden.shape[1]).constants
@@ -62,7 +62,7 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, w
     tiles = triton.cdiv(softmax.vocab_size, blocks["BLOCK_V"])
     sums = 3 if want_entropy else 2
     wave = max(SCRATCH_BYTES // (sums * tiles * acc.itemsize) // blocks["BLOCK_N"], 1) * blocks["BLOCK_N"]
-    parts = hidden.new_empty(sums, tiles * min(wave, rows), dtype=acc)
+    parts = hidden.new_empty(sums, padded(tiles * min(wave, rows)), dtype=acc)
     for start in range(0, rows, wave):
         part = slice(start, min(start + wave, rows))
         partial_sums(hidden[part], weight, targets[part], softmax, parts, target_logits[part])
@@ -73,18 +73,18 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, w
 def kept_forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax) -> Kept:
     """hidden [N, H], weight [V, H], targets [N] -> numbers [N, vocab_size] in the dtype of hidden, and as state (maxima
     [ceil(vocab_size / BLOCK_V), N], top [N], log_total [N]) in float32 (float64)."""
-    hidden, columns = unit_stride(hidden), softmax.vocab_size
+    hidden, columns = loadable(hidden), softmax.vocab_size
     rows = len(hidden)
     acc = accumulator(hidden.dtype)
     block = configs.linear(hidden.device, hidden.dtype, hidden.shape[1]).constants["BLOCK_V"]
     tiles = triton.cdiv(columns, block)
     logp, top, log_total, target_logits = (hidden.new_empty(rows, dtype=acc) for _ in range(4))
-    parts = hidden.new_empty(2, tiles * rows, dtype=acc)
+    parts = hidden.new_empty(2, padded(tiles * rows), dtype=acc)
     numbers = hidden.new_empty(rows, padded(columns))[:, :columns]
     if rows:
         partial_sums(hidden, weight, targets.contiguous(), softmax, parts, target_logits, numbers)
         merge(parts, tiles, target_logits, RowNumbers(logp, top, log_total))
-    return Kept(logp, numbers, (parts[0].view(tiles, rows), top, log_total), block)
+    return Kept(logp, numbers, (parts[0, : tiles * rows].view(tiles, rows), top, log_total), block)
 
 
 def backward(
@@ -97,7 +97,7 @@ def backward(
     needs: Needs,
 ) -> tuple[Tensor | None, Tensor | None]:
     """-> d_hidden [N, H] or None, d_weight [V, H] or None, in the dtypes of hidden and weight."""
-    hidden = unit_stride(hidden)
+    hidden = loadable(hidden)
     inv_temperature, vocab_size = softmax
     rows, width = hidden.shape
     acc = accumulator(hidden.dtype)

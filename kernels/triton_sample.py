@@ -30,7 +30,7 @@ IMPOSSIBLE: tl.constexpr = tl.constexpr(-(2**31) + 2**23 - 1)  # the key of minu
 
 
 class Logits(NamedTuple):
-    """Logits [R, columns] of which vocab_size count. A multiple of 16 columns allows 16 bytes a load."""
+    """Logits [R, columns] of which the vocabulary counts. A multiple of 16 columns allows 16 bytes a load."""
 
     at: Any
     row_stride: Any
@@ -382,30 +382,41 @@ def sample_row_kernel(
     _store(drawn, row, mine & (row < rows), chosen, own, top, own_total)
 
 
+def readable_columns(logits: Tensor) -> int:
+    """Columns that a kernel may read of every row: the next multiple of 16, where rows lie so far apart. Who cuts a table of
+    logits to a vocabulary leaves that room behind."""
+    rows, vocab = logits.shape
+    columns = triton.cdiv(vocab, 16) * 16
+    end = logits.storage_offset() + (rows - 1) * logits.stride(0) + columns
+    inside = columns <= logits.stride(0) and end * logits.itemsize <= logits.untyped_storage().nbytes()
+    return columns if inside else vocab
+
+
 def sample(
-    logits: Tensor, uniforms: Tensor, vocab: int, temperature: float, top_k: int, top_p: float
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [R, columns] of any row stride, of which `vocab` count, uniforms float64 [R] -> ids int64, log-probs float32,
-    flags int32, all [R]."""
-    rows, device = len(logits), logits.device
-    launch = configs.elementwise(configs.SAMPLE, device)
+    """logits [R, V] of any row stride, uniforms float64 [R] -> ids int64, log-probs float32, flags int32, all [R]."""
+    (rows, vocab), device = logits.shape, logits.device
+    wide = configs.elementwise(configs.SAMPLE_ROW, device).options()
+    options = configs.elementwise(configs.SAMPLE, device).options()
+    room = options.pop("ROOM")
     ids = torch.empty(rows, dtype=torch.int64, device=device)
     logp = torch.empty(rows, dtype=torch.float32, device=device)
     flags = torch.empty(rows, dtype=torch.int32, device=device)
     top_k = top_k if top_k < vocab else 0
     if rows:
-        grid, options = (triton.cdiv(rows, launch.constants["BLOCK_R"]),), launch.options()
-        room = options.pop("ROOM")
-        inputs = Logits(logits, logits.stride(0), logits.shape[1]), uniforms, Drawn(ids, logp, flags)
+        grid = (triton.cdiv(rows, options["BLOCK_R"]),)
+        inputs = Logits(logits, logits.stride(0), readable_columns(logits)), uniforms, Drawn(ids, logp, flags)
         if temperature == 0 or not (top_k or top_p < 1):
             greedy = temperature == 0
-            sample_kernel[grid](*inputs, rows, vocab, temperature or 1.0, GREEDY=greedy, **options)
+            plain = options if logits.itemsize == 2 else wide
+            sample_kernel[grid](*inputs, rows, vocab, temperature or 1.0, GREEDY=greedy, **plain)
         else:
             of_row = torch.empty(rows, room, dtype=torch.int32, device=device)
             counts = torch.empty(rows, dtype=torch.int32, device=device)
             spread = math.log(vocab) - math.log(max(1 - top_p, 1e-300)) + 1e-3
             settings = rows, vocab, top_k, top_p, temperature
-            options |= {"TOP_K": top_k > 0, "ROOM": room}
-            sample_candidates_kernel[grid](*inputs, (of_row, counts), *settings, spread, **options)
-            sample_row_kernel[grid](*inputs, counts, *settings, **options)
+            flags_of_both = {"TOP_K": top_k > 0, "ROOM": room}
+            sample_candidates_kernel[grid](*inputs, (of_row, counts), *settings, spread, **flags_of_both, **options)
+            sample_row_kernel[grid](*inputs, counts, *settings, **flags_of_both, **wide)
     return ids, logp, flags

@@ -6,6 +6,7 @@ does not make the compiler keep more in registers, and spill.
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -128,6 +129,15 @@ def padded(columns: int) -> int:
     return triton.cdiv(columns, ROW_PADDING) * ROW_PADDING
 
 
-def unit_stride(hidden: Tensor) -> Tensor:
-    """Rows may lie anywhere, the numbers of a row must be neighbours: loads of 16 bytes need it."""
-    return hidden if hidden.stride(1) == 1 else hidden.contiguous()
+def loadable(hidden: Tensor) -> Tensor:
+    """hidden as loads of 16 bytes need it, a copy where it is not: the numbers of a row are neighbours, and rows begin at
+    multiples of 16 bytes if they are a multiple of them long."""
+    if hidden.stride(1) != 1:
+        return hidden.contiguous()
+    aligned = is_aligned(hidden) or hidden.shape[1] * hidden.itemsize % 16
+    return hidden if aligned else hidden.clone(memory_format=torch.contiguous_format)
+
+
+def is_aligned(matrix: Tensor) -> bool:
+    """Whether each row begins at a multiple of 16 bytes."""
+    return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0

@@ -30,6 +30,7 @@ from ..model import Transformer
 from .memory import total_memory
 
 CPU_ROWS, GPU_ROWS = 64, 256  # base sizes: a GPU reads its weights as fast for 256 rows as for one
+HEAD_STEP = 64
 ROW_STEP = 8  # a product with a weight gets a multiple of so many rows
 ATTENTION_ROWS = 8  # base size of attention, whose rows have all their heads
 DRAWN_ROWS = 256  # of a test's weight; the others repeat them
@@ -112,8 +113,17 @@ def attention_sizes(
     return BatchSizes([scores, mixture], ATTENTION_ROWS)
 
 
+def head_columns(model: Transformer, vocab: int) -> int:
+    """Tokens that the head scores so that the first `vocab` are known: on a GPU a multiple of 64 where there are as many, since
+    products of other sizes leave its fast paths, and the sampler reads such rows 16 bytes at a time."""
+    if not model.lm_head.is_cuda:
+        return vocab
+    return min(-(-vocab // HEAD_STEP) * HEAD_STEP, len(model.lm_head))
+
+
 def model_sizes(model: Transformer, vocab: int) -> BatchSizes:
     """For one decode step of a model whose head scores `vocab` tokens."""
+    vocab = head_columns(model, vocab)
     weight = model.embed
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     shapes = {(m.out_features, m.in_features, m.bias is not None) for m in linears} | {(vocab, weight.shape[1], False)}
@@ -168,8 +178,8 @@ def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
         with torch.inference_mode():
             for module in linears:
                 vars(module)["forward"] = product(module.weight, module.bias, packed)
-            head = product(model.lm_head[:vocab], None, packed)
-        yield head
+            whole = product(model.lm_head[: head_columns(model, vocab)], None, packed)
+        yield lambda x: whole(x)[..., :vocab]
     finally:
         for module in linears:
             vars(module).pop("forward", None)

@@ -25,7 +25,7 @@ def compiler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # Triton's own cache, so that only what changed is compiled
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline"]
+    command = [sys.executable, "-m", "bench.compiled_kernels", "--jobs", "2", "--no-roofline", "--table"]
     with open(folder / "log", "w") as log:
         command += ["--json", str(folder / "records.json")]
         process = subprocess.Popen(

@@ -4,6 +4,8 @@ The compiling is one run of bench/compiled_kernels.py, beside the tests of this 
 """
 
 import json
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -55,8 +57,8 @@ def test_products_run_on_tensor_cores(compiled):
 
 
 def test_products_load_asynchronously_and_the_rest_16_bytes_at_a_time(compiled):
-    """But for rows that begin at an odd place, or whose width 16 does not divide."""
-    compiled = [r for r in compiled if not r["sizes"].endswith((" x 1", " x 72"))]
+    """But where 16 does not divide the width."""
+    compiled = [r for r in compiled if not r["sizes"].endswith(" x 72")]
     assert names([r for r in compiled if r["kernel"] in HEAD_PRODUCTS and not r["async_copies"]]) == []
     readers = [r for r in compiled if r["kernel"] in MATRIX_READERS]
     assert readers and names([r for r in readers if not r["loads"]["16"]]) == []
@@ -80,15 +82,15 @@ def test_the_persistent_forward_loads_by_tma_alone(compiled):
 
 
 def test_the_sampler_stays_in_its_budget_of_instructions(compiled):
-    """Of a thread for one row of 151,665 ids, from the loops in the machine code, as if each ran through and every block held a
-    candidate: 19 passes of 8,192 columns, 32 steps of a bisection, each with two barriers. The kernel for whole rows ends at
-    once, but where they are nearly uniform."""
+    """Of a thread for one row of 151,665 bf16 ids, from the loops in the machine code, as if each ran through and every block
+    held a candidate: 19 passes of 8,192 columns, 32 steps of a bisection, each with two barriers. The kernel for whole rows ends
+    at once, but where they are nearly uniform."""
 
     def executed(record):
         times = [19 if reads else -(-32 // max(barriers // 2, 1)) for _, reads, barriers in record["loops"]]
         return record["instructions"] + sum((n - 1) * loop[0] for n, loop in zip(times, record["loops"]))
 
-    samplers = [r for r in compiled if r["kernel"] in ("sample", "sample_candidates")]
+    samplers = [r for r in compiled if r["kernel"] in ("sample", "sample_candidates") and r["dtype"] == "bf16"]
     assert samplers and names([r for r in samplers if executed(r) > SAMPLER_INSTRUCTIONS]) == []
 
 
@@ -96,6 +98,15 @@ def test_nothing_is_atomic(compiled):
     """Sums in the order of arrival would differ from run to run. sm_100 is left out: there the compiler emits atomics of its
     own around tensor memory, and what each is for has not been looked into."""
     assert names([r for r in compiled if r["atomics"] and r["target"] != "sm_100"]) == []
+
+
+def test_the_page_has_the_table_that_the_command_prints(compiled, compiler):
+    """Under the release of Triton that the page names; another one compiles to other numbers."""
+    page = (Path(__file__).parents[2] / "bench/results/kernels.md").read_text()
+    if f"Triton {version('triton')}," not in page:
+        pytest.skip("the page was made by another release of Triton")
+    table = [line for line in (compiler[1] / "log").read_text().splitlines() if line.startswith("|")]
+    assert table and "\n".join(table) in page
 
 
 def test_scalars_of_float64_kernels_are_float64():

@@ -6,6 +6,7 @@ import torch
 from bench.gpu.decode import probabilities_in_order
 from o1core import kernels
 from o1core.kernels import configs
+from o1core.kernels.triton_sample import readable_columns
 from o1core.rollout.sampling import SamplingParams, sample
 from tests.kernels.triton_cases import DEVICE, needs_interpreter
 
@@ -19,17 +20,16 @@ def case(rows, vocabulary=VOCABULARY, seed=0, scale=3.0):
     return logits.to(DEVICE), torch.rand(rows, generator=generator, dtype=torch.float64).to(DEVICE)
 
 
-def assert_same_tokens(logits, uniforms, params, most=5, **options):
+def assert_same_tokens(logits, uniforms, params, most=5):
     """The CPU sampler's ids, but for neighbours whose boundary the uniform number hits within 1e-6; and its log-probs."""
-    wanted = logits[:, : options.get("vocab_size")]
-    expected_ids, expected_logp = sample(wanted, uniforms, params)
+    expected_ids, expected_logp = sample(logits, uniforms, params)
     settings = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
-    ids, logp, flags = kernels.sample_tokens(logits, uniforms, **settings, **options)
+    ids, logp, flags = kernels.sample_tokens(logits, uniforms, **settings)
     assert not flags.any()
     different = (ids != expected_ids).nonzero()[:, 0].tolist()
     assert len(different) < most
     for row in different:
-        p, order = probabilities_in_order(wanted[row], params)
+        p, order = probabilities_in_order(logits[row], params)
         places = [(order == i).nonzero().item() for i in (int(ids[row]), int(expected_ids[row]))]
         assert abs(places[0] - places[1]) == 1
         assert abs(p.cumsum(0)[min(places)] - uniforms[row]) < 1e-6
@@ -51,10 +51,23 @@ SETTINGS = [
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 def test_the_kernel_draws_what_the_sampler_of_a_cpu_draws(options):
-    """10,000 rows of every setting, in a table that is wider than the vocabulary."""
-    logits, uniforms = case(10_000, 80, seed=len(options))
-    logits[:, VOCABULARY:] = float("nan")
-    assert_same_tokens(logits, uniforms, SamplingParams(**options), vocab_size=VOCABULARY)
+    """10,000 rows of every setting, cut from a table that is wider than the vocabulary."""
+    table, uniforms = case(10_000, 80, seed=len(options))
+    table[:, VOCABULARY:] = float("nan")
+    assert readable_columns(table[:, :VOCABULARY]) == 80
+    assert_same_tokens(table[:, :VOCABULARY], uniforms, SamplingParams(**options))
+
+
+def test_nothing_is_read_behind_the_last_row():
+    """Columns up to a multiple of 16 are read where the memory is the table's own."""
+    table = torch.zeros(4, 80, device=DEVICE)
+    assert [readable_columns(t) for t in (table[:, :75], table[:, :64], table[:, 4:79], table[:1, :75])] == [
+        80,
+        64,
+        75,
+        80,
+    ]
+    assert readable_columns(torch.zeros(3, 75)) == readable_columns(torch.zeros(75).expand(3, 75)) == 75
 
 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 70}, {"top_k": 70, "top_p": 0.9}], ids=str)

@@ -170,12 +170,22 @@ def test_two_batches_merged_give_the_sum(first, second, ratio):
     assert_same_metrics(merged[2], a[2].merge(b[2]))
 
 
-def test_length_harmonizing_advantage_by_hand():
-    """Group 3: lengths 10 and 30, mean 20, one of two right. Group 0: one sample, so 0."""
-    lengths, correct, group = torch.tensor([10, 50, 30]), torch.tensor([True, True, False]), torch.tensor([3, 0, 3])
-    result = kernels.length_harmonizing_advantage(lengths, correct, group, 2.0)
+@pytest.mark.parametrize(
+    "lengths, correct, group, expected",
+    [
+        (
+            [10, 50, 30],
+            [1, 1, 0],
+            [3, 0, 3],
+            [20 / 10 - 1 + 2 * 0.5, 0, 20 / 30 - 1 - 2 * 0.5],
+        ),  # mean 20, one of two right
+        ([100, 50, 300], [1, 1, 0], [7, 3, 7], [2.0, 0.0, -4 / 3]),  # mean 200
+    ],
+)
+def test_length_harmonizing_advantage_by_hand(lengths, correct, group, expected):
+    result = kernels.length_harmonizing_advantage(*map(torch.tensor, (lengths, correct, group)), 2.0)
     assert result.dtype == torch.float32
-    assert result.tolist() == pytest.approx([20 / 10 - 1 + 2 * 0.5, 0, 20 / 30 - 1 - 2 * 0.5])
+    assert result.tolist() == pytest.approx(expected)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8192), st.booleans(), st.integers(0, 5)), max_size=40), st.floats(0, 10))

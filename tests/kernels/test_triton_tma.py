@@ -91,9 +91,12 @@ def test_addresses_that_the_accelerator_cannot_take_go_the_other_way(monkeypatch
     monkeypatch.setitem(configs.LINEAR_TMA, "interpreter", configs.LINEAR["interpreter"][2])
     hidden, weight, targets = head(5, 9, 12, torch.bfloat16)  # rows of 24 bytes
     kernels.linear_logprob(hidden, weight, targets)
-    wide = torch.zeros(5, 24, dtype=torch.bfloat16)[:, 1:17]  # begins 2 bytes after a multiple of 16
-    kernels.linear_logprob(wide, torch.zeros(9, 16, dtype=torch.bfloat16), targets)
+    late = torch.zeros(9 * 16 + 1, dtype=torch.bfloat16)[1:].view(9, 16)  # begins 2 bytes after a multiple of 16
+    wide = torch.zeros(5, 24, dtype=torch.bfloat16)[:, 1:17]
+    kernels.linear_logprob(wide[:, :16].contiguous(), late, targets)
     assert not calls
+    kernels.linear_logprob(wide, torch.zeros(9, 16, dtype=torch.bfloat16), targets)
+    assert calls, "hidden states are copied to where it can"
 
 
 def test_the_persistent_forward_has_the_tiles_that_the_gradients_expect():
