@@ -24,7 +24,7 @@ from ..evaluation import (
     read_run_result,
 )
 from ..files import read_record, write_record
-from ..metrics import Answers, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
+from ..metrics import Answers, Spread, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
 from ..model import load
 from ..report import plot_study, study_tables
 from ..rollout import read_groups
@@ -96,9 +96,9 @@ def cost_of(runs: list[RunFolder]) -> Cost:
     found = [cost_of_run(run) for run in runs]
     seconds = [seconds for _, _, seconds in found if seconds is not None]
     return Cost(
-        over_seeds([samples for samples, _, _ in found], 0.0),
-        over_seeds([tokens for _, tokens, _ in found], 0.0),
-        over_seeds(seconds, 0.0) if len(seconds) == len(found) else None,
+        Spread(mean(samples for samples, _, _ in found)),
+        Spread(mean(tokens for _, tokens, _ in found)),
+        Spread(mean(seconds)) if len(seconds) == len(found) else None,
     )
 
 
