@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as Backend
 from ..errors import UserError
 from ..files import read_object
 from ..grading import ThoughtTags
+from ..sandbox import Refused, Sandbox
 from ..types import Problem
-from .chat import SPECIAL, ChatTemplate, find_thought_tags, special_token
+from .chat import ROOM, SPECIAL, ChatTemplate, find_thought_tags, special_token
 from .folder import checkpoint_file, need_file, reason, shown
-from .sandbox import Refused, Sandbox
 
 SECONDS, MEMORY_MIB = 30.0, 1024  # to try a tokenizer out: 151,643 tokens take 0.7 s and 170 MiB
 PROBES = (
@@ -149,7 +149,7 @@ def open_backend(path: Path) -> Backend:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     digest = hashlib.sha256(content).digest()
     if digest not in _tried:
-        with Sandbox(SECONDS, MEMORY_MIB) as sandbox:
+        with Sandbox(ROOM, SECONDS, MEMORY_MIB) as sandbox:
             try:
                 sandbox.ask({"tokenizer": str(path), "texts": PROBES})
             except Refused as refused:
