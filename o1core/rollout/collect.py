@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..distributed import deal, meet, once
 from ..errors import UserError
-from ..grading import Attempt, Grader
+from ..grading import FAULTS, Attempt, Grader
 from ..model import Tokenizer
 from ..types import Completion, Group, Problem, Sample
 from .engine import Engine
@@ -75,7 +75,7 @@ def sample_problems(
         if pending:
             flush()
         engine.release()
-        faults = {name: n for name, n in grader.counts.items() if name in ("timeout", "memory", "death", "too long")}
+        faults = {name: n for name, n in grader.counts.items() if name in (*FAULTS, "too long")}
     if faults:
         log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
     meet(label)
