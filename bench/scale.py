@@ -25,7 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import o1core
-from o1core.distributed import is_lead, meet, opened, trained_model
+from o1core.distributed import is_lead, gather, opened, trained_model
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
 from o1core.runs import EMBEDDED
@@ -61,7 +61,7 @@ def child(folder: Path, steps: int) -> None:
             start = time.perf_counter()
             updater.step(examples, reference, lr=0.0)
             seconds.append(time.perf_counter() - start)
-        run = RunFolder(Path(meet("a folder", tempfile.mkdtemp() if is_lead() else "")[0]))
+        run = RunFolder(Path(gather("a folder", tempfile.mkdtemp() if is_lead() else "")[0]))
         waited, behind = (
             median(saving_seconds(updater, examples, reference, run, wait, steps)) for wait in (True, False)
         )
@@ -70,7 +70,7 @@ def child(folder: Path, steps: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         tokens = sum(e.tokens for e in examples)
         costs = [1000 * (waited - alone), 1000 * (behind - alone)]
-        of_ranks = meet("the measures", [tokens / alone, sent / 2**20, peak, *costs])
+        of_ranks = gather("the measures", [tokens / alone, sent / 2**20, peak, *costs])
         if is_lead():
             shutil.rmtree(run.path)
             print(json.dumps([sum(column) / len(of_ranks) for column in zip(*of_ranks)]))

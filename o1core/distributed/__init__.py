@@ -4,23 +4,25 @@ from .dealing import deal
 from .export import export_checkpoint
 from .offload import Offload, offloaded
 from .sharded import is_sharded, local
-from .sharding import clip_gradients, settle, trained_model
-from .states import Writing, file_numbers, load_tensors, save_tensors
-from .sums import any_rank, largest, own, shares, total
+from .sharding import clip_gradients, reshard, trained_model
+from .states import BackgroundSave, damaged_by_all, digests_by_all, file_numbers, load_tensors, save_tensors
+from .sums import any_rank, largest, of_this_rank, split_by_cost, total
 from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
-from .world import PATIENCE, is_lead, meet, neighbours, once, opened, processes, processes_asked, same, together
+from .world import PATIENCE, is_lead, gather, neighbours, on_rank0, opened, processes, processes_asked, check_same, on_all_ranks
 
 __all__ = [
     "ALONE",
     "PATIENCE",
     "Offload",
     "Team",
-    "Writing",
+    "BackgroundSave",
     "allot_weights",
     "any_rank",
     "clip_gradients",
     "copy_weights",
+    "damaged_by_all",
     "deal",
+    "digests_by_all",
     "drop_weights",
     "export_checkpoint",
     "file_numbers",
@@ -30,21 +32,21 @@ __all__ = [
     "load_part",
     "load_tensors",
     "local",
-    "meet",
+    "gather",
     "neighbours",
     "offloaded",
-    "once",
+    "on_rank0",
     "opened",
-    "own",
+    "of_this_rank",
     "processes",
     "processes_asked",
-    "same",
+    "check_same",
     "save_tensors",
-    "settle",
+    "reshard",
     "share_tokens",
-    "shares",
+    "split_by_cost",
     "team_of",
-    "together",
+    "on_all_ranks",
     "total",
     "trained_model",
 ]

@@ -2,7 +2,7 @@
 
 from .comparison import compare
 from .difficulty import THIRDS, difficulties
-from .measure import evaluate, finished_evaluation, read_problems, write_problems
+from .measure import evaluation_of, finished_evaluation, read_problems
 from .results import (
     Comparison,
     Cost,
@@ -43,11 +43,10 @@ __all__ = [
     "StudyRow",
     "compare",
     "difficulties",
-    "evaluate",
+    "evaluation_of",
     "finished_evaluation",
     "read_evaluation",
     "read_problems",
     "read_result",
     "read_run_result",
-    "write_problems",
 ]

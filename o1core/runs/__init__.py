@@ -2,7 +2,8 @@
 
 from .footprint import Machine
 from .job import EMBEDDED, Job, open_evaluation, open_job
-from .pipeline import Session, open_session, prune
+from .loop import is_intact, peak_memory
+from .session import Session, open_policy, open_session, prune
 from .plan import plan_run, plan_table
 from .resources import Resources
 
@@ -12,9 +13,12 @@ __all__ = [
     "Machine",
     "Resources",
     "Session",
+    "is_intact",
     "open_evaluation",
     "open_job",
+    "open_policy",
     "open_session",
+    "peak_memory",
     "plan_run",
     "plan_table",
     "prune",
