@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, r
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
+from .typed_json import to_json
 from .types import Completion, Example, Group, Problem, Sample
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ class Policy:
     engine: Engine
     longest: int
     tags: ThoughtTags = THINK
-    truncated: str = "wrong"
+    truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
+    micro_tokens: int = 16384  # of a forward pass for reference log-probs
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
@@ -114,13 +116,13 @@ class Policy:
         held = set(on_rank0(label, lambda: list(done)))  # no rank writes before all have read
         todo = [p for p in problems if p.id not in held]
         prompts = [self.tokenizer.prompt(p.question, p.system) for p in todo]
-        begin = self.opening_ids(opening, params.max_new_tokens)
+        begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
         total = len(problems) * params.n
         written = time.monotonic()
         bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
-        grader = Grader(tags=self.tags, truncated=self.truncated, function=self.grader)
+        grader = Grader(tags=self.tags, truncated=self.truncated)
         with keep_large_blocks(), grader, bar:
 
             def flush() -> None:
@@ -166,13 +168,6 @@ class Policy:
             groups.append(Group(problem.id, torch.tensor(prompt, dtype=torch.int32), tuple(samples), problem.budget))
         return groups
 
-    def opening_ids(self, opening: str, limit: int) -> list[int]:
-        """The tokens of an opening. Raises UserError where they fill the limit of a completion, or cannot be encoded."""
-        ids = self.tokenizer.encode(opening) if opening else []
-        if len(ids) >= limit:
-            raise UserError(f"--opening: its {len(ids)} tokens fill --max-new-tokens {limit}")
-        return ids
-
     def evaluate(
         self,
         problems: list[Problem],
@@ -195,7 +190,7 @@ class Policy:
         sampled = sum(s.length for g in rollouts.groups if g.problem not in held for s in g.samples)
         found = evaluation_of(rollouts.groups, seconds, sampled)
         if folder is not None:
-            folder.finish(found)
+            folder.finish(to_json(found))
         return found
 
     def save(self, folder: Path | str) -> None:
@@ -203,9 +198,9 @@ class Policy:
         from where the policy was read."""
         export_checkpoint(self.trained, self.folder, Path(folder), self.model.embed.dtype)
 
-    def reference(self, examples: list[Example], micro_tokens: int = 16384) -> list[Tensor]:
+    def reference(self, examples: list[Example]) -> list[Tensor]:
         """float32 log-probs [L] of each example under the weights as they are, by the trainer's forward."""
-        return reference_logprobs(self.trained, self.tokenizer.size, examples, micro_tokens)
+        return reference_logprobs(self.trained, self.tokenizer.size, examples, self.micro_tokens)
 
     def _reference(self, steps: int) -> Callable[[list[Example]], list[Tensor]]:
         def of_the_sampler(examples: list[Example]) -> list[Tensor]:
@@ -227,6 +222,15 @@ def folder_or_temporary(folder: Path | str | None, label: str) -> Iterator[Path]
         return
     with tempfile.TemporaryDirectory() as mine:
         yield Path(on_rank0(label, lambda: mine))
+        gather(label)  # nobody reads any more
+
+
+def opening_ids(tokenizer: Tokenizer, opening: str, limit: int) -> list[int]:
+    """The tokens of an opening. Raises UserError where they fill the limit of a completion, or cannot be encoded."""
+    ids = tokenizer.encode(opening) if opening else []
+    if len(ids) >= limit:
+        raise UserError(f"--opening: its {len(ids)} tokens fill --max-new-tokens {limit}")
+    return ids
 
 
 def begun_with(begin: list[int], rest: Completion) -> Completion:
@@ -255,7 +259,7 @@ class Trainer:
         Raises UserError where the model has fewer layers than are trained, or the objective trains nothing.
         """
         named = {"objective": objective, "optimiser": optimiser}
-        recipe = (recipe or Recipe()).replace(**settings | {k: v for k, v in named.items() if isinstance(v, str)})
+        recipe = (recipe or Recipe()).but(**settings | {k: v for k, v in named.items() if isinstance(v, str)})
         self.policy, self.offload, self.lr = policy, offload, recipe.optimiser.lr
         model = trained_model(policy.model, policy.folder, lambda model: select(model, recipe.optimiser))
         draw_adapters(model, seed_of(recipe.seed, "adapters"))
@@ -268,6 +272,7 @@ class Trainer:
             None if isinstance(optimiser, str) else optimiser,
         )
         policy.trained, policy.sampling = model, self.sampling
+        policy.micro_tokens = recipe.execution.micro_tokens
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.

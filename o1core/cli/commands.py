@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import opened, processes_asked, check_same, team_of, on_all_ranks
+from ..distributed import check_same, on_all_ranks, opened, processes_asked, team_of
 from ..errors import UserError
 from ..model import DTYPES, read_config
 from ..recipe import SPECS, Recipe, read_recipe
@@ -47,7 +47,12 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     given = vars(args)
     if args.command == "difficulty":  # that study's --percentiles is a list, and no setting
         given = {name: value for name, value in given.items() if name != "percentiles"}
-    return Recipe.of(**settings | {name: given[name] for name in SPECS if name in given})
+    changes = {name: given[name] for name in SPECS if name in given}
+    if "template" in changes:  # single variables override the recipe's
+        changes["template"] = settings.get("template", {}) | dict(changes["template"])
+    recipe = Recipe.of(**settings | changes)
+    recipe.own_code()  # a file that is wrong is refused by --dry-run too
+    return recipe
 
 
 def open_device(args: argparse.Namespace) -> torch.device:

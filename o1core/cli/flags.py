@@ -1,6 +1,9 @@
 """The flags of each command. Those of a recipe are made from its settings: name, type, range and help are there."""
 
 import argparse
+import contextlib
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -237,11 +240,21 @@ def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
         default = "none" if spec.field.default is None else spec.field.default
         help = f"{spec.field.metadata['help']} (paper: {default})".replace("%", "%%")
         names = [flag(name), *ALIASES.get(name, [])]
-        if spec.kind is bool:
+        if spec.kind is dict:
+            groups[title].add_argument(
+                *names,
+                dest=name,
+                metavar="KEY=VALUE",
+                type=key_value,
+                action="append",
+                default=argparse.SUPPRESS,
+                help=help,
+            )
+        elif spec.kind is bool:
             action = argparse.BooleanOptionalAction
             groups[title].add_argument(*names, dest=name, action=action, default=argparse.SUPPRESS, help=help)
         else:
-            choices = spec.field.metadata["choices"]
+            choices = None if spec.field.metadata["own_code"] else spec.field.metadata["choices"]
             groups[title].add_argument(
                 *names,
                 dest=name,
@@ -251,6 +264,19 @@ def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
                 default=argparse.SUPPRESS,
                 help=help,
             )
+
+
+def key_value(text: str) -> tuple[str, bool | int | float | str]:
+    """("enable_thinking", False) of "enable_thinking=false". What JSON reads as true, false or a finite number is that, and
+    all else is text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE, such as enable_thinking=false")
+    with contextlib.suppress(ValueError, RecursionError):
+        read = json.loads(value)
+        if isinstance(read, bool | int | float) and abs(read) < math.inf:
+            return key, read
+    return key, value
 
 
 def converter(kind: type, optional: bool) -> Callable[[str], Any]:

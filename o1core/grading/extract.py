@@ -4,6 +4,7 @@ Left out on purpose: a model that finds the answer. The rules are few, and the d
 """
 
 import re
+from dataclasses import dataclass
 
 _UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3}){1,9}(?!\d)|\d+)(?:\.\d+)?|\.\d+"  # {1,9}: without a bound, quadratic
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -20,6 +21,39 @@ _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _NUMBER = re.compile(
     rf"-?\\[dt]?frac\{{-?\d+\}}\{{\d+\}}|(?<![\w.])(?:(?<![\w)}}])[-−])?(?:{_UNSIGNED})(?:\s?/\s?\d+)?(?:\s?\\?%)?"
 )
+
+
+@dataclass(frozen=True)
+class ThoughtTags:
+    """What opens and closes a thought, in any of the spellings that a checkpoint uses."""
+
+    opens: tuple[str, ...]
+    closes: tuple[str, ...]
+
+
+THINK = ThoughtTags(opens=("<think>",), closes=("</think>",))
+
+
+def after_thought(text: str, tags: ThoughtTags = THINK, in_thought: bool = False) -> str | None:
+    """The part of a completion in which its answer is looked for: what follows the last closing tag, or all of a text
+    without any. None where the text, or the prompt before it (in_thought), opens a thought that never closes: what stands
+    in there are tries, and a model that was paid for them would learn never to finish.
+    """
+    end = max((at + len(tag) for tag in tags.closes if (at := text.rfind(tag)) >= 0), default=0)
+    rest = text[end:]
+    if (in_thought and end == 0) or any(tag in rest for tag in tags.opens):
+        return None
+    return rest
+
+
+def leaves_thought_open(prompt: str, tags: ThoughtTags = THINK) -> bool:
+    """Whether a prompt ends inside a thought that its template has opened. A tag within the question opens none."""
+    return prompt.rstrip().endswith(tags.opens)
+
+
+def has_box(text: str) -> bool:
+    """Whether a complete box with something in it stands in the text."""
+    return _last_box(text) is not None
 
 
 def extract_answer(text: str) -> str | None:

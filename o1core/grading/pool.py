@@ -24,13 +24,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from ..errors import UserError
 from .compare import quick_equal, tidy
-from .extract import extract_answer, extract_final
+from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, has_box
 
 MAX_ANSWER_CHARS = 2000
 MAX_TASK_ANSWER_CHARS = 20_000  # a board, a list of moves
@@ -40,12 +41,23 @@ _START_SECONDS = 120  # a worker needs about one; a machine under load more
 _Question = tuple[str, str, str | None]  # predicted, gold, task: what a worker is asked
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One completion, and what it is to be compared with."""
+
+    text: str
+    gold: str
+    task: str | None = None  # Problem.task: its scorer judges the answer, and the gold answer does not count
+    in_thought: bool = False  # the prompt ends inside a thought (leaves_thought_open)
+    cut_off: bool = False  # it met the limit of tokens (finish_reason "length")
+
+
 class Verdict(NamedTuple):
     """Of one completion."""
 
     correct: bool
     answer: str | None  # as extracted
-    fault: str | None  # what prevented a comparison: "no answer", "too long", "timeout", "memory", "death"
+    fault: str | None  # why nothing was compared: "no answer", "cut off", "too long", "timeout", "memory", "death"
 
 
 class _Killed(UserError):
@@ -191,23 +203,32 @@ class Grader:
     Raises UserError where workers < 1 or seconds <= 0, and in grade_many where a worker cannot start.
     """
 
-    def __init__(self, *, workers: int | None = None, seconds: float = 5.0, memory_mib: int = 1024):
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        seconds: float = 5.0,
+        memory_mib: int = 1024,
+        tags: ThoughtTags = THINK,
+        truncated: Literal["wrong", "keep"] = "wrong",
+    ):
         if workers is None:
             workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         if workers < 1 or seconds <= 0:
             raise UserError(f"a grader needs workers >= 1 and seconds > 0, not {workers} and {seconds}")
+        if truncated not in ("wrong", "keep"):
+            raise UserError(f'a grader\'s truncated is "wrong" or "keep", not {truncated!r}')
+        self.tags, self.truncated = tags, truncated
         self.counts: Counter[str] = Counter()
         self._workers = [_Worker(seconds, memory_mib) for _ in range(workers)]
         self._lock = threading.Lock()
 
-    def grade_many(self, pairs: Sequence[tuple[str, str] | tuple[str, str, str | None]]) -> list[Verdict]:
-        """Verdicts of (completion text, gold answer) pairs, in their order. A third element that is not None is a
-        Problem.task: its scorer judges the answer, and the gold answer does not count."""
+    def grade_many(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """Verdicts of the attempts, in their order."""
         verdicts: list[Verdict] = []
         hard: dict[_Question, list[int]] = {}  # samples often agree, so each pair is compared once
-        for at, (text, gold, *rest) in enumerate(pairs):
-            task = rest[0] if rest else None
-            verdict, open_question = _decide(text, gold) if task is None else _decide_task(text, gold, task)
+        for at, attempt in enumerate(attempts):
+            verdict, open_question = self._decide(attempt)
             verdicts.append(verdict)
             if open_question is not None:
                 hard.setdefault(open_question, []).append(at)
@@ -215,10 +236,21 @@ class Grader:
             for (equal, fault), places in zip(self._compare(list(hard)), hard.values()):
                 for at in places:
                     verdicts[at] = Verdict(equal, verdicts[at].answer, fault)
-            self.counts["graded"] += len(pairs)
+            self.counts["graded"] += len(attempts)
             self.counts["algebra"] += sum(map(len, hard.values()))
             self.counts.update(verdict.fault for verdict in verdicts if verdict.fault is not None)
         return verdicts
+
+    def _decide(self, attempt: Attempt) -> tuple[Verdict, _Question | None]:
+        """The verdict, and the question for a worker where one is still needed."""
+        final = after_thought(attempt.text, self.tags, attempt.in_thought)
+        if final is None:
+            return Verdict(False, None, "no answer"), None
+        if attempt.cut_off and self.truncated == "wrong" and not has_box(final):
+            return Verdict(False, None, "cut off"), None
+        if attempt.task is not None:
+            return _decide_task(final, attempt.gold, attempt.task)
+        return _decide(final, attempt.gold)
 
     def _compare(self, questions: list[_Question]) -> list[tuple[bool, str | None]]:
         if not questions:
@@ -288,4 +320,4 @@ def grade(completion_text: str, answer: str, task: str | None = None) -> bool:
     The default limits of Grader apply. One worker process starts when an answer first needs it, and is kept. For many
     answers, Grader is faster and counts the faults.
     """
-    return _shared_grader(os.getpid()).grade_many([(completion_text, answer, task)])[0].correct
+    return _shared_grader(os.getpid()).grade_many([Attempt(completion_text, answer, task)])[0].correct

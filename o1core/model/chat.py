@@ -6,8 +6,10 @@ checkpoint: a prompt costs a line through a pipe and back.
 """
 
 import atexit
+import datetime
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,42 @@ from ..errors import UserError
 from .folder import checkpoint_file, read_text, shown
 from .sandbox import Refused, Sandbox
 
-SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")  # what templates are given of tokenizer_config.json
+# What templates are given of tokenizer_config.json, under the names that transformers gives them.
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+OURS = ("messages", "tools", "documents", "add_generation_prompt")  # what a prompt is made of: no --template sets these
 SECONDS, MEMORY_MIB = 2.0, 512  # for one prompt: published templates take under a millisecond and 30 MiB
 MOST_CHARACTERS = 1 << 22  # of a prompt, which at four a token are more than any context holds
 
 
 class ChatTemplate:
     """The template of the checkpoint in `folder`, with what its tokenizer_config.json says; plain text where it has
-    none. Raises UserError naming the folder where the template cannot be read."""
+    none (`text` is None).
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
-        text = read_template(folder, config)
+    values: what --template says, by the names that the template reads (enable_thinking). day: "2026-11-30", the day that
+    a template is told which asks for today's; without one it is today, for as long as this object lives.
+    Raises UserError naming the folder where the template cannot be read, and naming the key where it does not read it.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], values: Mapping[str, Any] | None = None, day: str | None = None
+    ) -> None:
+        self.folder, self.day = folder, day or datetime.date.today().isoformat()
+        self.text = read_template(folder, config)
         self.compiled: dict[str, Any] | None = None  # what the worker is told before it renders
-        if text is not None:
+        read: list[str] = []
+        if self.text is not None:
             special = {name: token for name in SPECIAL if (token := special_token(folder, config, name))}
-            self.compiled = {"template": text, "special": special}
-            self._ask(None, "read")
+            self.compiled = {"template": self.text, "values": special | dict(values or {}), "day": self.day}
+            read = self._ask({"reads": True}, "read")["reads"]
+        if unread := sorted((values or {}).keys() - (set(read) - set(OURS))):
+            raise UserError(f"--template {unread[0]}: {self._reads(read)}")
+
+    def _reads(self, read: list[str]) -> str:
+        """What an error says of the names that may be set."""
+        if self.text is None:
+            return f"{self.folder} has no chat template; leave it out"
+        free = [name for name in read if name not in (*OURS, *SPECIAL)]
+        return f"the chat template of {self.folder} reads no such key; it reads {', '.join(free[:20]) or 'none'}"
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         """The prompt text for chat messages ({"role", "content"}), up to where the assistant's turn begins.
@@ -47,7 +68,7 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def _ask(self, request: dict[str, Any] | None, done: str) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], done: str) -> dict[str, Any]:
         try:
             return shared_sandbox(os.getpid()).ask(request, self.compiled)
         except Refused as refused:

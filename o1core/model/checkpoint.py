@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,16 +67,21 @@ def layout(c: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    template_values: Mapping[str, Any] | None = None,
+    day: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Open a Hugging Face folder.
 
-    dtype: of the weights, default the one config.json states. Raises UserError naming the file and the field where the
+    dtype: of the weights, default the one config.json states. template_values and day: what the chat template is told
+    (see ChatTemplate). Raises UserError naming the file and the field where the
     folder is not a whole checkpoint of a supported family.
     """
     folder = Path(path)
     config = read_config(folder)
-    tokenizer = Tokenizer(folder, config.vocab_size)
+    tokenizer = Tokenizer(folder, config.vocab_size, template_values, day)
     return load_weights(folder, dtype or config.dtype, torch.device(device)), tokenizer
 
 

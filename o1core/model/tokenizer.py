@@ -8,7 +8,7 @@ at the first text. So it is first tried out in a process of its own (worker.py),
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +35,13 @@ _tried: set[bytes] = set()  # digests of the files that passed in this process
 class Tokenizer:
     """Encodes and decodes text. `size` is one above the largest id; `eos_ids` end a completion.
 
+    template_values and day: what the chat template is told, see ChatTemplate.
     Raises UserError that names the file where the folder holds no usable tokenizer of at most vocab_size ids.
     """
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(
+        self, folder: Path, vocab_size: int, template_values: Mapping[str, Any] | None = None, day: str | None = None
+    ) -> None:
         self.folder = folder
         path = need_file(folder, "tokenizer.json")
         self.backend = open_backend(path)
@@ -49,7 +52,7 @@ class Tokenizer:
             )
         self.config = read_object(need_file(folder, "tokenizer_config.json"))
         self.eos_ids = read_eos(folder, self)
-        self.template = ChatTemplate(folder, self.config)
+        self.template = ChatTemplate(folder, self.config, template_values, day)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text as it is: special tokens in it are recognised, none is added. Raises UserError for text
@@ -72,7 +75,15 @@ class Tokenizer:
     def prompt(self, question: str, system: str | None = None) -> list[int]:
         """Ids of the prompt that asks `question`, with an optional system turn before it."""
         turns = [{"role": "system", "content": system}] if system is not None else []
-        return self.encode(self.render([*turns, {"role": "user", "content": question}]))
+        text = self.render([*turns, {"role": "user", "content": question}])
+        if self.template.text is not None:  # a template writes the first token itself
+            return self.encode(text)
+        failure = f"{self.folder / 'tokenizer.json'}: cannot encode {shown(text)}"
+        encoded = guarded(lambda: self.backend.encode(text, add_special_tokens=True), failure)
+        end = len(encoded.ids)
+        while end and encoded.special_tokens_mask[end - 1]:  # some append an end-of-text token: nothing follows that
+            end -= 1
+        return encoded.ids[:end]
 
 
 def open_backend(path: Path) -> Backend:

@@ -4,9 +4,12 @@ worker.py SECONDS MEMORY_MIB`, started by o1core.model.sandbox and never by hand
 It is run by its path and imports nothing of o1core, so that it starts in a tenth of a second and holds no torch. One
 request a line on stdin, one reply a line on stdout, both JSON:
 
-    {"template": text, "special": {name: token}}    compiles the template that the next messages are rendered by  -> {}
-    {"messages": [...], "most": N}                  renders them to at most N characters                -> {"text": ...}
-    {"tokenizer": path, "texts": [...]}             loads tokenizer.json, encodes and decodes           -> {}
+    {"template": text, "values": {name: value}, "day": "2026-11-30"}
+                                      compiles the template that the next requests are about        -> {}
+    {"reads": true}                   the names that it reads                                       -> {"reads": [...]}
+    {"messages": [...], "most": N}    renders them to at most N characters                          -> {"text": ...}
+    {"tokenizer": path, "texts": [...]}
+                                      loads tokenizer.json, encodes and decodes                     -> {}
 
 What fails is answered by {"error": message}, or by {"swollen": true} where memory ran out.
 
@@ -27,8 +30,11 @@ from typing import Any, NoReturn
 TOKENS_A_BYTE, CHARACTERS_A_TOKEN, SPARE = 16, 1024, 4096  # a tokenizer that makes more of a probe is out of its mind
 
 
-def environment() -> Any:
-    """Jinja as chat templates expect it (the switches and names that transformers gives them), and nothing more."""
+def environment(day: str) -> Any:
+    """Jinja as chat templates expect it (the switches and names that transformers gives them), and nothing more.
+
+    Nothing here follows the clock or chance: a prompt is the same in a run, in its resume and on every rank.
+    """
     import jinja2.ext
     import jinja2.sandbox
     from jinja2.nodes import CallBlock
@@ -55,8 +61,19 @@ def environment() -> Any:
     sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     sandbox.filters["tojson"] = to_json
     sandbox.globals["raise_exception"] = refuse
-    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.fromisoformat(day).strftime(form)
+    del sandbox.filters["random"], sandbox.globals["lipsum"]
     return sandbox
+
+
+def compiled(text: str, day: str) -> tuple[Any, list[str]]:
+    """The template, and the names that it reads and that neither it nor Jinja sets."""
+    from jinja2 import meta
+
+    sandbox = environment(day)
+    return sandbox.from_string(text), sorted(
+        meta.find_undeclared_variables(sandbox.parse(text)) - sandbox.globals.keys()
+    )
 
 
 def to_json(
@@ -114,18 +131,22 @@ def main(seconds: float, memory_mib: int) -> None:
             resource.setrlimit(limit, (value, value))
     sys.dont_write_bytecode = True
     template: Any = None
-    special: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    reads: list[str] = []
     for line in sys.stdin:
         request, reply = json.loads(line), {}
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             if "template" in request:
-                template, special = environment().from_string(request["template"]), request["special"]
+                template, reads = compiled(request["template"], request["day"])
+                values = request["values"]
+            elif "reads" in request:
+                reply = {"reads": reads}
             elif "tokenizer" in request:
                 probe(request["tokenizer"], request["texts"])
             else:
-                messages = request["messages"]
-                text = template.render(messages=messages, add_generation_prompt=True, tools=None, **special)
+                given = {"messages": request["messages"], "tools": None, "documents": None}
+                text = template.render(values | given, add_generation_prompt=True)
                 if len(text) > request["most"]:
                     raise ValueError(f"the prompt has {len(text)} characters, more than the {request['most']} allowed")
                 reply = {"text": text}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..errors import UserError
+from ..own_code import is_own
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 
@@ -23,10 +24,14 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    own_code: bool = False,
 ) -> Any:
-    """A field of a part. low and high belong to the range, `above` does not."""
+    """A field of a part. low and high belong to the range, `above` does not. own_code: FILE.py:function is a value too."""
     bounds = {"low": low, "high": high, "above": above}
-    return field(default=default, metadata={"help": help, "name": name, "choices": choices, **bounds})
+    metadata = {"help": help, "name": name, "choices": choices, "own_code": own_code, **bounds}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def flat_name(spec: dataclasses.Field) -> str:
@@ -53,13 +58,17 @@ class Settings:
 def check_range(shown: str, value: Any, spec: dataclasses.Field) -> None:
     """Raise UserError where a setting's value is not finite, out of its range or none of its choices."""
     low, high, above, choices = (spec.metadata[key] for key in ("low", "high", "above", "choices"))
-    if choices is not None and value not in choices:
-        raise UserError(f"{shown}: {value} is not {' or '.join(choices)}")
+    own = spec.metadata["own_code"]
+    if isinstance(value, str) and not (own and is_own(value)):
+        if own and (choices is None or ".py" in value):
+            raise UserError(f"{shown}: {value} is not FILE.py:function, such as mine.py:{spec.name}")
+        if choices is not None and value not in choices:
+            raise UserError(f"{shown}: {value} is not {' or '.join(choices)}")
     if isinstance(value, str):
         if any(0xD800 <= ord(char) < 0xE000 for char in value):
             raise UserError(f"{shown}: holds half of a surrogate pair; write the whole character")
         return
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | dict):
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{shown}: {value} is not a finite number")

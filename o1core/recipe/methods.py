@@ -11,7 +11,8 @@ ON_POLICY = {"objective": "surrogate", "ratio": "token", "eps_low": 0.2, "eps_hi
 METHODS: dict[str, dict] = {
     # As the recipe says: `paper` is the paper's, other recipes fit it to a model.
     "o1-pruner": {},
-    # The paper's own objective, whatever the recipe: one round, m = 2, ratio of the sequence.
+    # The paper's own objective, whatever the recipe: one round, m = 2, ratio of the sequence. Answers that were cut off are
+    # wrong here as everywhere, so that all methods are measured by one rule; the paper keeps them (--truncated keep).
     "o1-pruner-paper": {
         "objective": "surrogate",
         "reward": "length-harmonizing",
@@ -30,7 +31,6 @@ METHODS: dict[str, dict] = {
         "schedule": "cosine",
         "grad_clip": 10.0,
         "dynamic_sampling": False,
-        "truncated": "keep",
         "instruction": "none",
     },
     "fast-prompt": {"objective": "none", "instruction": "fast"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, get_args
 
 from ..errors import UserError
+from ..own_code import is_own, own_digest
 from ..rollout import SamplingParams
 from ..seeds import seed_of
 from .fields import Settings, check_range, flag, flat_name, setting
@@ -39,6 +40,11 @@ class Recipe:
         picked, samples = self.objective.picked, self.sampling.samples
         if picked > samples:
             raise UserError(f"--picked: {picked} of {samples} samples cannot be picked")
+        if self.sampling.temperature == 0 and self.objective.kind != "none":
+            raise UserError(
+                f"--temperature: {samples} greedy completions of a problem are all the same, and nothing can be learned from "
+                "them; use a temperature above 0 (greedy evaluation is --eval-temperature 0)"
+            )
         most = self.sampling.max_new_tokens
         for name, tokens in (("budget-high", self.prompt.budget_high), ("eval-budget", self.evaluation.budget or 0)):
             if self.prompt.has_budget and tokens > most:
@@ -78,6 +84,12 @@ class Recipe:
         may grow."""
         return {name: value for name, value in self.to_json().items() if name not in FREE and name != "rounds"}
 
+    def own_code(self) -> dict[str, str]:
+        """What settings.json keeps of one's own reward and grader: the SHA-256 of their files. Raises UserError where a file
+        cannot be read or does not define its function."""
+        named = {"reward": self.reward.kind, "grader": self.reward.grader}
+        return {f"{key}_print": own_digest(flag(key), text) for key, text in named.items() if text and is_own(text)}
+
     def evaluation_params(self) -> SamplingParams:
         """How an evaluation samples."""
         of = self.evaluation
@@ -97,7 +109,7 @@ class Spec(NamedTuple):
 
     @property
     def kind(self) -> type:
-        """int, float, str or bool."""
+        """int, float, str, bool or dict."""
         kinds = [kind for kind in (get_args(self.field.type) or (self.field.type,)) if kind is not type(None)]
         assert isinstance(kinds[0], type)
         return kinds[0]

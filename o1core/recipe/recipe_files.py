@@ -45,7 +45,7 @@ def check_settings(settings: dict[str, Any], path: Path) -> None:
         if key not in SPECS:
             raise UserError(f"{path}: {key} is not a setting; the settings are: {', '.join(SPECS)}")
         spec = SPECS[key]
-        choices = spec.field.metadata["choices"]
+        choices = None if spec.field.metadata["own_code"] else spec.field.metadata["choices"]
         integral = spec.kind is float and type(value) is int and abs(value) < 2**1000
         right = (value is None and spec.optional) or type(value) is spec.kind or integral
         if not right or (choices and value not in choices):

@@ -3,13 +3,15 @@
 The defaults are the paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them.
 """
 
+import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UserError
 from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
-from ..rewards_over_rounds import OVER_ROUNDS
 from ..rollout import SamplingParams
 from .fields import COUNT, TOKENS, Settings, flag, setting
 
@@ -17,6 +19,8 @@ SHARES = (  # (reward, setting): constants of a formula that are fractions there
     *(("grpo-lambda", "lam"), ("grpo-lambda", "alpha"), ("arora-zanette", "alpha")),
     *(("overlong", "alpha"), ("lead", "memory_rate")),
 )
+NAME = re.compile(r"[A-Za-z_]\w{0,99}")
+TAKEN = ("messages", "add_generation_prompt")  # what every chat template is given
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,18 @@ class PromptSettings(Settings):
         "",
         "text that completions sampled for training are made to begin with; it is trained on, and never added in tests",
     )
+    template: dict = setting(  # noqa: RUF009
+        {}, "a variable of the chat template, such as enable_thinking=false; repeat it for several"
+    )
+    thought_tags: str | None = setting(
+        None, "OPEN,CLOSE: what the model's thought stands between (none: found in the checkpoint)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_template(self.template)
+        if self.thought_tags is not None and self.tags is None:
+            raise UserError(f"--thought-tags: {self.thought_tags} is not OPEN,CLOSE, such as <think>,</think>")
         if self.budget_low > self.budget_high:
             raise UserError(f"--budget-low: {self.budget_low} is above --budget-high {self.budget_high}")
 
@@ -81,6 +94,22 @@ class PromptSettings(Settings):
     def has_budget(self) -> bool:
         """Whether the instruction states a token budget."""
         return self.instruction in ("exact", "max")
+
+    @property
+    def tags(self) -> tuple[str, str] | None:
+        """(opening, closing) tag of a thought; None where the checkpoint's own hold."""
+        parts = [] if self.thought_tags is None else [part.strip() for part in self.thought_tags.split(",")]
+        return (parts[0], parts[1]) if len(parts) == 2 and all(parts) and parts[0] != parts[1] else None
+
+
+def check_template(variables: Any) -> None:
+    """Raise UserError where the variables for a chat template are not names with true, false, a number or text."""
+    for name, value in variables.items():
+        if not NAME.fullmatch(name) or name in TAKEN:
+            why = "is set by o1core itself" if name in TAKEN else "is no name that a template can read"
+            raise UserError(f"--template: {name} {why}; use KEY=VALUE, such as enable_thinking=false")
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"--template: {name}: {value!r} is neither true, false, a number nor text")
 
 
 @dataclass(frozen=True)
@@ -130,9 +159,10 @@ class RewardSettings(Settings):
 
     kind: str = setting(
         "length-harmonizing",
-        "reward of a completion (formulas: o1core/rewards.py and rewards_over_rounds.py)",
+        "reward of a completion: a name (formulas: o1core/rewards.py) or your own FILE.py:function",
         name="reward",
-        choices=(*REWARDS, *OVER_ROUNDS),
+        choices=tuple(REWARDS),
+        own_code=True,
     )
     lam: float = setting(
         2.0, "lambda: weight of a right answer against the length (grpo-lambda: share of problems)", low=0, high=1e6
@@ -168,9 +198,15 @@ class RewardSettings(Settings):
         None, "upper bound of the reward (none: unbounded, as in the paper)", name="reward_high", low=-1e6, high=1e6
     )
     truncated: str = setting(
-        "keep",
-        "completions that ran out of tokens: keep them as graded, mask them from the loss, or count them wrong",
-        choices=("keep", "mask", "wrong"),
+        "wrong",
+        "completions that were cut off: wrong, unless a whole boxed answer stands after the thought; keep: graded as they "
+        "stand, as the paper does; mask: wrong, and left out of the loss",
+        choices=("wrong", "keep", "mask"),
+    )
+    grader: str | None = setting(
+        None,
+        "FILE.py:function that says whether an answer is right, given its text and the problem (none: o1core's own)",
+        own_code=True,
     )
 
     def __post_init__(self) -> None:
@@ -320,6 +356,11 @@ class EvaluationSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_temperature("--eval-temperature", self.temperature)
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"--eval-samples: {self.samples} greedy completions of a problem are all the same; use 1, or "
+                "--eval-temperature above 0"
+            )
 
 
 def parse_percentiles(text: str) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 from .footprint import Machine
 from .job import EMBEDDED, Job, open_evaluation, open_job
 from .loop import is_intact, peak_memory
-from .session import Session, open_policy, open_session, prune
 from .plan import plan_run, plan_table
 from .resources import Resources
+from .session import Session, load, open_policy, open_session, prune
 
 __all__ = [
     "EMBEDDED",
@@ -14,6 +14,7 @@ __all__ = [
     "Resources",
     "Session",
     "is_intact",
+    "load",
     "open_evaluation",
     "open_job",
     "open_policy",

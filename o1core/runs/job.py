@@ -37,12 +37,16 @@ class Job:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What settings.json says besides paths: the recipe, and fingerprints of all else that decides a result."""
-        return self.recipe.to_json() | {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "model_print": model_fingerprint(self.model),
-            "train_print": fingerprint(self.train),
-            "tests": {name: fingerprint(test) for name, test in self.tests.items()},
-        }
+        return (
+            self.recipe.to_json()
+            | self.recipe.own_code()
+            | {
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "model_print": model_fingerprint(self.model),
+                "train_print": fingerprint(self.train),
+                "tests": {name: fingerprint(test) for name, test in self.tests.items()},
+            }
+        )
 
     def instructed(self, problems: list[Problem], training: bool) -> list[Problem]:
         """Problems with the method's instruction. In training each has a token budget of its own, later all the same."""

@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ..distributed import Offload, any_rank, on_rank0
 from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
-from ..model import adapted, model_fingerprint, save_adapter
-from ..policy import Policy, Trainer
+from ..model import Tokenizer, adapted, model_fingerprint, save_adapter
+from ..policy import Policy, Trainer, opening_ids
 from ..problems import instruct
 from ..recipe import Recipe
 from ..rollout import free_memory, problems_held, read_groups
@@ -81,8 +82,8 @@ def train(
         progress = restart_round(run, trainer, settings, progress.round_index)
     trim_log(run.log, progress.steps)
     if recipe.selection.percentiles is not None:  # after the first round its rollouts exist, and nothing is sampled
-        kept = sample_round(policy, problems, recipe, run, 0).between_percentiles(recipe.selection.percentiles)
-        ids = {group.problem for group in kept.groups}
+        between = sample_round(policy, problems, recipe, run, 0).between_percentiles(recipe.selection.percentiles)
+        ids = {group.problem for group in between.groups}
         problems = [problem for problem in problems if problem.id in ids]
     with durable(trainer.updater):
         for index in range(progress.round_index, recipe.sampling.rounds):
@@ -92,13 +93,14 @@ def train(
             rollouts = sample_round(policy, problems, recipe, run, index)
             scored = score_round(rollouts, recipe, progress)
             picked = pick_round(scored, recipe, index)
-            reference = kept_reference(
-                run.reference(index), picked.examples, lambda p=picked: policy.reference(p.examples), progress.step == 0
-            )
-            picked = picked.with_reference(reference)
+            compute = partial(policy.reference, picked.examples)
+            kept = kept_reference(run.reference(index), picked.examples, compute, progress.step == 0)
+            picked = picked.with_reference(kept)
             if recipe.objective.kind == "crisp":
                 picked = taught(picked, policy, trainer, problems, recipe, run.teacher(index))
-            summary = summarise(rollouts, picked, len(policy.opening_ids(recipe.prompt.opening, rollouts.limit)))
+            summary = summarise(
+                rollouts, picked, len(opening_ids(policy.tokenizer, recipe.prompt.opening, rollouts.limit))
+            )
             log.info("round %d: %s", index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
             progress = Round(run, trainer, recipe, picked, summary, send).train(progress)
             progress = replace(progress, reward=scored.state)
@@ -138,13 +140,16 @@ def taught(
     picked: Picked, policy: Policy, trainer: Trainer, problems: list[Problem], recipe: Recipe, folder: Path
 ) -> Picked:
     """The picked examples with CRISP's teacher: the weights of now, asked to be concise."""
-    asked = {p.id: instruct(p, recipe.objective.teacher_instruction, 0) for p in problems}
-    prompts = {
-        name: torch.tensor(policy.tokenizer.prompt(p.question, p.system), dtype=torch.int32) for name, p in asked.items()
-    }
+    prompts = teacher_prompts(policy.tokenizer, problems, recipe.objective.teacher_instruction)
     teacher = open_teacher(folder, trainer.updater, picked.examples, prompts)
     trainer.updater.teacher_head = teacher.head
     return replace(picked, examples=teacher.teach(picked.examples))
+
+
+def teacher_prompts(tokenizer: Tokenizer, problems: list[Problem], instruction: str) -> dict[str, Tensor]:
+    """problem id: int32 ids of the prompt that the teacher is asked."""
+    asked = {p.id: instruct(p, instruction, 0) for p in problems}
+    return {name: torch.tensor(tokenizer.prompt(p.question, p.system), dtype=torch.int32) for name, p in asked.items()}
 
 
 @dataclass(frozen=True)

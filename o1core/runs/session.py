@@ -16,7 +16,7 @@ import torch
 from ..distributed import gather, load_part, neighbours, on_all_ranks, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, open_tensors, read_config
-from ..policy import Policy
+from ..policy import Policy, opening_ids
 from ..recipe import FREE, Recipe
 from ..report import plot_run
 from ..rollout import free_memory, map_large_blocks
@@ -26,7 +26,7 @@ from ..training import load_optimiser_modules, open_tracker
 from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Machine
-from .job import Job
+from .job import EMBEDDED, Job, resolve_dtype
 from .loop import checkpoint_state, sample_round, train
 from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
@@ -41,10 +41,28 @@ def open_policy(checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Res
     tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size)
     model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
     engine = where.engine(model, tokenizer, longest)
-    truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"
-    policy = Policy(checkpoint, model, tokenizer, engine, longest, truncated=truncated, grader=recipe.reward.grader)
-    policy.opening_ids(recipe.prompt.opening, longest)  # refused here, not after an evaluation
+    policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
+    policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
+    opening_ids(tokenizer, recipe.prompt.opening, longest)  # refused here, not after an evaluation
     return policy
+
+
+def load(
+    folder: Path | str = EMBEDDED,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    max_new_tokens: int = 2048,
+) -> Policy:
+    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine.
+
+    dtype: a torch dtype or its name, default the one that config.json states. device: default the GPU where there is one.
+    max_new_tokens: the longest completion where `sample` does not say. Raises UserError naming the file and the field where
+    the folder is not a whole checkpoint of a supported family.
+    """
+    path = Path(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    compute = resolve_dtype(path, dtype) if isinstance(dtype, str) else dtype
+    return open_policy(path, compute, Recipe.of(max_new_tokens=max_new_tokens), Resources(device))
 
 
 @dataclass

@@ -11,7 +11,10 @@ from pathlib import Path
 from ..files import read_object
 from ..run_folder import SIDES, RunFolder
 
-PROMPTING = ("prompt", "system", "max_new_tokens", "top_p", "top_k", "seed")
+PROMPTING = (  # and how an answer is judged
+    *("prompt", "system", "template", "thought_tags", "max_new_tokens", "top_p", "top_k", "seed"),
+    *("truncated", "grader", "grader_print"),
+)
 BASE = SIDES[0]
 DECIDED_BY = {  # a part of a run's folder: the settings that decide it
     BASE: ("model_print", "dtype", "tests", "eval_samples", "eval_temperature", *PROMPTING),

@@ -7,7 +7,7 @@ from .round_files import kept_reference, open_log, read_log, trim_log
 from .state import Progress, durable, has_states, load_state, rewind, save_state
 from .teacher import forget_teachers, open_teacher
 from .tracker import TRACKERS, check_installed, open_tracker
-from .update import Updater, reference_logprobs
+from .update import Updater, reference_logprobs, with_reference
 
 __all__ = [
     "TRACKERS",
@@ -35,4 +35,5 @@ __all__ = [
     "save_state",
     "select_trained",
     "trim_log",
+    "with_reference",
 ]

@@ -271,7 +271,9 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
 
 def reference_of(example: Example) -> Tensor:
     """The example's reference log-probs, float32 [L]."""
-    assert example.reference is not None, "reference log-probs come first: they are those of the policy before its first step"
+    assert example.reference is not None, (
+        "reference log-probs come first: they are those of the policy before its first step"
+    )
     return example.reference
 
 

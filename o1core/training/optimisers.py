@@ -1,9 +1,10 @@
 """How a gradient becomes new weights: which weights, their fp32 masters, AdamW or Adam-mini, and the learning rate.
 
-Adam-mini (arXiv 2406.16793) is Adam with one second moment for a block of weights instead of one for each weight. Blocks are those of the paper and of its package: a head of q and of k; a row (an output neuron) of every other matrix,
-which for the embedding and the head of the vocabulary is a token; a whole norm; and each element of a bias, as in
-Adam. Our fused matrices are cut as the checkpoint has them. So a trained fp32 weight takes 12 bytes (weight, gradient,
-first moment; AdamW: 16), and the second moments are a few thousand numbers a layer.
+Adam-mini (arXiv 2406.16793) is Adam with one second moment for a block of weights instead of one for each weight.
+Blocks are those of the paper and of its package: a head of q and of k; a row (an output neuron) of every other matrix,
+which for the embedding and the head of the vocabulary is a token; a whole norm; and each element of a bias, as in Adam.
+Our fused matrices are cut as the checkpoint has them. So a trained fp32 weight takes 12 bytes (weight, gradient, first
+moment; AdamW: 16), and the second moments are a few thousand numbers a layer.
 
 Weights may be sharded by rows (DTensor): the mean squares of all rows are gathered, a vector, and every rank holds all
 second moments. So their bits do not depend on the number of ranks. Left out on purpose: closures and several groups.

@@ -20,6 +20,7 @@ from ..recipe import ObjectiveSettings, RewardSettings, parse_percentiles
 from ..rewards import REWARDS, Reward, State, clip_reward, score
 from ..types import Example, Group, lengths_and_verdicts
 from .objectives import RewardTable, objective_of
+from .update import with_reference
 
 Reference = Callable[[list[Example]], list[Tensor]]  # float32 [L] of each example
 
@@ -51,7 +52,9 @@ class Rollouts:
         """bool [P, K]: ran out of tokens."""
         return torch.tensor([[s.finish_reason == "length" for s in g.samples] for g in self.groups])
 
-    def score(self, reward: str | Reward = "length-harmonizing", state: State | None = None, **settings: Any) -> "Scored":
+    def score(
+        self, reward: str | Reward = "length-harmonizing", state: State | None = None, **settings: Any
+    ) -> "Scored":
         """Reward every sample.
 
         reward: a name of o1core.rewards.REWARDS, FILE.py:function, or a function (o1core/rewards.py says of what).
@@ -111,9 +114,7 @@ class Scored:
     reward: Tensor
     state: State
 
-    def pick(
-        self, objective: int | ObjectiveSettings = 2, seed: int = 0, mask_truncated: bool = False
-    ) -> "Picked":
+    def pick(self, objective: int | ObjectiveSettings = 2, seed: int = 0, mask_truncated: bool = False) -> "Picked":
         """What to train on: m samples of each problem for the clipped surrogate, or what the objective's settings say.
 
         seed: of what is drawn. mask_truncated: leave out completions that ran out of tokens. Pairs (DPO) follow each other,
@@ -172,8 +173,7 @@ class Picked:
             if self.reference is None or all(e.reference is not None for e in self.examples):
                 return self
             reference = self.reference(self.examples)
-        examples = [dataclasses.replace(e, reference=r) for e, r in zip(self.examples, reference)]
-        return dataclasses.replace(self, examples=examples)
+        return dataclasses.replace(self, examples=with_reference(self.examples, reference))
 
 
 def find_reward(name: str) -> Reward:

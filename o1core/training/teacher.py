@@ -18,13 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import is_lead, gather, on_rank0, reshard, on_all_ranks, damaged_by_all, digests_by_all
+from ..distributed import damaged_by_all, digests_by_all, gather, is_lead, on_all_ranks, on_rank0, reshard
 from ..errors import UserError
 from ..files import publish_folder, read_record, unwritable, write_record
-from ..model import Tokenizer
-from ..problems import instruct
 from ..run_folder import RunFolder
-from ..types import Example, Problem
+from ..types import Example
 from .round_files import examples_digest
 from .update import Updater, collate, micro_batches_of_this_rank
 

@@ -8,13 +8,24 @@ value net, KL term, entropy bonus; the method has none.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, BackgroundSave, clip_gradients, is_sharded, largest, offloaded, of_this_rank, reshard, split_by_cost, total
+from ..distributed import (
+    BackgroundSave,
+    Offload,
+    clip_gradients,
+    is_sharded,
+    largest,
+    of_this_rank,
+    offloaded,
+    reshard,
+    split_by_cost,
+    total,
+)
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, adapted
@@ -70,9 +81,7 @@ def collate(examples: list[Example], device: torch.device) -> MicroBatch:
     )
 
 
-def micro_batches_of_this_rank(
-    examples: list[Example], budget: int, unit_size: int = 1
-) -> tuple[list[list[int]], int]:
+def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[list[list[int]], int]:
     """(this rank's micro-batches, how many of them are real).
 
     All ranks get the same number, since each forward is one of all of them together: short lists are filled up with the
@@ -111,6 +120,11 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
     reshard(model)
     whole = total(torch.cat(result).to(device)).cpu()
     return [part.clone() for part in whole.split([len(e.ids) for e in examples])]
+
+
+def with_reference(examples: list[Example], reference: list[Tensor]) -> list[Example]:
+    """The examples with their reference log-probs, float32 [L] of each."""
+    return [replace(e, reference=r) for e, r in zip(examples, reference)]
 
 
 class Updater:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from o1core import Completion, Engine, SamplingParams, Transformer
+from o1core import Completion, Engine, SamplingParams, Transformer, policy
 from o1core.model import ModelConfig, initialise
-from o1core.rollout import read_groups, sample_problems
+from o1core.rollout import read_groups
 from o1core.types import Problem
 
 WIDTHS = {
@@ -134,10 +134,9 @@ def child_main(task: str, case: Case, folder: Path) -> None:
     model, words = real_widths(DTYPES[case.dtype], case.layers, case.vocab), Words(case.vocab)
     assert torch.get_num_threads() == case.threads
     if task == "job":
-        import o1core.rollout.collect as collect
-
-        collect.SHARD_COMPLETIONS = case.samples  # a shard per group
-        sample_problems(Engine(model, words, slots=16), words, case.problems(), case.params(), folder, task)
+        policy.SHARD_COMPLETIONS = case.samples  # a shard per group
+        engine = Engine(model, words, slots=16)
+        policy.Policy(folder, model, words, engine, 1).sample(case.problems(), case.params(), folder)
         print("{}")
     else:
         print(json.dumps(compare_ways(model, words, case)))

@@ -4,7 +4,7 @@ import functools
 import random
 from pathlib import Path
 
-from o1core.grading import Grader
+from o1core.grading import Attempt, Grader
 
 
 def items(text: str) -> list[str]:
@@ -32,7 +32,7 @@ def grade_hostile(rng: random.Random, folder: Path) -> str:
         answer = rng.choice(PIECES) * rng.choice([10, 300, 100_000])
     gold = rng.choice(GOLDS) if rng.random() < 0.8 else "".join(rng.choices(PIECES, k=4))
     form = rng.choice([r"\boxed{%s}", "%s", "The answer is %s", "#### %s"])
-    verdict, easy = grader().grade_many([(form.replace("%s", answer), gold), (r"\boxed{1+x}", "x+1")])
+    verdict, easy = grader().grade_many([Attempt(form.replace("%s", answer), gold), Attempt(r"\boxed{1+x}", "x+1")])
     if target.exists():
         return f"bad: {answer!r} ran"
     if not easy.correct:

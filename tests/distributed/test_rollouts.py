@@ -1,10 +1,23 @@
 """Rollouts on N processes are those of one, to the bit, and go on where another number of processes stopped."""
 
 import pytest
+import torch
 
 from o1core.model import load
 from tests.distributed.cases import sample
 from tests.distributed.worlds import run_world
+from tests.machine import skip_where_a_row_is_rounded_by_its_place
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_world(checkpoint):
+    """One thread, as every process of a world has: another number of threads may have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model, tokenizer = load(checkpoint)
+    skip_where_a_row_is_rounded_by_its_place(model, tokenizer.size)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("opening", ["", "So "])

@@ -7,7 +7,17 @@ import time
 import pytest
 import torch
 
-from o1core.distributed import deal, gather, offloaded, on_rank0, opened, check_same, split_by_cost, team_of, on_all_ranks
+from o1core.distributed import (
+    check_same,
+    deal,
+    gather,
+    offloaded,
+    on_all_ranks,
+    on_rank0,
+    opened,
+    split_by_cost,
+    team_of,
+)
 from o1core.distributed.world import rank
 from o1core.errors import UserError
 from tests.distributed.worlds import run_world

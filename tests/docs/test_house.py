@@ -29,7 +29,7 @@ def name_of(file: Path) -> str:
 @pytest.mark.parametrize("file", [file for file in FILES if name_of(file) not in TOO_LONG], ids=name_of)
 def test_functions_and_files_are_short(file):
     text = file.read_text()
-    assert len(text.splitlines()) <= 350
+    assert len(text.splitlines()) <= 500
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     assert not [f.name for f in functions if f.end_lineno - f.lineno >= 60]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.cli import main, parser
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_the_training_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(compile(script, "README.md", "exec"), {})
     assert "after: " in capsys.readouterr().out
     (before, _), (after, _) = (
-        o1core.load(folder, torch.float32) for folder in (TINY, tmp_path / "runs/own-loop/pruned")
+        o1core.model.load(folder, torch.float32) for folder in (TINY, tmp_path / "runs/own-loop/pruned")
     )
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 

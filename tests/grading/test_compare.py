@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o1core.grading import Grader, grade, quick_equal
+from o1core.grading import Attempt, Grader, grade, quick_equal
 from o1core.grading import worker as grading_worker
 from o1core.problems import load_problems
 
@@ -22,6 +22,11 @@ HANGS = "9^{9^{9^{9}}}"
 def grader():
     with Grader(workers=2, seconds=20) as grader:
         yield grader
+
+
+def graded(grader, rows):
+    """Verdicts of (completion text, gold answer, task) rows; the task may be missing."""
+    return grader.grade_many([Attempt(*row) for row in rows])
 
 
 def boxed(answer):
@@ -83,7 +88,7 @@ def boxed(answer):
     ],
 )
 def test_same_answer_in_another_form_is_right(grader, answer, gold):
-    assert grader.grade_many([(boxed(answer), gold)])[0].correct
+    assert graded(grader, [(boxed(answer), gold)])[0].correct
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_same_answer_in_another_form_is_right(grader, answer, gold):
 )
 def test_a_choice_in_the_ways_that_models_write_it(text):
     with Grader(workers=1) as grader:
-        assert [v.correct for v in grader.grade_many([(text, "B"), (text, "C")])] == [True, False]
+        assert [v.correct for v in graded(grader, [(text, "B"), (text, "C")])] == [True, False]
         assert grader.counts["algebra"] == 0
 
 
@@ -135,7 +140,7 @@ def test_a_choice_in_the_ways_that_models_write_it(text):
     ],
 )
 def test_another_answer_is_wrong(grader, answer, gold):
-    assert not grader.grade_many([(boxed(answer), gold)])[0].correct
+    assert not graded(grader, [(boxed(answer), gold)])[0].correct
 
 
 # A list of (answer, gold) that math-verify alone calls equal.
@@ -181,7 +186,7 @@ WRONG_RIGHT = [
 
 @pytest.mark.parametrize(("answer", "gold"), WRONG_RIGHT)
 def test_what_algebra_alone_would_take_for_right_is_wrong(grader, answer, gold):
-    assert not grader.grade_many([(boxed(answer), gold)])[0].correct
+    assert not graded(grader, [(boxed(answer), gold)])[0].correct
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_what_algebra_alone_would_take_for_right_is_wrong(grader, answer, gold):
     ],
 )
 def test_what_states_the_answer_stays_right(grader, answer, gold):
-    assert grader.grade_many([(boxed(answer), gold)])[0].correct
+    assert graded(grader, [(boxed(answer), gold)])[0].correct
 
 
 @st.composite
@@ -261,9 +266,9 @@ def rewritten(answer):
 
 def test_math500_answers_that_are_no_plain_numbers(grader):
     gold = json.loads((HERE / "data" / "math500_answers.json").read_text())
-    verdicts = grader.grade_many([(boxed(rewritten(answer)), answer) for answer in gold])
+    verdicts = graded(grader, [(boxed(rewritten(answer)), answer) for answer in gold])
     assert (len(gold), sum(verdict.correct for verdict in verdicts)) == (167, 167)
-    others = grader.grade_many([(boxed(rewritten(answer)), gold[at - 1]) for at, answer in enumerate(gold)])
+    others = graded(grader, [(boxed(rewritten(answer)), gold[at - 1]) for at, answer in enumerate(gold)])
     assert sum(verdict.correct for verdict in others) == 0
 
 
@@ -271,9 +276,9 @@ def test_math500_answers_that_are_no_plain_numbers(grader):
 def test_published_solutions_grade_right_and_those_of_other_problems_wrong(grader):
     rows = [json.loads(line) for line in (PUBLISHED / "math" / "train.jsonl").read_text().splitlines()]
     rows = random.Random(0).sample(rows, 200)
-    verdicts = grader.grade_many([(row["solution"], row["answer"]) for row in rows])
+    verdicts = graded(grader, [(row["solution"], row["answer"]) for row in rows])
     assert sum(verdict.correct for verdict in verdicts) == 200
-    others = grader.grade_many([(row["solution"], rows[at - 1]["answer"]) for at, row in enumerate(rows)])
+    others = graded(grader, [(row["solution"], rows[at - 1]["answer"]) for at, row in enumerate(rows)])
     same = [row["answer"] == rows[at - 1]["answer"] for at, row in enumerate(rows)]
     assert [verdict.correct for verdict in others] == same
     assert sum(same) == 3
@@ -285,7 +290,7 @@ def test_two_editions_of_gaokao_agree(grader):
     # words (one edition says "1", the other "Quadrant I").
     one = load_problems(PUBLISHED / "gaokao2023en" / "test.jsonl")
     other = load_problems(PUBLISHED / "o1pruner" / "gaokao.json")
-    verdicts = grader.grade_many([(boxed(b.answer), a.answer) for a, b in zip(one, other)])
+    verdicts = graded(grader, [(boxed(b.answer), a.answer) for a, b in zip(one, other)])
     assert (len(verdicts), sum(verdict.correct for verdict in verdicts)) == (385, 378)
 
 

@@ -7,7 +7,9 @@ import torch
 
 from o1core import kernels
 from o1core.kernels import dispatch, pages, torch_reference
+from tests.kernels.interpreter import dot_by_rows
 from tests.kernels.triton_cases import DEVICE, INTERPRETED, normal, triton_backend
+from tests.machine import skip_where_a_batch_is_rounded_by_its_size
 
 PAGE = kernels.PAGE_TOKENS
 LENGTHS = (1, 63, 64, 65, 511, 512, 513, 1200)
@@ -79,7 +81,20 @@ def test_attention_in_bf16_is_as_near_as_its_numbers():
     assert (case.run().double() - truth).abs().max() < 2e-2
 
 
-def test_a_row_has_the_same_bits_alone_in_a_batch_on_other_pages_and_under_a_wider_table():
+@pytest.fixture
+def even_products(backend):
+    """Products whose bits the processor has no say in: those of a tensor core in Triton's interpreter; in torch a library's,
+    where it multiplies each matrix of a batch alike."""
+    if backend == "torch":
+        for kv_heads, group in ((1, 2), (1, 3)):
+            skip_where_a_batch_is_rounded_by_its_size((64, 128, 256, 1024, 2048), kv_heads, group, 16)
+        yield
+    else:
+        with dot_by_rows():
+            yield
+
+
+def test_a_row_has_the_same_bits_alone_in_a_batch_on_other_pages_and_under_a_wider_table(even_products):
     lengths = (1, 64, 65, 513, 1200)
     shape = {"heads": 3, "kv_heads": 1}
     batch = dict(zip(lengths, Case(lengths, **shape).run()))
@@ -94,7 +109,7 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_on_other_pages_and_under_a_wid
             assert torch.equal(row, batch[n])
 
 
-def test_a_row_has_the_same_bits_in_batches_of_1_to_64_rows():
+def test_a_row_has_the_same_bits_in_batches_of_1_to_64_rows(even_products):
     lengths = [3 * i + 1 for i in range(64)]
     shape = {"heads": 2, "kv_heads": 1}
     whole = dict(zip(lengths, Case(lengths, **shape).run()))

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.model import save_checkpoint
 
@@ -29,7 +29,7 @@ def test_a_folder_of_the_hugging_face_cache_loads_and_is_saved_as_files(checkpoi
     snapshot = cached(checkpoint, tmp_path / "cache")
     (tmp_path / "link").symlink_to(snapshot)
     for folder in (snapshot, tmp_path / "link"):
-        model, tokenizer = o1core.load(folder)
+        model, tokenizer = o1core.model.load(folder)
         assert tokenizer.decode(tokenizer.encode("2 + 2")) == "2 + 2"
     save_checkpoint(model, snapshot, tmp_path / "pruned")
     assert not any(file.is_symlink() for file in (tmp_path / "pruned").iterdir())
@@ -39,13 +39,13 @@ def test_a_folder_of_the_hugging_face_cache_loads_and_is_saved_as_files(checkpoi
 def test_weights_may_be_linked_from_anywhere(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").rename(tmp_path / "weights")
     (checkpoint / "model.safetensors").symlink_to(tmp_path / "weights")
-    o1core.load(checkpoint)
+    o1core.model.load(checkpoint)
 
 
 def test_a_link_inside_the_folder_is_followed(checkpoint):
     (checkpoint / "tokenizer.json").rename(checkpoint / "tokenizer-2.json")
     (checkpoint / "tokenizer.json").symlink_to("tokenizer-2.json")
-    o1core.load(checkpoint)
+    o1core.model.load(checkpoint)
 
 
 @pytest.mark.parametrize("name", [*FILES[1:], "chat_template.jinja"])
@@ -57,11 +57,11 @@ def test_a_link_out_of_the_folder_is_refused(checkpoint, tmp_path, name):
     with pytest.raises(
         UserError, match=rf"{name}: is a link to .*/elsewhere, outside the checkpoint's folder; replace"
     ):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 def test_no_private_file_lands_beside_the_pruned_weights(checkpoint, tmp_path):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     (tmp_path / "private").write_text("secret")
     (checkpoint / "merges.txt").symlink_to(tmp_path / "private")
     with pytest.raises(UserError, match=r"merges\.txt: is a link to .*/private, outside the checkpoint's folder"):
@@ -74,7 +74,7 @@ def test_a_pipe_is_refused_and_not_waited_for(checkpoint, name):
     (checkpoint / name).unlink(missing_ok=True)
     os.mkfifo(checkpoint / name)
     with pytest.raises(UserError, match=f"{name}: is not a regular file"):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "missing", "config.json", "."])
@@ -82,16 +82,16 @@ def test_a_device_a_loop_and_a_broken_link_are_refused(checkpoint, target):
     (checkpoint / "config.json").unlink()
     (checkpoint / "config.json").symlink_to(target)
     with pytest.raises(UserError, match=r"config\.json: (is not a regular file|cannot be opened: )"):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 def test_a_path_with_a_nul_is_refused():
     with pytest.raises(UserError, match="no such file"):
-        o1core.load("a\0b")
+        o1core.model.load("a\0b")
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(checkpoint, tmp_path):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
@@ -107,7 +107,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(checkpoi
 def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path, monkeypatch):
     from o1core.model import checkpoint as module
 
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     tensors, asked = module.published_tensors(model), []
 
     class Lazy(dict):
@@ -126,7 +126,7 @@ def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path,
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoint, tmp_path, monkeypatch):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     synced, renamed = [], []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))

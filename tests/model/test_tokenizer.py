@@ -95,10 +95,10 @@ CONVERSATIONS = {
 real = tokenizer.Sandbox._start
 
 
-def put_template(folder, template) -> Tokenizer:
+def put_template(folder, template, **given) -> Tokenizer:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
-    return Tokenizer(folder, 272)
+    return Tokenizer(folder, 272, **given)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -144,6 +144,109 @@ def test_no_template_is_plain_text(checkpoint):
 def test_the_day_of_today(checkpoint):
     tokenizer = put_template(checkpoint, "{{ strftime_now('%Y-%m') }}")
     assert tokenizer.render([]) == datetime.datetime.now().strftime("%Y-%m")
+
+
+def test_a_run_has_one_day_and_no_time_of_day(checkpoint):
+    template = "{{ strftime_now('%A %d %B %Y, %H:%M:%S.%f') }}"
+    assert (
+        put_template(checkpoint, template, day="2024-02-29").render([]) == "Thursday 29 February 2024, 00:00:00.000000"
+    )
+    today = put_template(checkpoint, template)
+    assert today.template.day == datetime.date.today().isoformat() and today.render([]).endswith(", 00:00:00.000000")
+
+
+@pytest.mark.parametrize("template", ["{{ messages|random }}", "{{ lipsum() }}", "{{ [1, 2]|map('random')|list }}"])
+def test_a_template_that_asks_for_chance_is_refused(checkpoint, template):
+    with pytest.raises(UserError, match=r"chat template cannot be (read|rendered): .*(random|lipsum)"):
+        put_template(checkpoint, template).render([{"role": "user", "content": "x"}])
+
+
+def test_documents_are_none_as_transformers_has_them(checkpoint):
+    template = "{% if documents is none %}none{% endif %}{% if tools is none %}, none{% endif %}"
+    turns = CONVERSATIONS["question"]
+    assert put_template(checkpoint, template).render(turns) == "none, none"
+    assert AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(turns, tokenize=False) == "none, none"
+
+
+THINKING = {"enable_thinking": False}
+EFFORT = "{{ reasoning_effort|default('medium') }}{% if budget is defined %}{{ budget + 1 }}{% endif %}{{ eos_token }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        (REVERSED_WITH_NAMESPACE, THINKING),
+        (REVERSED_WITH_NAMESPACE, {"enable_thinking": True}),
+        (EFFORT, {"reasoning_effort": "low"}),
+        (EFFORT, {"reasoning_effort": "high", "budget": 4}),
+        (EFFORT, {"eos_token": "</s>"}),
+    ],
+)
+def test_what_the_template_is_told_reaches_it_as_in_transformers(checkpoint, template, values):
+    turns = CONVERSATIONS["question"]
+    ours = put_template(checkpoint, template, template_values=values).render(turns)
+    theirs = AutoTokenizer.from_pretrained(checkpoint)
+    assert ours == theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **values)
+    assert ours != put_template(checkpoint, template).render(turns) or values == {"enable_thinking": True}
+
+
+def test_templates_told_different_things_are_not_mixed_up(checkpoint):
+    opened = [put_template(checkpoint, EFFORT, template_values={"reasoning_effort": word}) for word in ("low", "high")]
+    for _ in range(2):
+        assert [t.render([]) for t in opened] == ["low<|im_end|>", "high<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "key", "message"),
+    [
+        (EFFORT, "enable_thinking", "reads no such key; it reads budget, reasoning_effort$"),
+        (EFFORT, "range", "reads no such key"),
+        (REVERSED_WITH_NAMESPACE, "ns", "reads no such key; it reads enable_thinking$"),  # the template's own
+        (REVERSED_WITH_NAMESPACE, "messages", "reads no such key"),
+        (REVERSED_WITH_NAMESPACE, "add_generation_prompt", "reads no such key"),
+        (DEFAULT_SYSTEM_IN_LOOP, "x", "it reads none$"),
+        (None, "enable_thinking", "has no chat template; leave it out$"),
+    ],
+)
+def test_a_key_that_the_template_does_not_read(checkpoint, template, key, message):
+    with pytest.raises(UserError, match=f"^--template {key}: .*{message}") as error:
+        put_template(checkpoint, template, template_values={key: "x"})
+    assert str(checkpoint) in str(error.value)
+
+
+def put_post_processor(folder, single, **config) -> Tokenizer:
+    """A tokenizer without a chat template whose own post-processor adds special tokens."""
+    value = json.loads((folder / "tokenizer.json").read_text())
+    ids = {t["content"]: t["id"] for t in value["added_tokens"]}
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"Sequence": {"id": "A", "type_id": 0}} if part == "A" else {"SpecialToken": {"id": part, "type_id": 0}}
+            for part in single
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {part: {"id": part, "ids": [ids[part]], "tokens": [part]} for part in single if part != "A"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return put_template(folder, None)
+
+
+@pytest.mark.parametrize("config", [{}, {"bos_token": "<|im_start|>", "add_bos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("question", ["2 + 2 =", "<|im_start|>x", "é"])
+@pytest.mark.parametrize("single", [["<|im_start|>", "A"], ["<|im_start|>", "<|endoftext|>", "A"], ["A"]])
+def test_a_base_model_gets_the_first_token_that_its_tokenizer_adds(checkpoint, single, question, config):
+    tokenizer = put_post_processor(checkpoint, single, **config)
+    ids = AutoTokenizer.from_pretrained(checkpoint)(question)["input_ids"]
+    assert tokenizer.prompt(question) == ids
+    assert len(ids) == len(tokenizer.encode(question)) + len(single) - 1
+
+
+def test_a_prompt_does_not_end_with_an_end_of_text_token(checkpoint):
+    tokenizer = put_post_processor(checkpoint, ["<|im_start|>", "A", "<|endoftext|>"])
+    ids = AutoTokenizer.from_pretrained(checkpoint)("2 +")["input_ids"]
+    assert tokenizer.prompt("2 +") == ids[:-1] and ids[-1] in tokenizer.eos_ids
 
 
 @pytest.mark.parametrize(

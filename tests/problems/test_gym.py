@@ -7,7 +7,7 @@ import pytest
 
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.grading import MAX_TASK_ANSWER_CHARS, Grader, grade
+from o1core.grading import MAX_TASK_ANSWER_CHARS, Attempt, Grader, grade
 from o1core.problems import find_overlap, gym_problems
 from o1core.problems.gym import CLOSING
 from o1core.rollout import read_groups
@@ -42,8 +42,13 @@ def made():
     return {name: gym_problems(name, 4, seed=0) for name in TASKS}
 
 
+def graded(grader, rows):
+    """Verdicts of (completion text, gold answer, task) rows."""
+    return grader.grade_many([Attempt(*row) for row in rows])
+
+
 def verdicts(grader, problems, answers):
-    return [v.correct for v in grader.grade_many([(text, p.answer, p.task) for p, text in zip(problems, answers)])]
+    return [v.correct for v in graded(grader, [(text, p.answer, p.task) for p, text in zip(problems, answers)])]
 
 
 @library
@@ -108,7 +113,7 @@ def test_an_answer_that_hangs_its_scorer_is_wrong(made):
     problem = made["countdown"][0]
     with Grader(workers=1, seconds=1) as grader:
         pairs = [(rf"\boxed{{{text}}}", "", problem.task) for text in ("9**9**9**9", problem.answer)]
-        assert [(v.correct, v.fault) for v in grader.grade_many(pairs)] == [(False, "timeout"), (True, None)]
+        assert [(v.correct, v.fault) for v in graded(grader, pairs)] == [(False, "timeout"), (True, None)]
 
 
 @library
@@ -123,17 +128,17 @@ def test_no_number_is_not_the_right_number(grader):
 @library
 def test_a_task_s_answer_in_the_mix_with_others(grader, made):
     task = made["spell_backward"][0]
-    found = grader.grade_many([(rf"\boxed{{{task.answer}}}", task.answer, task.task), (r"\boxed{1+x}", "x+1", None)])
+    found = graded(grader, [(rf"\boxed{{{task.answer}}}", task.answer, task.task), (r"\boxed{1+x}", "x+1", None)])
     assert [v.correct for v in found] == [True, True]
     assert grade(f"Answer: {task.answer}", task.answer, task.task)
-    found = grader.grade_many([("", "", task.task), ("a" * (MAX_TASK_ANSWER_CHARS + 1), "", task.task)])
+    found = graded(grader, [("", "", task.task), ("a" * (MAX_TASK_ANSWER_CHARS + 1), "", task.task)])
     assert [v.fault for v in found] == ["no answer", "too long"]
 
 
 def test_a_task_that_cannot_be_scored_is_an_error_and_not_a_wrong_answer():
     task = repr({"dataset": "no_such_task", "entry": {"answer": "1", "metadata": {}}})
     with Grader(workers=1) as grader, pytest.raises(UserError, match=r"pip install 'o1core\[gym\]'"):
-        grader.grade_many([(r"\boxed{1}", "1", task)])
+        graded(grader, [(r"\boxed{1}", "1", task)])
 
 
 def test_a_missing_library_is_told(monkeypatch):

@@ -49,6 +49,25 @@ def test_a_recipe_file_is_read_and_its_gaps_are_the_defaults(capsys, tmp_path):
     assert resolved == Recipe.of(lr=1e-6, rounds=3).to_json()
 
 
+def test_variables_of_the_template_are_typed_and_override_the_recipe_one_by_one(capsys, tmp_path):
+    (tmp_path / "mine.json").write_text('{"template": {"enable_thinking": true, "style": "short"}}')
+    words = "--template enable_thinking=false --template n=3 --template x=1e-1 --template y=1_0 --template z=NaN"
+    resolved = dry_run(capsys, "--recipe", str(tmp_path / "mine.json"), *words.split(), "--template", "t=a=b")
+    assert resolved["template"] == {
+        **{"enable_thinking": False, "style": "short", "n": 3, "x": 0.1, "y": "1_0", "z": "NaN", "t": "a=b"}
+    }
+
+
+def test_cut_off_means_wrong_unless_asked_otherwise():
+    assert {Recipe.of(**read_recipe(name)).reward.truncated for name in ("paper", "official", "tiny-o1")} == {"wrong"}
+    assert all("truncated" not in settings for settings in METHODS.values())
+
+
+def test_the_tags_of_a_thought():
+    assert Recipe().prompt.tags is None
+    assert Recipe.of(thought_tags="<Thought>, </Thought>").prompt.tags == ("<Thought>", "</Thought>")
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -91,6 +110,16 @@ def test_a_wrong_recipe_file_names_the_key(tmp_path, text, message):
         ({"memory_rate": -0.1}, "--memory-rate: -0.1 is below 0"),
         ({"retained": 0.0}, "--retained: 0.0 is not above 0"),
         ({"retained": 2.0}, "--retained: 2.0 is above 1"),
+        ({"temperature": 0.0}, "--temperature: 16 greedy completions of a problem are all the same"),
+        ({"eval_samples": 4}, "--eval-samples: 4 greedy completions of a problem are all the same"),
+        ({"thought_tags": "<think>"}, "--thought-tags: <think> is not OPEN,CLOSE"),
+        ({"thought_tags": "a,a"}, "--thought-tags: a,a is not OPEN,CLOSE"),
+        ({"template": {"messages": 1}}, "--template: messages is set by o1core itself"),
+        ({"template": {"a b": 1}}, "--template: a b is no name"),
+        ({"template": {"a": [1]}}, r"--template: a: \[1\] is neither true, false, a number nor text"),
+        ({"template": {"a": float("inf")}}, "--template: a: inf is neither"),
+        ({"reward": "mine.py"}, "--reward: mine.py is not FILE.py:function"),
+        ({"grader": "mine"}, "--grader: mine is not FILE.py:function"),
         (
             {"instruction": "exact", "eval_budget": 9000},
             "--eval-budget: 9000 tokens do not fit within --max-new-tokens",

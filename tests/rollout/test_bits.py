@@ -6,18 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model.transformer import silu
 from o1core.rollout.blocks import Blocks, attention_blocks, cancelling, model_blocks, product_blocks
 from tests.campaigns.bits import WIDTHS, Words, real_widths
+from tests.machine import skip_where_a_row_is_rounded_by_its_place
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory, build_checkpoint):
     folder = tmp_path_factory.mktemp("bits")
     build_checkpoint(folder, "qwen2", seed=4, num_attention_heads=6, num_key_value_heads=2)
-    return o1core.load(folder)
+    return o1core.model.load(folder)
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:
@@ -111,14 +112,20 @@ def test_silu_of_a_decoded_row_does_not_depend_on_seams_between_threads():
     assert torch.equal(many, torch.cat([F.silu(row) for row in x.split(1)]))
 
 
-def test_real_widths():
-    """One layer of 896 x 4864 with 151,936 tokens, 2 threads: alone, with others, more and fewer slots."""
+@pytest.fixture
+def two_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_real_widths(two_threads):
+    """One layer of 896 x 4864 with 151,936 tokens, 2 threads: alone, with others, more and fewer slots."""
     model, words = real_widths(torch.float32, layers=1), Words(WIDTHS["vocab_size"])
+    skip_where_a_row_is_rounded_by_its_place(model, words.size)
     prompts, params = [words.prompt(str(i)) for i in range(3)], SamplingParams(n=3, max_new_tokens=3)
     expected = Engine(model, words, slots=64).generate(prompts, params)
     assert len({tuple(c.ids) for group in expected for c in group}) == 9
     assert Engine(model, words, slots=3).generate(prompts[::-1], params) == expected[::-1]
     assert Engine(model, words, slots=64).generate(prompts[2:], params) == expected[2:]
-    torch.set_num_threads(threads)

@@ -8,9 +8,8 @@ import torch
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
 from o1core.recipe import Recipe
-from o1core.seeds import seed_of
-from o1core.training import Picked, between_percentiles, pick_examples
-from o1core.training.memory import RewardMemory
+from o1core.runs.loop import pick_round, score_round
+from o1core.training import Picked, Progress, Rollouts
 from o1core.types import Group, Sample
 
 
@@ -29,9 +28,10 @@ def groups_of(lengths, correct, cut) -> list[Group]:
     ]
 
 
-def pick(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
-    seed = seed_of(recipe.seed, round_index, "pick")
-    return pick_examples(groups, recipe.reward, recipe.objective, seed)
+def pick(groups: list[Group], recipe: Recipe, round_index: int, state: dict | None = None) -> Picked:
+    """As the loop does."""
+    scored = score_round(Rollouts(groups, recipe.sampling.max_new_tokens), recipe, Progress(reward=state or {}))
+    return pick_round(scored, recipe, round_index)
 
 
 def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
@@ -140,7 +140,7 @@ def test_percentiles_of_reference_accuracy():
     groups = groups_of(lengths, correct, [[0, 0]] * 5)
 
     def names(percentiles):
-        return [g.problem for g in between_percentiles(groups, percentiles)]
+        return [g.problem for g in Rollouts(groups, 99).between_percentiles(percentiles).groups]
 
     assert names("0-20") == ["p3"]
     assert names("0-40") == ["p1", "p3"], "in the order of the problems"
@@ -171,13 +171,13 @@ def test_gfpo_drops_a_group_that_is_even_among_the_retained():
 def test_a_reward_that_remembers_sees_the_rounds_before():
     groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
     recipe = Recipe.of(samples=2, picked=2, reward="hapo", alpha=1.0, rounds=2)
-    first = pick_examples(groups, recipe.reward, recipe.objective, 0)
+    first = pick(groups, recipe, 0)
     assert {e.reward for e in first.examples} == {1.0}
-    later = pick_examples(groups, recipe.reward, recipe.objective, 0, RewardMemory({"p0": 20}))
+    later = pick(groups, recipe, 1, {"shortest": {"p0": 20}})
     assert {len(e.ids): e.reward for e in later.examples} == {10: pytest.approx(1 + 0.5**0.5), 20: pytest.approx(1)}
 
 
 def test_a_budget_that_the_rollouts_do_not_state_is_missed_by_name():
     recipe = Recipe.of(samples=2, picked=2, reward="l1-exact", instruction="exact")
     with pytest.raises(UserError, match="--reward l1-exact: the rollouts of problem p0 state no budget"):
-        pick_examples(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe.reward, recipe.objective, 0)
+        pick(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe, 0)

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
@@ -23,7 +23,7 @@ REFERENCE = [torch.full((9 - i,), -5.0) for i in range(4)]
 @pytest.fixture
 def updater(checkpoint) -> Updater:
     """After one step, so that there are moments."""
-    made = Updater(o1core.load(checkpoint)[0], 259, RECIPE.objective, RECIPE.optimiser, RECIPE.execution)
+    made = Updater(o1core.model.load(checkpoint)[0], 259, RECIPE.objective, RECIPE.optimiser, RECIPE.execution)
     made.step(EXAMPLES, REFERENCE, 1e-3)
     return made
 
