@@ -14,7 +14,7 @@ import o1core.model
 from o1core.cli import main
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
-from o1core.training import peak_memory
+from o1core.runs import peak_memory
 from tests.campaigns.kill import finish, kill_once, start_run
 
 

@@ -89,7 +89,6 @@ def test_a_damaged_memory_is_named(flags, tmp_path, capsys):
     shutil.rmtree(run.pruned)
     path = run.states()[-1] / "progress.json"
     record = json.loads(path.read_text())
-    write_record(path, {k: v for k, v in record.items() if k != CHECKSUM} | {"memory": {"penalty": -1}})
+    write_record(path, {k: v for k, v in record.items() if k != CHECKSUM} | {"memory": [-1]})
     assert main([*command, "--resume"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "memory: penalty: -1.0 is not between 0" in error
+    assert "progress.json: not what a run writes" in capsys.readouterr().err.splitlines()[-1]

@@ -8,7 +8,8 @@ import torch
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
 from o1core.recipe import Recipe
-from o1core.runs.loop import pick_round, score_round
+from o1core.runs.loop import score_round
+from o1core.seeds import seed_of
 from o1core.training import Picked, Progress, Rollouts
 from o1core.types import Group, Sample
 
@@ -31,7 +32,8 @@ def groups_of(lengths, correct, cut) -> list[Group]:
 def pick(groups: list[Group], recipe: Recipe, round_index: int, state: dict | None = None) -> Picked:
     """As the loop does."""
     scored = score_round(Rollouts(groups, recipe.sampling.max_new_tokens), recipe, Progress(reward=state or {}))
-    return pick_round(scored, recipe, round_index)
+    seed = seed_of(recipe.seed, round_index, "pick")
+    return scored.pick(recipe.objective, seed, recipe.reward.truncated == "mask")
 
 
 def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
@@ -57,14 +59,12 @@ def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
 
 
 @pytest.mark.parametrize("truncated, count", [("keep", 3), ("mask", 2), ("wrong", 3)])
-def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
+def test_truncated_samples_are_masked_on_demand_and_judged_by_their_grader_alone(truncated, count):
     groups = groups_of([[10, 10, 10]], [[1, 1, 1]], [[0, 0, 1]])
     picked = pick(groups, Recipe.of(samples=3, picked=3, truncated=truncated), 0)
     assert (len(picked.examples), picked.masked) == (count, 3 - count)
     rewards = {int(e.ids[0]): e.advantage for e in picked.examples}
-    right, cut = (2 / 3, -4 / 3) if truncated == "wrong" else (0.0, 0.0)
-    assert rewards[0] == pytest.approx(right, abs=1e-6)
-    assert rewards.get(2, cut) == pytest.approx(cut, abs=1e-6)
+    assert all(reward == pytest.approx(0, abs=1e-6) for reward in rewards.values())
 
 
 def test_completions_over_the_cutoff_are_left_out_and_counted():

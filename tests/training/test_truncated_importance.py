@@ -74,7 +74,7 @@ def test_a_batch_that_is_masked_whole_changes_nothing(checkpoint):
     examples, reference = disagreeing(model)
     updater = updater_of(model, VOCAB, Recipe.of(truncated_importance=0.5))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    metrics = updater.step(examples[-1:], reference[-1:], lr=1e-3)
+    metrics = updater.step(with_reference(examples[-1:], reference[-1:]), lr=1e-3)
     assert metrics["tokens"] == 0 and metrics["grad_norm"] == 0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
