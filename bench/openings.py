@@ -50,7 +50,7 @@ def main() -> int:
             opening_ids(tokenizer, opening, args.max_new_tokens)  # refused here, not after minutes
         recipe = Recipe.of(eval_problems=args.problems, prompt=args.prompt, max_new_tokens=args.max_new_tokens)
         for opening in dict.fromkeys(["", *args.openings]):
-            job = open_evaluation(args.model, args.data, args.dtype, recipe.but(opening=opening))
+            job = open_evaluation(args.model, args.data, args.dtype, recipe.replace(opening=opening))
             found[opening] = answers(job, args.out, resources)
     except UserError as error:
         print(error, file=sys.stderr)

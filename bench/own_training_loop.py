@@ -5,6 +5,8 @@
 A few minutes on one CPU core. The README prints the script; `o1core prune` has resuming, logs and further rounds besides.
 """
 
+import torch
+
 import o1core
 from o1core.problems import arithmetic_problems
 
@@ -14,14 +16,16 @@ test = arithmetic_problems("test", 200, seed=0)
 trainer = o1core.Trainer(policy, lr=3e-4, ratio="token", eps_low=0.5, eps_high=1.0, micro_tokens=2048)
 
 
-def reward(lengths, correct):  # [P, K] each; o1core/rewards.py says what else a reward may ask for
+def reward(
+    lengths: torch.Tensor, correct: torch.Tensor
+) -> torch.Tensor:  # [P, K] each; o1core/rewards.py says what else a reward may ask for
     accuracy = correct.float()
     return lengths.float().mean(1, keepdim=True) / lengths - 1 + 2 * (accuracy - accuracy.mean(1, keepdim=True))
 
 
 before = policy.evaluate(test)
 rollouts = policy.sample(problems, n=16)  # graded; folder=... keeps and resumes them
-for batch in rollouts.score(reward).pick(16).split(128):
+for batch in rollouts.score(reward).pick(4).split(128):
     print(trainer.step(batch))  # loss, ratio, clip fraction, KL
 print(o1core.compare(before, policy.evaluate(test)))
 policy.save("runs/own-loop")

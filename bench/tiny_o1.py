@@ -53,7 +53,7 @@ def recipes() -> dict[str, Recipe]:
     sized = {name: settings[name] for name in (*SIZED, "lr")}
     return {
         "tiny-o1": own,
-        "lambda 0": own.but(lam=0.0),
+        "lambda 0": own.replace(lam=0.0),
         "sft": Recipe.of(**read_recipe("tiny-o1", "sft")),
         "paper": Recipe.of(**read_recipe("paper") | sized),
         "official": Recipe.of(**read_recipe("official") | sized),

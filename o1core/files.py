@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,8 @@ def open_regular(path: Path) -> BinaryIO:
 def read_json(path: Path) -> Any:
     """The JSON in a file. Raises UserError naming the file where it is missing, too large or broken."""
     with open_regular(path) as file:
-        raw = file.read(MAX_JSON_BYTES + 1)
+        size = os.fstat(file.fileno()).st_size
+        raw = file.read(min(size, MAX_JSON_BYTES) + 1)  # as much is set aside at once, and most files are small
     if len(raw) > MAX_JSON_BYTES:
         raise UserError(f"{path}: holds more than {MAX_JSON_BYTES >> 20} MiB, the most that is read as one JSON value")
     return parse_json(decode(raw, str(path)), str(path))
@@ -94,7 +96,8 @@ def read_record(path: Path) -> dict[str, Any]:
     value = read_object(path)
     held = value.pop(CHECKSUM, None)
     if held is None:  # an older file, unless the checksum's own name is what was damaged
-        held = next((text for text in value.values() if isinstance(text, str) and len(text) == 64), None)
+        alike = (text for name, text in value.items() if len(name) == len(CHECKSUM) and isinstance(text, str))
+        held = next((text for text in alike if len(text) == 64), None)
     if held is not None and held != json_digest(value):
         raise UserError(f"{path}: damaged (its checksum differs); delete it and rerun the command that made it")
     return value
@@ -113,11 +116,13 @@ def json_digest(value: Any) -> str:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let write(temporary path) make a file, and give it its name once it is on the disk.
 
-    The file is there as a whole or not at all, whatever is killed or loses power. Raises UserError where it cannot be
-    written.
+    The file is there as a whole or not at all, whatever is killed or loses power. Nobody can have put a link where the
+    temporary path is: its name cannot be guessed, and what is there already is never opened. Raises UserError where it
+    cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial_of(path)
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
@@ -133,6 +138,19 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is written before it gets its name: beside it, under a name that nobody can guess. What a kill
+    leaves there is swept by the next run (run_folder.py)."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError where something below a folder is a symbolic link, which would lead what is written out of it."""
+    link = next((path for path in folder.rglob("*") if path.is_symlink()), None)
+    if link is not None:
+        raise UserError(f"{link}: is a link, which a run does not follow; put the file or folder itself there")
 
 
 def publish_folder(partial: Path, folder: Path) -> None:
@@ -162,8 +180,9 @@ def unwritable(path: Path, error: Exception) -> UserError:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """name: SHA-256 of every file of a folder, for a record that `damaged_file` is later held against."""
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    """path in the folder: SHA-256 of every file of it, for a record that `damaged_file` is later held against."""
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
 def damaged_file(folder: Path, listed: dict[str, str]) -> Path | None:

@@ -39,7 +39,7 @@ from .distributed import (
 )
 from .errors import UserError
 from .evaluation import Evaluation, evaluation_of
-from .grading import THINK, Attempt, Grader, ThoughtTags
+from .grading import THINK, Attempt, Grader, ThoughtTags, leaves_thought_open
 from .model import Tokenizer, Transformer, add_adapters, draw_adapters, fold_adapters, merged_weights, read_config
 from .recipe import OptimiserSettings, Recipe
 from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
@@ -152,11 +152,12 @@ class Policy:
 
     def grade(self, grader: Grader, finished: list[Finished]) -> list[Group]:
         """Groups of what was sampled, each completion with its verdict."""
-        attempts = [
-            Attempt(self.tokenizer.decode(c.ids), p.answer, p.task, cut_off=c.finish_reason == "length")
-            for p, prompt, completions in finished
-            for c in completions
-        ]
+        attempts = []
+        for p, prompt, completions in finished:
+            in_thought = leaves_thought_open(self.tokenizer.decode(prompt, special=True), self.tags)
+            for c in completions:
+                text, cut_off = self.tokenizer.decode(c.ids), c.finish_reason == "length"
+                attempts.append(Attempt(text, p.answer, p.task, in_thought, cut_off))
         verdicts = iter(grader.grade_many(attempts))
         groups = []
         for problem, prompt, completions in finished:
@@ -259,7 +260,7 @@ class Trainer:
         Raises UserError where the model has fewer layers than are trained, or the objective trains nothing.
         """
         named = {"objective": objective, "optimiser": optimiser}
-        recipe = (recipe or Recipe()).but(**settings | {k: v for k, v in named.items() if isinstance(v, str)})
+        recipe = (recipe or Recipe()).replace(**settings | {k: v for k, v in named.items() if isinstance(v, str)})
         self.policy, self.offload, self.lr = policy, offload, recipe.optimiser.lr
         model = trained_model(policy.model, policy.folder, lambda model: select(model, recipe.optimiser))
         draw_adapters(model, seed_of(recipe.seed, "adapters"))

@@ -4,7 +4,9 @@ Everything that the command line or a report prints passes through here, so that
 title, move its cursor, turn its reading order round) or pass off a line of its own as one of ours.
 """
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 LONGEST_LINE = 4000  # characters: an id may be as long as its file
 
@@ -23,3 +25,9 @@ def one_line(text: str) -> str:
         half = LONGEST_LINE // 2 - 3
         text = f"{text[:half]} ... {text[-half:]}"
     return clean(" ".join(text.splitlines()))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What an error adds for a mistyped name: "; did you mean official?", or nothing where no known name is like it."""
+    found = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.7)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -1,6 +1,7 @@
 """Files are written whole, durably and with checksums, or the error says which one could not be."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from o1core.errors import UserError
-from o1core.files import damaged_file, digests, publish_folder, read_record, write_atomic, write_record
+from o1core.files import (
+    damaged_file,
+    digests,
+    publish_folder,
+    read_record,
+    refuse_links,
+    write_atomic,
+    write_json,
+    write_record,
+)
 
 
 def test_a_record_reads_as_it_was_written(tmp_path):
@@ -62,10 +72,30 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["f"]
 
 
+def test_a_link_at_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+    """Neither at the name that versions before 0.2 used nor where the name is known."""
+    (tmp_path / "victim").write_text("mine")
+    for name in (".f.partial", ".f.00000000.partial"):
+        (tmp_path / name).symlink_to("victim")
+    write_json(tmp_path / "f", 1)
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    with pytest.raises(UserError, match=r"f: cannot be written \(File exists\)"):
+        write_json(tmp_path / "f", 2)
+    assert (tmp_path / "victim").read_text() == "mine" and (tmp_path / "f").read_text() == "1\n"
+
+
+def test_links_below_a_folder_are_refused(tmp_path):
+    (tmp_path / "run" / "round-00").mkdir(parents=True)
+    refuse_links(tmp_path / "run")
+    (tmp_path / "run" / "round-00" / "rollouts").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="round-00/rollouts: is a link, which a run does not follow"):
+        refuse_links(tmp_path / "run")
+
+
 def test_content_and_name_are_on_the_disk_before_anything_depends_on_them(tmp_path):
     """The order of system calls, as a power failure would see it."""
     calls = record_calls(f"write_json(Path({str(tmp_path / 'f.json')!r}), 1)")
-    assert calls == ["fsync .f.json.partial", "replace f.json", f"fsync {tmp_path.name}"]
+    assert calls == ["fsync .f.json.TOKEN.partial", "replace f.json", f"fsync {tmp_path.name}"]
     (tmp_path / ".s.partial").mkdir()
     (tmp_path / ".s.partial" / "t").write_text("x")
     calls = record_calls(f"publish_folder(Path({str(tmp_path / '.s.partial')!r}), Path({str(tmp_path / 's')!r}))")
@@ -88,7 +118,7 @@ os.open, os.fsync, os.replace = spy_open, spy_fsync, spy_replace
 {statement}
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return [re.sub(r"\.[0-9a-f]{8}\.", ".TOKEN.", line) for line in done.stdout.splitlines()]
 
 
 def test_a_published_folder_is_there_as_a_whole(tmp_path):

@@ -60,7 +60,8 @@ def test_missing_and_unknown_fields():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"share": 2}, "file: share: 2.0 is not between 0 and 1; fix it"),
+        ({"share": 2}, "file: share: 2.0 is above 1; fix it"),
+        ({"share": -1}, "file: share: -1.0 is below 0; fix it"),
         ({"share": True}, "file: share: must be a number, not true; fix it"),
         ({"share": math.nan}, "file: share: must be a number, not NaN"),
         ({"share": 10**400}, "file: share: must be a number, not 1000"),

@@ -102,6 +102,11 @@ def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
     return args.out or Path("runs") / (prefix + (args.model.resolve().name if args.model else "tiny-o1"))
 
 
+def named(path: Path) -> str:
+    """A path as it is printed: a folder's name may hold what a terminal obeys."""
+    return one_line(str(path))
+
+
 def on_a_job(
     work: Callable[[argparse.Namespace, Job, RunFolder, Resources], None],
 ) -> Callable[[argparse.Namespace], None]:
@@ -125,21 +130,21 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
     result = prune_run(job, run, resources)
     print(to_text(run_table(result, changes=False)))
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
-    print(f"plot: {run.plot}\npruned checkpoint: {one_line(result.checkpoint)}")
-    print(f"samples in the terminal: o1core show {run.path}; as a page: o1core report {run.path}")
+    print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
+    print(f"samples in the terminal: o1core show {named(run.path)}; as a page: o1core report {named(run.path)}")
 
 
 @on_a_job
 def sample(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     with open_session(job, run, resources) as session:
         session.sample()
-    print(f"sampled; train on it with: o1core train --out {run.path} and the same flags")
+    print(f"sampled; train on it with: o1core train --out {named(run.path)} and the same flags")
 
 
 @on_a_job
 def train(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     with open_session(job, run, resources) as session:
-        print(f"pruned checkpoint: {session.train(args.resume)}")
+        print(f"pruned checkpoint: {named(session.train(args.resume))}")
 
 
 @on_a_job
@@ -153,7 +158,7 @@ def disharmony(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps(recipe.to_json(), indent=2))
         return
-    job = open_job(args, recipe.but(eval_problems=recipe.selection.problems))
+    job = open_job(args, recipe.replace(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
     result = study_disharmony(job, args.intervals, folder, open_alone(args))
     print_study(folder, disharmony_tables(result))
@@ -182,7 +187,7 @@ def study(args: argparse.Namespace) -> None:
 def print_study(folder: Path, tables: list[Table]) -> None:
     """What a study prints at its end."""
     print("\n\n".join(map(to_markdown, tables)))
-    print(f"\nplot: {folder / 'plot.png'}\nthe same as a page: o1core report {folder}")
+    print(f"\nplot: {named(folder / 'plot.png')}\nthe same as a page: o1core report {named(folder)}")
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -203,14 +208,14 @@ def plan(args: argparse.Namespace) -> None:
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
-        print(f"Start it with: {start} prune --model {args.model} --data FILE and the same settings.")
+        print(f"Start it with: {start} prune --model {named(args.model)} --data FILE and the same settings.")
 
 
 def report(args: argparse.Namespace) -> None:
     out = args.out or args.run_folders[0] / "report.html"
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file, such as {out / 'report.html'}")
-    print(write_page(args.run_folders, out))
+    print(named(write_page(args.run_folders, out)))
 
 
 def show(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The way in: parse the arguments, run one command, turn errors into one line and an exit status.
 
-torch is imported when a command needs it, so that `o1core --help` answers at once.
+torch is imported when a command needs it, so that `o1core --help` answers at once. A run of days goes on when its terminal
+goes away: what can no longer be printed is dropped.
 """
 
 import argparse
@@ -9,13 +10,14 @@ import io
 import logging
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn, TextIO
 
 from safetensors import SafetensorError
 
 from .. import __version__, interrupts
 from ..errors import UserError
-from ..text import clean, one_line
+from ..text import nearest, one_line
 
 COMMANDS = {  # name: help
     "prune": "sample, train, evaluate before and after, and report; finished steps are skipped",
@@ -27,46 +29,92 @@ COMMANDS = {  # name: help
     "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
 }
+RERUN = "finished work is kept: rerun the same command to continue"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one line for what is wrong: a command's usage would fill the screen above it."""
+    """argparse, with one line for what is wrong: a command's usage would fill the screen above it. A name that is mistyped
+    gets its nearest match."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"o1core: error: {one_line(message)}; see {self.prog} --help\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += nearest(str(value), map(str, action.choices or ()))
+            raise
+
+
+class Lasting:
+    """A text stream to a reader who may go away, as the terminal of a run or `head` does, or a disk that may be full. What
+    cannot be written is dropped, and so is all that follows. lost: the first error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lost: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        if self.lost is None:
+            self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.lost is None:
+            self._try(self.stream.flush)
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            self.lost = error
+            with contextlib.suppress(OSError, ValueError):  # what is in its buffer is written somewhere at the end
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
 
 class CleanFormatter(logging.Formatter):
-    """Log lines that name other people's ids and files without their control characters."""
+    """Log lines that name other people's ids and files, each on one line and without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return clean(super().format(record))
+        return one_line(super().format(record))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0; 2 for bad input, where one line says how to fix it; 128 + the signal's
     number after Ctrl-C or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads leave their core
     interrupts.install()
+    with lasting_streams() as printed:
+        status = run(argv)
+        printed.flush()
+    if printed.lost is not None and not isinstance(printed.lost, BrokenPipeError):  # no reader who had seen enough
+        with contextlib.suppress(OSError, ValueError):
+            print(f"o1core: error: standard output cannot be written: {printed.lost}; {RERUN}", file=sys.stderr)
+        return status or 2
+    return status
+
+
+def run(argv: list[str]) -> int:
     try:
-        with contextlib.redirect_stderr(sys.stderr if is_first() else io.StringIO()):
-            args = parse(argv)
+        args = parse(argv)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(CleanFormatter("%(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         logging.getLogger("matplotlib").setLevel(logging.WARNING)
         args.run(args)
-    except BrokenPipeError:  # `o1core show RUN | head`
-        sys.stderr.close()
     except UserError as error:
-        print(f"o1core: error: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except (OSError, SafetensorError) as error:  # a full disk, a folder without permission
-        print(
-            f"o1core: error: {one_line(str(error))}; finished work is kept: rerun the same command to continue",
-            file=sys.stderr,
-        )
-        return 2
+        return refuse(str(error))
+    except MemoryError:
+        return refuse(f"out of memory; {RERUN}, with more memory, or a smaller --micro-tokens or --slots")
+    except (OSError, SafetensorError) as error:  # a full disk, a folder without permission or gone
+        return refuse(f"{error}; {RERUN}")
     except interrupts.Interrupted as stop:
         interrupts.ignore()
         print(f"o1core: {stop}; rerun the same command to continue (train: with --resume)", file=sys.stderr)
@@ -74,23 +122,61 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def refuse(message: str) -> int:
+    print(f"o1core: error: {one_line(message)}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[Lasting]:
+    """Standard output and error that outlast their readers. A stream that was closed before the start (2>&-) leads nowhere,
+    so that no file gets its number and the text that was meant for it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+    out, err = Lasting(sys.stdout), Lasting(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield out
+
+
 def is_first() -> bool:
     """Whether this process tells what is wrong with a command line that all of torchrun's processes have got."""
-    return os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    return rank == "0" or not rank.isdecimal()
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, with the function of their command as `run`."""
     command = argv[0] if argv and argv[0] in COMMANDS else ""
-    top = parser(command)
-    args, unknown = top.parse_known_args(argv)
-    if unknown:  # found by the parser of all commands, which does not know whose flags they are
-        top.prog = f"{top.prog} {command}"
-        top.error(f"unknown: {' '.join(unknown)}")
+    everything = "--help-all" in argv
+    top = parser(command, everything)
+    with contextlib.ExitStack() as quiet:
+        if not is_first():
+            quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        args, unknown = top.parse_known_args(argv)
+        if unknown:  # found by the parser of all commands, which does not know whose flags they are
+            last = leaf(top, argv)
+            flag = unknown[0].partition("=")[0]
+            last.error(f"unknown: {' '.join(unknown)}{nearest(flag, last._option_string_actions)}")
     return args
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The argument parser, with the flags of one command (None: of all of them, which imports torch)."""
+def leaf(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.ArgumentParser:
+    """The parser of the command, or of the study, that the arguments name."""
+    for word in argv:
+        below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if below and word in below[0]:
+            parser = below[0][word]
+    return parser
+
+
+def parser(command: str | None = None, everything: bool = True) -> argparse.ArgumentParser:
+    """The argument parser, with the flags of one command (None: of all of them, which imports torch). everything: --help
+    shows all flags, not only those that most people use."""
     top = Parser(prog="o1core", description="O1-Pruner from scratch: shorter thoughts, no worse answers.")
     top.add_argument("--version", action="version", version=f"o1core {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -99,5 +185,5 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         if command in (None, name):
             from .flags import add_flags
 
-            add_flags(sub, name)
+            add_flags(sub, name, everything)
     return top

@@ -1,4 +1,7 @@
-"""The flags of each command. Those of a recipe are made from its settings: name, type, range and help are there."""
+"""The flags of each command. Those of a recipe are made from its settings: name, type, range and help are there.
+
+--help shows the flags that most people use, --help-all the rest too.
+"""
 
 import argparse
 import contextlib
@@ -10,7 +13,7 @@ from typing import Any, get_args
 
 from ..distributed import PATIENCE, Offload
 from ..model import DTYPES
-from ..recipe import METHODS, SPECS, flag
+from ..recipe import METHODS, SPECS, Spec, flag, read_recipe
 from ..training import TRACKERS
 from . import commands
 
@@ -20,13 +23,44 @@ STUDIES = {  # name: help
     "difficulty": "prune on the hardest, the middle and the easiest problems",
     "compare": "all methods on all tests: accuracy, length, AES and inference time",
 }
+OWN_CODE = "NAME|FILE.py:FUNCTION"
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 A_MONTH = 30 * 86400  # seconds
-ALIASES = {"problems": ["--limit"]}
+SHOWN = {  # by --help, of all commands; then of commands that train, that evaluate, and of one study
+    *("help", "help_all", "run_folders", "run_folder", "problem", "resume", "gpus", "gpu_memory", "values", "seeds"),
+    *("intervals", "methods", "model", "data", "eval_data", "method", "recipe", "out", "dry_run"),
+    *("max_new_tokens", "eval_problems"),
+}
+SHOWN_OF = {
+    "eval": SHOWN | {"eval_samples", "eval_temperature"},
+    "difficulty": SHOWN | {"percentiles", "problems", "samples", "rounds"},
+}
+SHOWN_ELSE = SHOWN | {"problems", "samples", "rounds", "reward", "lr", "lora_rank"}
+OVERRIDES = "A flag overrides the method, the method the recipe, and the recipe the defaults that are named here."
 
 
-def add_flags(sub: argparse.ArgumentParser, name: str) -> None:
-    """Add a command's flags, and the function that runs it as `run`."""
+def add_flags(sub: argparse.ArgumentParser, name: str, everything: bool = True) -> None:
+    """Add a command's flags, and the function that runs it as `run`. everything: --help shows all of them."""
+    fill(sub, name)
+    for parser in of_studies(sub) or [sub]:
+        command = parser.get_default("command")
+        hidden = [action for action in parser._actions if action.dest not in SHOWN_OF.get(command, SHOWN_ELSE)]
+        if command:
+            parser.epilog = OVERRIDES
+            count = 1 + sum(bool(action.option_strings) for action in parser._actions)
+            parser.add_argument("--help-all", action="help", help=f"show all {count} flags and exit")
+        for action in hidden if command and not everything else []:
+            action.help = argparse.SUPPRESS
+
+
+def of_studies(sub: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of the studies, where `sub` is that of the command `study`."""
+    return [
+        p for action in sub._actions if isinstance(action, argparse._SubParsersAction) for p in action.choices.values()
+    ]
+
+
+def fill(sub: argparse.ArgumentParser, name: str) -> None:
     match name:
         case "report":
             sub.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folders given as --out")
@@ -71,7 +105,11 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
         "--dtype", choices=("auto", *DTYPES), default="auto", help="type of the weights (default: the model's)"
     )
     sub.add_argument(
-        "--method", choices=tuple(METHODS), default="o1-pruner", help="see o1core prune --help (default: o1-pruner)"
+        "--method",
+        metavar="NAME",
+        choices=tuple(METHODS),
+        default="o1-pruner",
+        help="see o1core prune --help (default: o1-pruner)",
     )
     sub.add_argument("--recipe", metavar="NAME|FILE", help="see o1core prune --help (default: paper)")
     add_recipe_flags(sub, skipped=set())
@@ -132,16 +170,16 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     if name != "compare":
         sub.add_argument(
             "--method",
+            metavar="NAME",
             choices=tuple(METHODS),
             default="o1-pruner",
-            help="sets objective, reward, advantage, instruction and the like; single flags override it "
-            "(default: o1-pruner)",
+            help=f"sets objective, reward, advantage and the like: {', '.join(METHODS)} (default: o1-pruner)",
         )
     sub.add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help="settings: paper, official, marco-o1, qwq-32b, tiny-o1 or a JSON file; single flags override it "
-        "(default: paper, and tiny-o1 for the embedded model)",
+        help="settings: paper, official, marco-o1, qwq-32b, tiny-o1 or a JSON file (default: paper, and tiny-o1 for the "
+        "embedded model)",
     )
     sub.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/ and the model's name)")
     sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -153,7 +191,8 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
             choices=TRACKERS,
             help="send the lines of log.jsonl there too (default: none; each is an extra)",
         )
-    add_recipe_flags(sub, skipped={"percentiles"} if name == "difficulty" else set())
+    skipped = {"difficulty": {"percentiles"}, "eval": {"problems"}}  # not theirs
+    add_recipe_flags(sub, skipped.get(name, set()))
 
 
 def add_resource_flags(sub: argparse.ArgumentParser) -> None:
@@ -167,15 +206,15 @@ def add_resource_flags(sub: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="type of the weights that compute; bf16 and fp16 weights have fp32 masters "
+        help="number format of the weights; with the two of 16 bits training keeps copies of 32 bits "
         "(default: auto, the checkpoint's; float32 for tiny-o1)",
     )
     sub.add_argument(
         "--slots",
         metavar="N",
         type=int,
-        help="completions decoded at once (default: as many as fit into half of the free memory, up to 256, or 512 where the "
-        "KV cache has pages, as on a GPU; O1CORE_CACHE=lanes or pages in the environment overrides that)",
+        help="completions generated at the same time (default: as many as fit into half of the free memory, up to 256, or "
+        "512 on a GPU)",
     )
 
 
@@ -186,8 +225,8 @@ def add_process_flags(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=1,
-        help="processes of a node that share one copy of the weights to sample from, up to the model's key and value "
-        "heads; the update is sharded over all processes anyway (default: 1)",
+        help="GPUs of a node that share one copy of the weights to sample from, where one GPU cannot hold it; training "
+        "always divides the weights among all GPUs (default: 1)",
     )
     add_offload_flag(sub)
     sub.add_argument(
@@ -195,7 +234,7 @@ def add_process_flags(sub: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=seconds,
         default=PATIENCE,
-        help="a process that waits for another one this long gives up (default: %(default)g)",
+        help="of several processes: end the run when another one has not answered for this long (default: %(default)g)",
     )
 
 
@@ -204,8 +243,8 @@ def add_offload_flag(sub: argparse.ArgumentParser) -> None:
         "--offload",
         choices=get_args(Offload),
         default="none",
-        help="what waits in the host's memory while a GPU samples: the optimiser's moments, or the fp32 weights too "
-        "(default: none)",
+        help="to save GPU memory while it samples, move to the host's memory: moments, those of the optimiser; optimiser, "
+        "its copies of the weights too (default: none)",
     )
 
 
@@ -231,39 +270,43 @@ def seconds(text: str) -> float:
 def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
     """A flag per setting of a recipe, in the groups of its parts. Flags that are not given leave no attribute."""
     groups: dict[str, argparse._ArgumentGroup] = {}
+    stated = read_recipe("paper")
     for name, spec in SPECS.items():
         if name in skipped:
             continue
         title = spec.group.title if spec.group else "randomness"
         if title not in groups:
-            groups[title] = sub.add_argument_group(f"{title} (defaults: the recipe's; the paper's are named)")
-        default = "none" if spec.field.default is None else spec.field.default
-        help = f"{spec.field.metadata['help']} (paper: {default})".replace("%", "%%")
-        names = [flag(name), *ALIASES.get(name, [])]
-        if spec.kind is dict:
-            groups[title].add_argument(
-                *names,
-                dest=name,
-                metavar="KEY=VALUE",
-                type=key_value,
-                action="append",
-                default=argparse.SUPPRESS,
-                help=help,
-            )
-        elif spec.kind is bool:
-            action = argparse.BooleanOptionalAction
-            groups[title].add_argument(*names, dest=name, action=action, default=argparse.SUPPRESS, help=help)
+            groups[title] = sub.add_argument_group(title)
+        within = spec.field.metadata["within"]
+        choices = None if within.own_code else within.choices
+        given: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": help_of(spec, name in stated)}
+        if spec.kind is bool:
+            given |= {"action": argparse.BooleanOptionalAction}
+        elif spec.kind is dict:
+            given |= {"action": "append", "type": key_value, "metavar": "KEY=VALUE"}
         else:
-            choices = None if spec.field.metadata["own_code"] else spec.field.metadata["choices"]
-            groups[title].add_argument(
-                *names,
-                dest=name,
-                type=converter(spec.kind, spec.optional),
-                choices=choices,
-                metavar=None if choices else METAVARS[spec.kind],
-                default=argparse.SUPPRESS,
-                help=help,
-            )
+            given |= {"type": converter(spec.kind, spec.optional), "choices": choices}
+            given |= {"metavar": None if choices else OWN_CODE if within.own_code else METAVARS[spec.kind]}
+        groups[title].add_argument(*spellings(name, sub), **given)
+
+
+def spellings(name: str, sub: argparse.ArgumentParser) -> list[str]:
+    """What a setting's flag is called: `eval` has one number of problems, for which all three names stand."""
+    alone = sub.get_default("command") == "eval"
+    if name == ("eval_problems" if alone else "problems"):
+        return [flag(name), "--limit", *(["--problems"] if alone else [])]
+    return [flag(name)]
+
+
+def help_of(spec: Spec, of_paper: bool) -> str:
+    """A setting's help, with its default: the paper's where the paper states one."""
+    default = spec.default
+    text: str = spec.field.metadata["help"]
+    if default is None or default == {} or default == "":
+        shown = "" if "(none:" in text else " (default: none)"
+    else:
+        shown = f" ({'paper' if of_paper else 'default'}: {default})"
+    return f"{text}{shown}".replace("%", "%%")
 
 
 def key_value(text: str) -> tuple[str, bool | int | float | str]:

@@ -1,6 +1,6 @@
 """Evaluation: a model on held-out problems, a pruned model against its base, and the results that reports are made of."""
 
-from .comparison import compare
+from .comparison import compare, outcome
 from .difficulty import THIRDS, difficulties
 from .measure import evaluation_of, finished_evaluation, read_problems
 from .results import (
@@ -45,6 +45,7 @@ __all__ = [
     "difficulties",
     "evaluation_of",
     "finished_evaluation",
+    "outcome",
     "read_evaluation",
     "read_problems",
     "read_result",

@@ -18,7 +18,7 @@ from .folder import checkpoint_file, read_text, shown
 from .sandbox import Refused, Sandbox
 
 # What templates are given of tokenizer_config.json, under the names that transformers gives them.
-SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 OURS = ("messages", "tools", "documents", "add_generation_prompt")  # what a prompt is made of: no --template sets these
 SECONDS, MEMORY_MIB = 2.0, 512  # for one prompt: published templates take under a millisecond and 30 MiB
 MOST_CHARACTERS = 1 << 22  # of a prompt, which at four a token are more than any context holds

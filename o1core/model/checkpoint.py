@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 SHARD_BYTES = 4 << 30
+PIECE, BUFFER, THREADS = 64 << 20, 4 << 20, 8  # bytes that a thread hashes and reads at a time
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (  # what a checkpoint holds besides weights and config.json
     "generation_config.json",
@@ -39,7 +41,13 @@ COPIED = (  # what a checkpoint holds besides weights and config.json
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
+    "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
 )
+MORE_TEMPLATES, MOST_TEMPLATES = "additional_chat_templates", 100  # a folder of NAME.jinja
 
 
 def layout(c: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
@@ -203,16 +211,36 @@ def check_tensors(folder: Path, config: ModelConfig, stored: dict[str, Stored]) 
             raise UserError(f"{tensor.path}: tensor {name} is left over; config.json describes no such tensor")
 
 
-def model_fingerprint(folder: Path) -> str:
-    """A hash that tells checkpoints apart: config.json, and the size, first and last MiB of every weight file."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weight_files(folder):
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
+def model_fingerprint(folder: Path) -> dict[str, str]:
+    """file: a hash of all its bytes, for every file of a checkpoint that decides a result, or stands beside it.
+
+    Nothing is left out or remembered: a byte in the middle of the weights can be changed and the file's time set back.
+    It takes one read of the weights, which loading them then finds in the page cache, and SHA-256 in up to THREADS
+    threads: about 2 s for each GB a core. Raises UserError as loading does, before anything is computed.
+    """
+    names = ("config.json", *COPIED, *more_templates(folder), INDEX)
+    found = {name: path for name in names if (path := checkpoint_file(folder, name)) is not None}
+    found |= {tensor.path.name: tensor.path for tensor in stored_tensors(folder).values()}  # whole, so of a stated size
+    pieces = [(name, at) for name, path in found.items() for at in range(0, max(1, path.stat().st_size), PIECE)]
+    hashes = {name: hashlib.sha256() for name in found}
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
+        try:
+            digests = threads.map(lambda piece: piece_digest(found[piece[0]], piece[1]), pieces)
+            for (name, _), digest in zip(pieces, digests):
+                hashes[name].update(digest)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error}") from None
+    return {name: found_hash.hexdigest()[:32] for name, found_hash in sorted(hashes.items())}
+
+
+def piece_digest(path: Path, start: int) -> bytes:
+    """SHA-256 of the PIECE of a file that begins at `start`. hashlib lets other threads run meanwhile."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        for _ in range(PIECE // BUFFER):
+            digest.update(file.read(BUFFER))
+    return digest.digest()
 
 
 def published_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -244,14 +272,28 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         write_shards(partial, config, tensors, dtype)
         write_json(partial / "config.json", described)
-        for name in COPIED:
+        for name in (*COPIED, *more_templates(source)):
             if (side := checkpoint_file(source, name)) is not None:
+                (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(side, partial / name)
         publish_folder(partial, folder)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: cannot be written: {error}; make room or choose another place") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def more_templates(folder: Path) -> list[str]:
+    """The names of a checkpoint's further chat templates, by their place in it."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder / MORE_TEMPLATES) if entry.name.endswith(".jinja"))
+    except OSError:  # there are none
+        return []
+    if len(found) > MOST_TEMPLATES:
+        raise UserError(
+            f"{folder / MORE_TEMPLATES}: holds {len(found)} templates, more than {MOST_TEMPLATES}; remove some"
+        )
+    return [f"{MORE_TEMPLATES}/{name}" for name in found]
 
 
 def remove_partials(folder: Path) -> None:

@@ -6,6 +6,9 @@ rotary embeddings and those that change with the length of the text, biases else
 weights.
 """
 
+import difflib
+import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,8 +17,11 @@ import torch
 
 from ..errors import UserError
 from ..files import read_object
+from ..text import one_line
 from .folder import need_file, shown
 from .rope import Linear, Llama3, Scaling, Yarn, yarn_attention_factor
+
+log = logging.getLogger(__name__)
 
 
 class Family(NamedTuple):
@@ -39,6 +45,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {  # field: the values that mean what th
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
     "partial_rotary_factor": (None, 1.0),
+    "rope_interleaved": (None, False),
     "quantization_config": (None,),
     "hidden_act": (None, "silu"),
 }
@@ -65,6 +72,13 @@ RANGES: dict[str, tuple[float, float]] = {  # far beyond every published model, 
     "mscale_all_dim": (0.0, 1e3),
 }
 T = TypeVar("T", int, float, bool)
+ROPE_FIELDS = {  # kind of rotary embedding: what config.json may say of it
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+ALWAYS_READ = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -172,12 +186,15 @@ def _rope_fields(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{path}: rope_parameters or rope_scaling: expected an object, found {shown(rope)}")
+    if raw.get("rope_scaling") and raw["rope_scaling"] != rope:
+        raise UserError(f"{path}: rope_parameters and rope_scaling differ; take one of them out")
     if nested := [field for field in ("full_attention", "sliding_attention") if field in rope]:
         raise UserError(
             f"{path}: rope_parameters: {nested[0]} is not supported, only one rotary embedding for all layers"
         )
-    outside = ("rope_theta", "original_max_position_embeddings")
-    return {field: raw[field] for field in outside if raw.get(field) is not None} | rope
+    elsewhere = ("rope_parameters", "rope_scaling", *SUPPORTED)
+    outside = [field for field in raw if field.startswith(("rope_", "original_")) and field not in elsewhere]
+    return {field: raw[field] for field in outside if raw[field] is not None} | rope
 
 
 def _scaling(path: Path, rope: dict[str, Any], max_positions: int) -> Scaling | None:
@@ -187,7 +204,15 @@ def _scaling(path: Path, rope: dict[str, Any], max_positions: int) -> Scaling | 
         stated = rope if default is None or rope.get(field) is not None else {field: default}
         return _need(path, stated, field, float)
 
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind is None and rope.get("factor") is not None:
+        raise UserError(
+            f"{path}: rope_scaling: factor is stated without a rope_type; add one of {', '.join(ROPE_FIELDS)}"
+        )
+    kind = kind or "default"
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
+        raise UserError(f"{path}: rope type {shown(kind)} is not supported, only default, linear, llama3 and yarn")
+    _name_unread(path, kind, rope)
     original = {"original_max_position_embeddings": max_positions} | rope
     if kind == "default":
         return None
@@ -198,21 +223,42 @@ def _scaling(path: Path, rope: dict[str, Any], max_positions: int) -> Scaling | 
         if low >= high:
             raise UserError(f"{path}: high_freq_factor {high:g} must be above low_freq_factor {low:g}")
         return Llama3(number("factor"), low, high, _need(path, original, "original_max_position_embeddings", int))
-    if kind == "yarn":
-        factor = number("factor")
-        inferred = yarn_attention_factor(factor, number("mscale", 0.0), number("mscale_all_dim", 0.0))
-        fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
-        if slow >= fast:
-            raise UserError(f"{path}: beta_fast {fast:g} must be above beta_slow {slow:g}")
-        return Yarn(
-            factor,
-            number("attention_factor", inferred),
-            fast,
-            slow,
-            _need(path, original, "original_max_position_embeddings", int),
-            _need(path, {"truncate": True} | rope, "truncate", bool),
+    factor = number("factor")
+    inferred = yarn_attention_factor(factor, number("mscale", 0.0), number("mscale_all_dim", 0.0))
+    fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
+    if slow >= fast:
+        raise UserError(f"{path}: beta_fast {fast:g} must be above beta_slow {slow:g}")
+    return Yarn(
+        factor,
+        number("attention_factor", inferred),
+        fast,
+        slow,
+        _need(path, original, "original_max_position_embeddings", int),
+        _need(path, {"truncate": True} | rope, "truncate", bool),
+    )
+
+
+def _name_unread(path: Path, kind: str, rope: dict[str, Any]) -> None:
+    """Name what config.json says of the rotary embedding and nothing reads: a misspelt field is an error, since the value
+    that stands in for it computes something else; others (published files have a few) are warned of."""
+    read = (*ROPE_FIELDS[kind], *ALWAYS_READ)
+    for field in rope:
+        if field in read or rope[field] is None:
+            continue
+        near = difflib.get_close_matches(field, read, n=1, cutoff=0.75)
+        if (
+            near and field != "attn_factor"
+        ):  # DeepSeek-R1-0528-Qwen3-8B has it: vLLM multiplies by it, transformers does not
+            raise UserError(f"{path}: rope_scaling: {shown(field)} is read by nothing; did you mean {near[0]}?")
+        _warn_once(
+            f"{path}: rope_scaling: {shown(field)} is not read where rope_type is {kind}, here as in transformers"
         )
-    raise UserError(f"{path}: rope type {shown(kind)} is not supported, only default, linear, llama3 and yarn")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A configuration is read several times in a run."""
+    log.warning("%s", one_line(message))
 
 
 def _nope_layers(path: Path, raw: dict[str, Any], layers: int) -> tuple[int, ...]:

@@ -15,12 +15,14 @@ from pathlib import Path
 from ..errors import UserError
 
 LARGEST_TEXT = 1 << 20  # bytes of a chat template; the longest published ones have 20 KB
+LARGEST_FILE = 128 << 20  # bytes of any file but weights; the longest published tokenizer.json has 35 MB
 
 
 def checkpoint_file(folder: Path, name: str, anywhere: bool = False) -> Path | None:
-    """The path of a file of the checkpoint, or None where there is none. anywhere: links may leave the folder.
+    """The path of a file of the checkpoint, or None where there is none. anywhere: it holds weights, which may be of any
+    size and be linked from any place.
 
-    Raises UserError where it is a link to nowhere or out of the folder, or no regular file.
+    Raises UserError where it is a link to nowhere or out of the folder, too large, or no regular file.
     """
     path = folder / name
     try:
@@ -28,11 +30,14 @@ def checkpoint_file(folder: Path, name: str, anywhere: bool = False) -> Path | N
             return None
         target = path.resolve(strict=True)
         home = folder.resolve()
-        regular = stat.S_ISREG(target.stat().st_mode)
+        found = target.stat()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: a loop of links
         raise UserError(f"{path}: cannot be opened: {reason(error)}") from None
-    if not regular:
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: is not a regular file; remove it or put the checkpoint's own file there")
+    if not anywhere and found.st_size > LARGEST_FILE:
+        size = f"{found.st_size / (1 << 20):,.0f} MiB, more than the {LARGEST_FILE >> 20} that such a file may have"
+        raise UserError(f"{path}: has {size}; fetch it again")
     allowed = [home, *(parent.with_name("blobs") for parent in home.parents if parent.name == "snapshots")]
     if not anywhere and not any(target.is_relative_to(place) for place in allowed):
         raise UserError(

@@ -11,7 +11,7 @@ rounds small adapters away.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import read_object, write_json
+from ..files import json_digest, read_object, write_json
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
@@ -210,7 +210,7 @@ def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def save_adapter(model: Transformer, source: Path, fingerprint: str, folder: Path) -> None:
+def save_adapter(model: Transformer, source: Path, fingerprint: Mapping[str, str], folder: Path) -> None:
     """Write the adapters as a folder that PEFT loads onto `source`, the base. fingerprint: of the base, for load_adapter."""
     modules = adapted(model)
     names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
@@ -229,11 +229,11 @@ def save_adapter(model: Transformer, source: Path, fingerprint: str, folder: Pat
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base": fingerprint})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base": json_digest(fingerprint)})
     write_json(folder / CONFIG, config)
 
 
-def load_adapter(model: Transformer, fingerprint: str, folder: Path) -> None:
+def load_adapter(model: Transformer, fingerprint: Mapping[str, str], folder: Path) -> None:
     """Give a plain model the adapters of a PEFT folder; projections that have none there get some that add nothing.
 
     fingerprint: of the model's checkpoint. Raises UserError naming the file and the field where the folder is broken,
@@ -251,11 +251,11 @@ def load_adapter(model: Transformer, fingerprint: str, folder: Path) -> None:
         raise UserError(f"{path}: r and lora_alpha: a whole number of at least 1 and a number are needed")
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            base = (file.metadata() or {}).get("base", fingerprint)
+            base = (file.metadata() or {}).get("base")
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); fetch it again") from None
-    if base != fingerprint:
+    if base is not None and base != json_digest(fingerprint):
         raise UserError(
             f"{folder}: is an adapter of another base, {config.get('base_model_name_or_path')}; load that one"
         )

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from ..errors import UserError
 from ..files import read_object
-from .chat import ChatTemplate, special_token
+from .chat import SPECIAL, ChatTemplate, special_token
 from .folder import checkpoint_file, need_file, reason, shown
 from .sandbox import Refused, Sandbox
 
@@ -45,12 +46,15 @@ class Tokenizer:
         self.folder = folder
         path = need_file(folder, "tokenizer.json")
         self.backend = open_backend(path)
+        self.config = read_object(need_file(folder, "tokenizer_config.json"))
+        if "added_tokens_decoder" not in self.config:  # transformers before 4.34 wrote two more files
+            self.config |= read_beside(folder, "special_tokens_map.json")
+        add_tokens(self.backend, folder, self.config, vocab_size)
         self.size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not 0 < self.size <= vocab_size:
             raise UserError(
                 f"{path}: has {self.size} ids, but vocab_size in config.json is {vocab_size}; they do not belong together"
             )
-        self.config = read_object(need_file(folder, "tokenizer_config.json"))
         self.eos_ids = read_eos(folder, self)
         self.template = ChatTemplate(folder, self.config, template_values, day)
 
@@ -104,6 +108,91 @@ def open_backend(path: Path) -> Backend:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def read_beside(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder, empty where there is no such file."""
+    path = checkpoint_file(folder, name)
+    return {} if path is None else read_object(path)
+
+
+def add_tokens(backend: Backend, folder: Path, config: dict[str, Any], vocab_size: int) -> None:
+    """Add what tokenizer.json does not know and the files beside it do, with the ids that transformers gives it.
+
+    That is added_tokens_decoder (where it is absent, added_tokens.json), then the special tokens that are named. Without
+    them <think> falls to pieces and the end-of-text token is never found. A token that the model has no row for, as the
+    <pad> of some Llamas, is left out. Raises UserError where a new token's id is not the one stated.
+    """
+    path = folder / "tokenizer_config.json"
+    stated: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in config:
+        for number, token in as_object(config["added_tokens_decoder"], path, "added_tokens_decoder").items():
+            stated[as_id(number, path)] = as_token(token, path, "added_tokens_decoder")
+    else:
+        for text, number in read_beside(folder, "added_tokens.json").items():
+            stated[as_id(number, folder / "added_tokens.json")] = AddedToken(text, normalized=True)
+        stated |= backend.get_added_tokens_decoder()
+    named = special_tokens(config, path)
+    for token in stated.values():
+        token.special = token.special or token.content in named
+    known = {token.content for token in (*stated.values(), *backend.get_added_tokens_decoder().values())}
+    unnumbered = [token for text, token in named.items() if text not in known]
+    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    for number, token in [*sorted(stated.items()), *((None, token) for token in unnumbered)]:
+        new = backend.token_to_id(token.content) is None
+        if new and size >= vocab_size:
+            continue
+        backend.add_tokens([token])
+        found = backend.token_to_id(token.content)
+        if new and found is not None and found != number is not None:
+            raise UserError(
+                f"{path}: added_tokens_decoder: {shown(token.content)} has id {number} there, and {found} is the next free "
+                "one in tokenizer.json; take both files from one place"
+            )
+        size += new
+
+
+def special_tokens(config: dict[str, Any], path: Path) -> dict[str, AddedToken]:
+    """The special tokens that tokenizer_config.json names, by their text, in transformers' order."""
+    found = [(name, config[name]) for name in SPECIAL if isinstance(config.get(name), str | dict)]
+    found += [(name, value) for name, value in config.items() if name.endswith("_token") and isinstance(value, str)]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    tokens = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    found += [("extra_special_tokens", token) for token in tokens]
+    named: dict[str, AddedToken] = {}
+    for name, value in found:
+        if value:
+            token = as_token(value, path, name)
+            token.special = True
+            named.setdefault(token.content, token)
+    return named
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def as_token(value: Any, path: Path, field: str) -> AddedToken:
+    """A token as tokenizer_config.json writes it: its text, or an object of its text and flags."""
+    stated = {"content": value} if isinstance(value, str) else value
+    text = stated.get("content") if isinstance(stated, dict) else None
+    flags = {name: stated[name] for name in FLAGS if name in stated} if isinstance(stated, dict) else {}
+    if not isinstance(text, str) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise UserError(f"{path}: {field}: expected a string, found {shown(value)}")
+    return AddedToken(text, **flags)
+
+
+def as_object(value: Any, path: Path, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {field}: expected an object, found {shown(value)}")
+    return value
+
+
+def as_id(value: Any, path: Path) -> int:
+    """A token's id, which is a key of added_tokens_decoder or a value of added_tokens.json."""
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UserError(f"{path}: an added token has the id {shown(value)}; expected a whole number")
+    return int(text)
 
 
 def guarded(call: Callable[[], T], failure: str) -> T:

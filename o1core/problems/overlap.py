@@ -4,6 +4,7 @@ Left out on purpose: fuzzy duplicates. Two problems that differ in one number ar
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -58,15 +59,9 @@ def _normal_form(text: str) -> str:
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:
-    """SHA-256 of the questions, answers, system turns and tasks in their order, by which a run folder recognises its
-    data. White space, capitals and ids do not count. It is stricter than `find_overlap`: another text is another prompt.
-    """
+    """SHA-256 of all that the problems say, to the letter and in their order, by which a run folder recognises its data.
+    It is stricter than `find_overlap`: another blank is another prompt, and another id another place in the tables."""
     digest = hashlib.sha256()
     for problem in problems:
-        fields = [problem.question, problem.answer, problem.system or "", *filter(None, [problem.task])]
-        digest.update("\x1f".join(map(_without_blanks, fields)).encode() + b"\x1e")
+        digest.update(json.dumps(list(vars(problem).values())).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _without_blanks(text: str) -> str:
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()

@@ -1,8 +1,7 @@
 """What a run is asked to do: settings in parts, the methods of the literature, and the recipes that ship."""
 
 from .methods import METHODS
-from .recipe import FREE, SPECS, Recipe, flag
-from .recipe_files import SHIPPED, read_recipe
+from .recipe import MAY_CHANGE, SHIPPED, SPECS, Recipe, Spec, read_recipe
 from .settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -12,11 +11,12 @@ from .settings import (
     RewardSettings,
     SamplingSettings,
     SelectionSettings,
+    flag,
     parse_percentiles,
 )
 
 __all__ = [
-    "FREE",
+    "MAY_CHANGE",
     "METHODS",
     "SHIPPED",
     "SPECS",
@@ -29,6 +29,7 @@ __all__ = [
     "RewardSettings",
     "SamplingSettings",
     "SelectionSettings",
+    "Spec",
     "flag",
     "parse_percentiles",
     "read_recipe",

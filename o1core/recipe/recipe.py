@@ -1,14 +1,20 @@
-"""A recipe: every setting of a run, in parts, with a flat form for the command line, recipe files and settings.json."""
+"""A recipe: every setting of a run, in parts, with a flat form for the command line, recipe files and settings.json.
+
+Recipe files are JSON objects of flat settings, shipped beside this module or written by a user.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
 from ..errors import UserError
+from ..files import read_json
 from ..own_code import is_own, own_digest
 from ..rollout import SamplingParams
 from ..seeds import seed_of
-from .fields import Settings, check_range, flag, flat_name, setting
+from ..text import nearest
+from .methods import METHODS
 from .settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -18,7 +24,14 @@ from .settings import (
     RewardSettings,
     SamplingSettings,
     SelectionSettings,
+    Settings,
+    check_setting,
+    flag,
+    flat_name,
+    setting,
 )
+
+SHIPPED = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Recipe:
     seed: int = setting(0, "seed of everything that is drawn at random", low=-(2**62), high=2**62)
 
     def __post_init__(self) -> None:
-        check_range("--seed", self.seed, SPECS["seed"].field)
+        check_setting(SPECS["seed"].field, self.seed, "--seed")
         picked, samples = self.objective.picked, self.sampling.samples
         if picked > samples:
             raise UserError(f"--picked: {picked} of {samples} samples cannot be picked")
@@ -63,9 +76,9 @@ class Recipe:
     @classmethod
     def of(cls, **flat: Any) -> Self:
         """A recipe from flat settings ("eval_samples", "lam", ...); what is left out keeps its default."""
-        return cls().but(**flat)
+        return cls().replace(**flat)
 
-    def but(self, **flat: Any) -> Self:
+    def replace(self, **flat: Any) -> Self:
         """This recipe with some flat settings changed."""
         changes: dict[str, dict[str, Any]] = {}
         for name, value in flat.items():
@@ -82,7 +95,7 @@ class Recipe:
     def deciding(self) -> dict[str, Any]:
         """The flat settings that decide the weights: all but those that cut up the work, and the count of rounds, which
         may grow."""
-        return {name: value for name, value in self.to_json().items() if name not in FREE and name != "rounds"}
+        return {name: value for name, value in self.to_json().items() if name not in MAY_CHANGE and name != "rounds"}
 
     def own_code(self) -> dict[str, str]:
         """What settings.json keeps of one's own reward and grader: the SHA-256 of their files. Raises UserError where a file
@@ -119,6 +132,12 @@ class Spec(NamedTuple):
         """Whether none is allowed."""
         return type(None) in get_args(self.field.type)
 
+    @property
+    def default(self) -> Any:
+        """The field's own, which a recipe may override."""
+        factory = self.field.default_factory
+        return self.field.default if factory is dataclasses.MISSING else factory()
+
     def read(self, recipe: Recipe) -> Any:
         return getattr(getattr(recipe, self.part) if self.part else recipe, self.field.name)
 
@@ -134,6 +153,35 @@ def _specs() -> dict[str, Spec]:
 
 
 SPECS: dict[str, Spec] = _specs()  # every setting by its flat name
-FREE = frozenset(name for name, spec in SPECS.items() if spec.part == "execution")  # they decide no result
+MAY_CHANGE = frozenset(name for name, spec in SPECS.items() if spec.part == "execution")  # they decide no result
 
-__all__ = ["FREE", "SPECS", "Recipe", "Spec", "flag"]
+
+def read_recipe(name: str, method: str = "o1-pruner") -> dict[str, Any]:
+    """The flat settings of a shipped recipe ("paper", "official", ...) or of a JSON file, for `Recipe.of`.
+
+    A method's own settings override the recipe's. The recipe's settings for that method (its object "methods") override
+    both. Raises UserError naming the file and the key that is unknown, of the wrong type or out of its range.
+    """
+    if method not in METHODS:  # of a study's list: --method takes no other
+        raise UserError(f"--methods: {method} is none of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    path = SHIPPED / f"{name}.json"
+    if Path(name).name != name or not path.exists():
+        path = Path(name)
+    if not path.exists():
+        known = sorted(p.stem for p in SHIPPED.glob("*.json"))
+        raise UserError(
+            f"--recipe: {name} is neither a shipped recipe ({', '.join(known)}) nor a file{nearest(name, known)}"
+        )
+    settings = read_json(path)
+    of_methods = settings.pop("methods", {}) if isinstance(settings, dict) else None
+    if not isinstance(of_methods, dict):
+        raise UserError(f"{path}: a recipe is a JSON object of settings, and so is its key methods")
+    for other, changes in of_methods.items():
+        if other not in METHODS or not isinstance(changes, dict):
+            raise UserError(f"{path}: methods: {other} must be one of {', '.join(METHODS)} with an object of settings")
+    for key, value in [item for part in (*of_methods.values(), settings) for item in part.items()]:
+        if key not in SPECS:
+            names = ", ".join(SPECS)
+            raise UserError(f"{path}: {key} is not a setting; the settings are: {names}{nearest(key, SPECS)}")
+        check_setting(SPECS[key].field, value, f"{path}: {key}")
+    return settings | METHODS[method] | of_methods.get(method, {})

@@ -1,26 +1,64 @@
 """The settings of a run in parts, each of which a function can take alone.
 
-The defaults are the paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them.
+The defaults are the paper's for Marco-o1-7B (arXiv 2501.12570, section 4) where it states them. A field's metadata holds
+its help text, what its value must be, and the name that the command line and JSON files use for it where that differs from
+the attribute ("eval_samples" is EvaluationSettings.samples).
 """
 
+import dataclasses
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 from ..errors import UserError
 from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
 from ..rollout import SamplingParams
-from .fields import COUNT, TOKENS, Settings, flag, setting
+from ..typed_json import Within, from_json
 
+COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 SHARES = (  # (reward, setting): constants of a formula that are fractions there
     *(("grpo-lambda", "lam"), ("grpo-lambda", "alpha"), ("arora-zanette", "alpha")),
     *(("overlong", "alpha"), ("lead", "memory_rate")),
 )
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 TAKEN = ("messages", "add_generation_prompt")  # what every chat template is given
+
+
+def setting(default: Any, help: str, *, name: str | None = None, **within: Any) -> Any:
+    """A field of a part. within: of Within."""
+    metadata = {"help": help, "name": name, "within": Within(**within)}
+    if default == {}:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def flat_name(spec: dataclasses.Field) -> str:
+    """What JSON files call a field."""
+    return spec.metadata["name"] or spec.name
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a flat name."""
+    return "--" + name.replace("_", "-")
+
+
+def check_setting(spec: dataclasses.Field, value: Any, where: str) -> None:
+    """Raise UserError that begins with `where` if a setting's value has the wrong type or is out of its range."""
+    from_json(Annotated[spec.type, spec.metadata["within"]], value, where, "")  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all parts have in common: wrong values raise a UserError that names the flag."""
+
+    title: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            check_setting(spec, getattr(self, spec.name), flag(flat_name(spec)))
 
 
 @dataclass(frozen=True)

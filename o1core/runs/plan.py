@@ -81,7 +81,7 @@ def proposals(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> Iterator[t
         settings = {name: value for name, value in change.items() if plan.recipe.to_json().get(name) != value}
         of_recipe = {name: value for name, value in settings.items() if name not in OF_MACHINE}
         machine = replace(plan.machine, **{name: settings[name] for name in OF_MACHINE if name in settings})
-        changed = plan_run(config, plan.recipe.but(**of_recipe), dtype, plan.memory, machine)
+        changed = plan_run(config, plan.recipe.replace(**of_recipe), dtype, plan.memory, machine)
         if settings and changed.fits:
             yield settings, changed
 

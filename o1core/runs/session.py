@@ -17,7 +17,7 @@ from ..distributed import gather, load_part, neighbours, on_all_ranks, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, open_tensors, read_config
 from ..policy import Policy, opening_ids
-from ..recipe import FREE, Recipe
+from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run
 from ..rollout import free_memory, map_large_blocks
 from ..run_folder import SIDES, RunFolder
@@ -118,7 +118,7 @@ class Session:
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
-        return self.job.settings | here, FREE | here.keys(), Recipe().to_json() | here
+        return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
         """Sample the first round."""

@@ -32,7 +32,7 @@ def lambda_variants(recipe: Recipe, values: str) -> list[Variant]:
         raise UserError(f"study lambda: {objective} with the reward {reward} has no lambda; choose another --method")
     if len({f"{value:g}" for value in numbers}) < len(numbers):
         raise UserError(f"--values: {values} repeats a value")
-    return [Variant(f"lambda {value:g}", value, recipe.but(lam=value)) for value in numbers]
+    return [Variant(f"lambda {value:g}", value, recipe.replace(lam=value)) for value in numbers]
 
 
 def percentile_variants(recipe: Recipe, percentiles: str) -> list[Variant]:
@@ -40,7 +40,7 @@ def percentile_variants(recipe: Recipe, percentiles: str) -> list[Variant]:
     if recipe.objective.kind == "none":
         raise UserError("study difficulty: --objective none trains on no problems; choose another --method")
     spans = comma_list("--percentiles", percentiles)
-    return [Variant(f"percentiles {span}", span, recipe.but(percentiles=span)) for span in spans]
+    return [Variant(f"percentiles {span}", span, recipe.replace(percentiles=span)) for span in spans]
 
 
 def method_variants(methods: str, recipe_of: Callable[[str], Recipe]) -> list[Variant]:

@@ -62,4 +62,4 @@ def test_an_opening_that_fills_the_limit_is_refused_in_one_line(command, capsys)
 
 def test_a_form_that_is_none_is_refused_in_one_line(command, capsys):
     assert command("--prompt", "poem", BEGUN) == 2
-    assert capsys.readouterr().err == "--prompt: poem is not plain or boxed or paper\n"
+    assert capsys.readouterr().err == "--prompt: \"poem\" is not plain or boxed or paper\n"

@@ -37,8 +37,8 @@ def problems_of(split, count):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(qwen_gsm8k, "VALIDATION", 4)
-    first, *others = (recipe.but(**SMALL) for recipe in qwen_gsm8k.STAGES)
-    monkeypatch.setattr(qwen_gsm8k, "STAGES", (first.but(opening="First I "), *others))
+    first, *others = (recipe.replace(**SMALL) for recipe in qwen_gsm8k.STAGES)
+    monkeypatch.setattr(qwen_gsm8k, "STAGES", (first.replace(opening="First I "), *others))
     data = write_problems(tmp_path / "train.json", "train", 12)
 
     def run(*more):

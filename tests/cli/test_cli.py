@@ -36,6 +36,76 @@ def test_the_module_is_the_command():
     assert all(name in done.stdout for name in subcommands())
 
 
+def test_help_shows_what_most_people_use_and_help_all_the_rest(capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["prune", flag])
+        shown[flag] = capsys.readouterr().out
+    together = " ".join(shown["--help-all"].split())
+    few, all_of_them = (
+        {line.split()[0] for line in text.splitlines() if line.startswith("  --")} for text in shown.values()
+    )
+    assert len(few) <= 17 and {"--model", "--data", "--samples", "--help-all"} <= few
+    assert len(all_of_them) >= 75 and {"--dtype", "--offload", "--timeout", "--slots"} <= all_of_them
+    assert "(paper: 16)" in shown["--help-all"] and "(paper: none)" not in shown["--help-all"]
+    for flag, default in (("--length-floor", "(default: 1000)"), ("--optimiser", "(default: adamw)")):
+        assert default in together.partition(f"{flag} ")[2].partition(" --")[0]
+
+
+def test_a_limit_of_an_evaluation_is_of_what_it_evaluates(capsys):
+    for flag in ("--limit", "--problems", "--eval-problems"):
+        assert main(["eval", flag, "2", "--dry-run"]) == 0
+        assert json.loads(capsys.readouterr().out)["eval_problems"] == 2
+
+
+class Gone:
+    """A stream whose reader went away after some characters."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error, self.left = error, 20
+
+    def write(self, text: str) -> int:
+        self.left -= len(text)
+        if self.left < 0:
+            raise self.error
+        return len(text)
+
+    def flush(self) -> None: ...
+    def fileno(self) -> int:
+        raise OSError
+
+
+def test_a_command_goes_on_without_its_reader(checkpoint, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "one.json"
+    data.write_text('[{"problem": "1 + 1 = ?", "answer": "2"}]')
+    flags = ["--model", str(checkpoint), "--data", str(data), "--device", "cpu", "--max-new-tokens", "5"]
+    for name, stream in (("stdout", Gone(BrokenPipeError())), ("stderr", Gone(OSError(28, "No space left on device")))):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, name, stream)
+            assert main(["eval", *flags, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name / "result.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Gone(OSError(28, "No space left on device")))
+        assert main(["eval", *flags, "--out", str(tmp_path / "full")]) == 2
+    assert "standard output cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2>&1 >&-"])
+def test_a_stream_that_is_closed_or_full_does_no_harm(redirected, tmp_path):
+    for command, status in (("show nowhere", 2), ("plan", 2), ("prune --dry-run", 0)):
+        line = f"{sys.executable} -m o1core {command} {redirected}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_rank_that_is_no_number_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(SystemExit):
+        main(["prune", "--lamm", "3"])
+    assert capsys.readouterr().err.count("unknown: --lamm 3") == 1
+
+
 @pytest.fixture
 def evaluated(checkpoint, tmp_path, capsys):
     data = tmp_path / "two.json"
@@ -112,6 +182,9 @@ def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
         (["train", "--lora-alpha", "64"], "--lora-alpha: scales adapters, and there are none; add --lora-rank"),
         (["sample", "--tensor-parallel", "2"], "--tensor-parallel: 2 does not divide the 1 processes"),
         (["study", "lambda", "--values", "a,b"], "--values: a,b"),
+        (["prune", "--reward", "kimmi"], "did you mean kimi?"),
+        (["prune", "--recipe", "papr"], "did you mean paper?"),
+        (["study", "compare", "--methods", "dpoo"], "did you mean dpo?"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys):
@@ -129,7 +202,12 @@ def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypa
     [
         ([], "required: COMMAND; see o1core --help"),
         (["prunes"], "invalid choice: 'prunes'"),
+        (["prnue"], "did you mean prune?; see o1core --help"),
         (["prune", "--fast"], "unknown: --fast; see o1core prune --help"),
+        (["prune", "--lamm=3"], "unknown: --lamm=3; did you mean --lam?; see o1core prune --help"),
+        (["study", "lambda", "--vlaues", "1"], "did you mean --values?; see o1core study lambda --help"),
+        (["prune", "--method", "o1-prunr"], "did you mean o1-pruner?"),
+        (["prune", "--template", "thinking"], "--template: thinking is not KEY=VALUE"),
         (["prune", "--lr", "quick"], "--lr: invalid float value: 'quick'; see o1core prune --help"),
         (["prune", "--method", "magic"], "--method: invalid choice: 'magic'"),
         (["sample", "--samples", "2.5"], "--samples: invalid int value: '2.5'"),

@@ -101,6 +101,29 @@ def test_llama3_keeps_the_context_that_is_stated(tmp_path):
     assert (config.max_positions, config.scaling) == (131072, Llama3(8.0, 1.0, 4.0, 8192))
 
 
+def test_rope_fields_that_nothing_reads_are_named_once(tmp_path, caplog):
+    """attn_factor as DeepSeek-R1-0528-Qwen3-8B ships it: transformers ignores it too, and warns."""
+    shipped = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    write(tmp_path, QWEN3_8B | {"rope_scaling": shipped})
+    plain = read_config(tmp_path)
+    write(tmp_path, QWEN3_8B | {"rope_scaling": shipped | {"attn_factor": 0.8782488562869419}, "rope_ratio": 2})
+    assert read_config(tmp_path) == plain == read_config(tmp_path)
+    assert plain.scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path}/config.json: rope_scaling: {name!r} is not read where rope_type is yarn, here as in transformers"
+        for name in ("rope_ratio", "attn_factor")
+    ]
+
+
+@pytest.mark.parametrize("name", ["finetuned", "mrope_section"])
+def test_a_default_kind_with_a_field_of_another_loads_as_it_did(tmp_path, caplog, name):
+    write(tmp_path, MARCO_O1)
+    plain = read_config(tmp_path)
+    write(tmp_path, MARCO_O1 | {"rope_scaling": {"type": "default", name: True}})
+    assert read_config(tmp_path) == plain
+    assert name in caplog.text
+
+
 def test_smollm3_has_layers_without_rotary_embedding(tmp_path):
     stated = [1, 1, 0] + [1] * 25
     write(tmp_path, SMOLLM3 | {"no_rope_layers": stated})
@@ -142,6 +165,18 @@ def test_smollm3_has_layers_without_rotary_embedding(tmp_path):
         (SMOLLM3 | {"no_rope_layers": [True] * 28}, "no_rope_layers: expected 28 times 0 or 1, found [True"),
         (SMOLLM3 | {"no_rope_layer_interval": 0}, "no_rope_layer_interval: must be from 1 to 65,536, found 0"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object, found 'linear'"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling: factor is stated without a rope_type; add one of default, "),
+        (
+            {"rope_scaling": YARN | {"original_max_positon_embeddings": 4096}},
+            "'original_max_positon_embeddings' is read by nothing; did you mean original_max_position_embeddings?",
+        ),
+        (
+            {"rope_scaling": YARN, "original_max_position_embedding": 4096},
+            "'original_max_position_embedding' is read by nothing; did you mean original_max_position_embeddings?",
+        ),
+        ({"rope_scaling": YARN | {"betafast": 16}}, "'betafast' is read by nothing; did you mean beta_fast?"),
+        ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "rope_parameters and rope_scaling differ; take one of"),
+        ({"rope_interleaved": True}, "rope_interleaved = True is not supported, only False"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not"),
         ({"use_sliding_window": True}, "use_sliding_window = True is not supported, only False"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: only 'full_attention' is supported"),

@@ -9,7 +9,9 @@ import torch
 
 import o1core.model
 from o1core.errors import UserError
-from o1core.model import save_checkpoint
+from o1core.files import damaged_file, digests
+from o1core.model import checkpoint as weights
+from o1core.model import model_fingerprint, save_checkpoint
 
 FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -138,3 +140,86 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoint, tmp_path
         path.name for path in (tmp_path / "pruned").iterdir()
     }
     assert synced[-1] == str(tmp_path)
+
+
+BESIDE = ("tokenizer.model", "merges.txt", "LICENSE", "NOTICE", "additional_chat_templates/rag.jinja")
+
+
+def test_what_stands_beside_the_weights_is_copied(checkpoint, tmp_path):
+    (checkpoint / "additional_chat_templates").mkdir()
+    for name in BESIDE:
+        (checkpoint / name).write_text(f"of {name}")
+    (checkpoint / "additional_chat_templates" / "notes.txt").write_text("not a template")
+    save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+    assert {name: (tmp_path / "pruned" / name).read_text() for name in BESIDE} == {
+        name: f"of {name}" for name in BESIDE
+    }
+    assert os.listdir(tmp_path / "pruned" / "additional_chat_templates") == ["rag.jinja"]
+    listed = digests(tmp_path / "pruned")
+    assert BESIDE[-1] in listed and damaged_file(tmp_path / "pruned", listed) is None
+    (tmp_path / "pruned" / BESIDE[-1]).write_text("changed")
+    assert damaged_file(tmp_path / "pruned", listed) == tmp_path / "pruned" / BESIDE[-1]
+
+
+@pytest.mark.parametrize("name", ["rag.jinja", "."])
+def test_no_private_template_is_copied(checkpoint, tmp_path, name):
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "rag.jinja").write_text("secret")
+    home = checkpoint / "additional_chat_templates"
+    if name == ".":
+        home.symlink_to(private)
+    else:
+        home.mkdir()
+        (home / name).symlink_to(private / name)
+    with pytest.raises(UserError, match=r"rag\.jinja: is a link to .*, outside the checkpoint's folder"):
+        save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("name", [*FILES[1:], "merges.txt", "chat_template.jinja", "tokenizer.model"])
+def test_a_sparse_file_is_refused_before_it_is_read_or_copied(checkpoint, tmp_path, name):
+    model, _ = o1core.load(checkpoint)
+    with open(checkpoint / name, "ab") as file:
+        file.truncate(4608 << 20)
+    size = rf"{name}: has 4,608 MiB, more than the 128 that such a file may have; fetch it again"
+    for use in (lambda: model_fingerprint(checkpoint), lambda: save_checkpoint(model, checkpoint, tmp_path / "pruned")):
+        with pytest.raises(UserError, match=size):
+            use()
+    assert os.listdir(tmp_path) == ["model"]
+    if name not in ("merges.txt", "tokenizer.model"):  # which are not read
+        with pytest.raises(UserError, match=size):
+            o1core.load(checkpoint)
+
+
+def test_every_byte_of_a_checkpoint_is_in_its_fingerprint(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PIECE", 8192)
+    monkeypatch.setattr(weights, "BUFFER", 1024)
+    for name in BESIDE[:2]:
+        (checkpoint / name).write_text(name)
+    before = model_fingerprint(checkpoint)
+    assert set(before) == {path.name for path in checkpoint.iterdir()} and len(set(before.values())) == len(before)
+    for path in checkpoint.iterdir():
+        content, times = path.read_bytes(), path.stat()
+        for at in (0, len(content) // 2, len(content) - 1) if path.suffix == ".safetensors" else [len(content) - 1]:
+            if path.suffix == ".safetensors" and at < 8192:  # its header: no whole file any more
+                continue
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            changed = model_fingerprint(checkpoint)
+            assert {name for name in before if before[name] != changed[name]} == {path.name}
+        path.write_bytes(content)
+    assert model_fingerprint(checkpoint) == before
+    (checkpoint / "README.md").write_text("decides nothing")
+    assert model_fingerprint(checkpoint) == before
+    (checkpoint / "chat_template.jinja").write_text("one more")
+    assert model_fingerprint(checkpoint).keys() - before.keys() == {"chat_template.jinja"}
+
+
+def test_pieces_of_a_file_cannot_change_places(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PIECE", 8192)
+    monkeypatch.setattr(weights, "BUFFER", 8192)
+    path = checkpoint / "model.safetensors"
+    content, before = path.read_bytes(), model_fingerprint(checkpoint)
+    path.write_bytes(content[:16384] + content[24576:32768] + content[16384:24576] + content[32768:])
+    assert model_fingerprint(checkpoint)["model.safetensors"] != before["model.safetensors"]

@@ -1,5 +1,6 @@
 """Which problems are the same in two files; the fingerprint of a list."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,22 @@ from o1core.types import Problem
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data"  # the full data sets, where they lie beside the repository
 
 
-def test_fingerprint_follows_texts_answers_and_order_but_not_ids_or_blanks():
+def test_fingerprint_follows_every_letter_and_the_order():
     one, two = Problem("a", "1 + 1?", "2"), Problem("b", "2 + 2?", "4")
-    assert fingerprint([one, two]) == fingerprint([Problem("c", "1+1?\n", " 2"), two])
-    changed = [[two, one], [one], [Problem("a", "1 + 1?", "3"), two], [Problem("a", "1 + 1?", "2", system="s"), two]]
-    assert len({fingerprint(problems) for problems in [[one, two], *changed]}) == 5
+    assert fingerprint([one, two]) == fingerprint([Problem("a", "1 + 1?", "2"), two])
+    changes = {
+        "id": "c",
+        "question": "1 + 1? ",
+        "answer": "2.",
+        "level": "1",
+        "subject": "x",
+        "system": "s",
+        "budget": 9,
+    }
+    changed = [replace(one, **{name: value}) for name, value in changes.items()]
+    changed += [replace(one, question="1+1?"), replace(one, level="s"), replace(one, question="1 + 1?\u00a0")]
+    lists = [[one, two], [two, one], [one], *([other, two] for other in changed)]
+    assert len({fingerprint(problems) for problems in lists}) == len(lists) == 13
 
 
 def test_overlap_finds_the_shared_questions():

@@ -92,7 +92,7 @@ def test_crisps_teacher_is_counted():
             recipe = Recipe.of(objective="crisp", micro_tokens=4096, cutoff=4096, **settings)
             held = update(config, recipe, torch.bfloat16, machine)
             assert held["teacher"] == expected + 2 * 4096 * 3584
-    assert "teacher" not in update(config, recipe.but(objective="sft"), torch.bfloat16, machine)
+    assert "teacher" not in update(config, recipe.replace(objective="sft"), torch.bfloat16, machine)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

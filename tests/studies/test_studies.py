@@ -283,7 +283,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("compare", ["--methods", "hapo", "--rounds", "1"], "--reward hapo: refers to the answers of earlier rounds"),
         ("compare", ["--rounds", "2"], "--budget-high: 4000 tokens do not fit within --max-new-tokens 16"),
         ("lambda", ["--values", "1,1.0"], "repeats a value"),
-        ("lambda", ["--values", "nan"], "--lam: nan is not a finite number"),
+        ("lambda", ["--values", "nan"], "--lam: must be a number, not NaN"),
         ("lambda", ["--method", "sft"], "has no lambda"),
         ("difficulty", ["--method", "fast-prompt"], "trains on no problems"),
     ],

@@ -60,7 +60,7 @@ def log_softmax_of(twin, prompt, ids):
 def test_the_gradient_is_that_of_the_reverse_kl_in_float64(checkpoint, tmp_path, checkpointing):
     model = o1core.model.load(checkpoint, torch.float32)[0]
     examples = make_examples()
-    recipe = CRISP.but(checkpointing=checkpointing)
+    recipe = CRISP.replace(checkpointing=checkpointing)
     updater, metrics, _ = taught_step(model, recipe, examples, tmp_path / "teacher")
     found = {name: master.grad for name, (_, master) in updater.pairs.items()}
 
@@ -82,7 +82,7 @@ def test_adapters_learn_from_a_teacher_with_the_frozen_head(checkpoint, tmp_path
     model = o1core.model.load(checkpoint, torch.float32)[0]
     add_adapters(model, 4, 8.0, "all", None)
     draw_adapters(model, 0)
-    updater, metrics, batch = taught_step(model, CRISP.but(lora_rank=4), make_examples(), tmp_path / "teacher")
+    updater, metrics, batch = taught_step(model, CRISP.replace(lora_rank=4), make_examples(), tmp_path / "teacher")
     assert not (tmp_path / "teacher" / "head.safetensors").exists()
     assert metrics["loss"] > 0 and all(master.grad.any() for _, master in updater.pairs.values())
     assert updater.step(*batch)["loss"] < metrics["loss"], "the student comes nearer to its teacher"

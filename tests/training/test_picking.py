@@ -156,7 +156,7 @@ def test_gfpo_takes_advantages_and_picks_among_the_retained_alone():
     reward per token 20 and 30."""
     groups = groups_of([[10, 40, 20, 30]], [[0, 1, 1, 1]], [[0] * 4])
     recipe = Recipe.of(samples=4, picked=2, reward="accuracy", advantage="group", retained=0.5)
-    shortest = pick(groups, recipe.but(retained_by="shortest"), 0).examples
+    shortest = pick(groups, recipe.replace(retained_by="shortest"), 0).examples
     assert sorted((len(e.ids), e.advantage) for e in shortest) == [(10, -1.0), (20, 1.0)]
     efficient = pick(groups, recipe, 0).examples
     assert sorted((len(e.ids), e.advantage) for e in efficient) == [(20, 0.0), (30, 0.0)]

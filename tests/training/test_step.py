@@ -247,7 +247,7 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_with_the_cosine():
     recipe = Recipe.of(lr=2.0, warmup=0.1)
     rates = [learning_rate(x, recipe.optimiser) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0, 1, 2, 1, 0])
-    constant = recipe.but(schedule="constant")
+    constant = recipe.replace(schedule="constant")
     assert [learning_rate(x, constant.optimiser) for x in (0.05, 0.5, 1.0)] == pytest.approx([1, 2, 2])
 
 
