@@ -1,7 +1,7 @@
 """Rollouts per second: our engine with lanes and with pages beside transformers' generate, in one run.
 
     python -m bench.rollout --model DIR --data FILE [--prompts 16 --samples 4 --new-tokens 128 --runs 3] [--json FILE]
-    python -m bench.rollout --engines lanes pages --dtype float32    # random weights in the shape of Qwen2.5-0.5B
+    python -m bench.rollout --engines lanes pages --shape smollm2-135m    # random weights in the shape of a model
 
 Same checkpoint, dtype, prompts and sampling law (temperature 1, no filter) for all, in turn, each run in a process
 of its own: o1core as its command runs it with each of its KV caches, transformers as it comes, and transformers with
@@ -10,7 +10,8 @@ completion has exactly --new-tokens (end-of-text is switched off on both sides),
 ends, at --mixed-tokens at the latest: there transformers decodes until the slowest of the batch is done, and only
 tokens up to the end of a completion are counted. The floor counts matrix multiplications alone, at the best rate of
 a large one measured between the runs. Random weights have no end-of-text: there the mixed case ends a completion with a
-chance that makes them a third of --mixed-tokens long on average, and transformers does not take part.
+chance that makes them a third of --mixed-tokens long on average, and transformers does not take part. `--clock processor`
+counts the processor time of all threads, which other work on the machine changes little.
 """
 
 import argparse
@@ -37,14 +38,27 @@ from o1core.runs import peak_memory
 
 OURS, THEIRS = ("lanes", "pages"), ("transformers", "transformers, memory kept")
 ENGINES = OURS + THEIRS
-SHAPE = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.float32)
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def shape(vocab: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> ModelConfig:
+    sizes = vocab, hidden, ffn, layers, heads, kv_heads, head_dim
+    return ModelConfig("Qwen2ForCausalLM", *sizes, 1e-6, 1e6, 32768, True, torch.float32)
+
+
+SHAPES = {
+    "qwen2.5-0.5b": shape(151936, 896, 4864, 24, 14, 2, 64),
+    "smollm2-135m": shape(49152, 576, 1536, 30, 9, 3, 64),
+    "tiny-o1": shape(512, 128, 384, 5, 4, 2, 32),
+}
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--model", type=Path, help="a Hugging Face folder (default: random weights, our engine alone)")
     ap.add_argument("--data", type=Path, help="a problem file, for a model with a tokenizer")
-    ap.add_argument("--layers", type=int, default=24, help="of a model with random weights (default: %(default)s)")
+    ap.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help="of random weights (default: %(default)s)")
+    ap.add_argument("--layers", type=int, help="of random weights (default: as many as the shape has)")
     ap.add_argument("--prompt-tokens", type=int, default=100, help="where weights are random (default: %(default)s)")
     ap.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
     ap.add_argument("--engines", nargs="+", choices=ENGINES, help="(default: all that can run)")
@@ -54,6 +68,9 @@ def main() -> None:
     ap.add_argument("--mixed-tokens", type=int, default=512, help="at most, mixed case (default: %(default)s)")
     ap.add_argument("--runs", type=int, default=3, help="of each engine in each case (default: %(default)s)")
     ap.add_argument("--cases", nargs="+", default=["fixed", "mixed"], choices=["fixed", "mixed"])
+    ap.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="seconds by which a run is timed (default: %(default)s)"
+    )
     ap.add_argument("--json", type=Path, help="write the figures there too")
     ap.add_argument("--child", nargs=3, metavar=("ENGINE", "CASE", "SEED"), help=argparse.SUPPRESS)
     args = ap.parse_args()
@@ -114,48 +131,64 @@ def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[s
         prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
     flops = flops_a_token(model, prompts, args.samples, limit)
     if name in OURS:
-        rate = ours(model, tokenizer, prompts, args.samples, limit, case, int(seed))
+        rate = ours(args, model, tokenizer, prompts, limit, case, int(seed))
     else:
         del model
         transformers = import_transformers()
         theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
-        rate = generate(theirs, tokenizer, prompts, args.samples, limit, case, int(seed))
+        rate = generate(args, theirs, tokenizer, prompts, limit, case, int(seed))
     return {"rate": rate, "flops_a_token": flops, "peak_gib": peak_memory(torch.device("cpu")) / 1024}
 
 
 def made_up(args: argparse.Namespace) -> tuple[Transformer, Tokenizer, list[list[int]]]:
     """A model with random weights, a tokenizer of which many ids end a completion, and prompts."""
-    model = Transformer(replace(SHAPE, num_layers=args.layers)).to(DTYPES[args.dtype])
+    config = SHAPES[args.shape]
+    vocab = config.vocab_size
+    model = Transformer(replace(config, num_layers=args.layers or config.num_layers)).to(DTYPES[args.dtype])
     initialise(model, seed=0)
-    ends = 3 * SHAPE.vocab_size // args.mixed_tokens
-    tokenizer = SimpleNamespace(eos_ids=tuple(range(ends)), size=SHAPE.vocab_size)
+    ends = 3 * vocab // args.mixed_tokens
+    tokenizer = SimpleNamespace(eos_ids=tuple(range(ends)), size=vocab)
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(ends, SHAPE.vocab_size, (args.prompts, args.prompt_tokens), generator=generator)
+    prompts = torch.randint(ends, vocab, (args.prompts, args.prompt_tokens), generator=generator)
     return model, cast(Tokenizer, tokenizer), prompts.tolist()
 
 
 def ours(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], samples: int, limit: int, case: str, seed: int
+    args: argparse.Namespace,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    limit: int,
+    case: str,
+    seed: int,
 ) -> float:
     """Tokens a second, prefill included."""
-    engine = o1core.Engine(model, tokenizer, slots=len(prompts) * samples)
+    engine = o1core.Engine(model, tokenizer, slots=len(prompts) * args.samples)
+    clock = CLOCKS[args.clock]
     if case == "fixed":
         engine.eos = frozenset()
-    start = time.perf_counter()
-    done = engine.generate(prompts, o1core.SamplingParams(n=samples, max_new_tokens=limit, seed=seed))
-    return sum(len(c.ids) for group in done for c in group) / (time.perf_counter() - start)
+    start = clock()
+    done = engine.generate(prompts, o1core.SamplingParams(n=args.samples, max_new_tokens=limit, seed=seed))
+    return sum(len(c.ids) for group in done for c in group) / (clock() - start)
 
 
 @torch.inference_mode()
 def generate(
-    theirs: Any, tokenizer: Tokenizer, prompts: list[list[int]], samples: int, limit: int, case: str, seed: int
+    args: argparse.Namespace,
+    theirs: Any,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    limit: int,
+    case: str,
+    seed: int,
 ) -> float:
     """Tokens a second of transformers' generate on the whole batch, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     torch.manual_seed(seed)
-    start = time.perf_counter()
+    clock = CLOCKS[args.clock]
+    start = clock()
     out = theirs.generate(
         ids,
         attention_mask=mask,
@@ -164,13 +197,13 @@ def generate(
         top_k=0,
         top_p=1.0,
         repetition_penalty=1.0,
-        num_return_sequences=samples,
+        num_return_sequences=args.samples,
         max_new_tokens=limit,
         min_new_tokens=limit if case == "fixed" else None,
         eos_token_id=list(tokenizer.eos_ids),
         pad_token_id=0,
     )
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     made = out[:, width:]
     if case == "fixed":
         return made.numel() / seconds
@@ -186,7 +219,7 @@ def flops_a_token(model: Transformer, prompts: list[list[int]], samples: int, ne
     return 2 * (blocks + model.lm_head.numel()) + prefill
 
 
-def product_rate(dtype: torch.dtype, size: int = 4096, runs: int = 5) -> float:
+def product_rate(dtype: torch.dtype, size: int = 2048, runs: int = 5) -> float:
     """FLOP/s of a large matrix multiplication here: the best of a few."""
     a, b = torch.randn(2, size, size).to(dtype)
     best = 0.0

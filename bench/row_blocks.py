@@ -2,7 +2,7 @@
 
     python -m bench.row_blocks [--dtype float32] [--hidden 896 --ffn 4864 --vocab 151936]
 
-The engine gives products 64 rows, or another number where it has the same bits on this machine (o1core/rollout/blocks.py).
+The engine gives products 64 rows, or another number where it has the same bits on this machine (o1core/rollout/row_bits.py).
 The table says what is lost where only 64 rows may be used: a step of 8 rows costs as much as one of 64.
 """
 
@@ -13,8 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from o1core.rollout.blocks import product_blocks
-from o1core.rollout.packing import product
+from o1core.rollout.row_bits import product, product_sizes
 
 
 def main() -> None:
@@ -32,14 +31,14 @@ def main() -> None:
         "down": (hidden, args.ffn, False),
         "head": (args.vocab, hidden, False),
     }
-    blocks = product_blocks(tuple(shapes.values()), dtype, torch.device("cpu"), False, torch.get_num_threads())
-    print(f"{args.dtype}, {torch.get_num_threads()} threads; blocks of {blocks.base} rows hold: {blocks.holds}")
+    batches = product_sizes(tuple(shapes.values()), dtype, torch.device("cpu"), False, torch.get_num_threads())
+    print(f"{args.dtype}, {torch.get_num_threads()} threads; batches of {batches.base} rows hold: {batches.holds}")
     weights = {name: torch.randn(shape[:2]).to(dtype) for name, shape in shapes.items()}
     print(f"{'rows':>5}{'block':>7}  {'ms per layer':>12}{'ms of the head':>16}{'us per row and layer':>22}")
     for rows in (8, 16, 24, 32, 48, 64, 128):
         layer = sum(seconds(weights[name], rows, args.runs) for name in shapes if name != "head")
         head = seconds(weights["head"], rows, args.runs)
-        used = "+".join(map(str, blocks.cut(rows)))
+        used = "+".join(map(str, batches.cut(rows)))
         print(f"{rows:5}{used:>7}  {layer * 1e3:12.2f}{head * 1e3:16.1f}{layer / rows * 1e6:22.1f}", flush=True)
 
 

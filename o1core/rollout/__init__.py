@@ -1,7 +1,6 @@
 """Rollouts: a model and prompts in, graded samples out, in memory (engine) and as files (collect, store)."""
 
-from .caches import CacheKind, cache_kind
-from .engine import Engine
+from .engine import CacheKind, Engine, cache_kind
 from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, keep_large_blocks, map_large_blocks
 from .pages import page_bytes, pages_of

@@ -2,41 +2,45 @@
 
 Continuous batching over a fixed number of slots: a row that ends leaves at once and a waiting one takes its slot. The
 prompt of K samples is prefilled once, without its last token, and its cache given to each of them; that last token is
-the first one decoded, so every new token comes from the same step. One loop serves both caches (caches.py): with pages a
-row may have to start again, and on a GPU the host reads a step's tokens while the next one runs. Left out on purpose:
+the first one decoded, so every new token comes from the same step. One loop serves both caches: lanes (lanes.py), which a
+CPU's products read in place, and pages (pages.py), which hold as many rows as their tokens fit, as a GPU needs. With pages
+a row may have to start again, and on a GPU the host reads a step's tokens while the next one runs. Left out on purpose:
 prompts prefilled together (it would change their shapes for a hundredth of the time) and speculative decoding.
 
 A completion depends on (seed, prompt, sample index) alone: not on the number of slots, the order of arrival or what is
 decoded beside it. This holds to the bit for one machine, cache and number of threads, by the shapes that a row is computed
-in: its prompt is prefilled alone, its attention has a shape by its own length, and products have blocks of a fixed number of
-rows (blocks.py). Where a library treats the rows of a block differently, the engine warns that the last bits may differ.
+in: its prompt is prefilled alone, its attention has a shape by its own length, and products run on batches of fixed sizes
+(row_bits.py). Where a library treats the rows of a batch differently, the engine warns that the last bits may differ.
 Nothing here ran on a GPU: there the code is that of a CPU with other kernels, and graphs around them.
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..distributed import ALONE, Team
 from ..errors import UserError
-from ..model import Tokenizer, Transformer
+from ..kernels import refused_heads, runs_triton
+from ..model import ModelConfig, Tokenizer, Transformer, causal_attention
 from ..types import Completion
-from .blocks import Blocks, model_blocks
-from .caches import cache_kind
-from .decoder import Decoder, LaneDecoder, Read, prefill
-from .lanes import LaneCache
+from .lanes import LaneCache, LaneDecoder
 from .memory import free_memory
-from .packing import Product, packed_model
-from .page_decoder import PageDecoder
-from .pages import PagedCache, page_bytes, pages_of
-from .row import Row
+from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
+from .row import Read, Row
+from .row_bits import BatchSizes, Product, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
 
 log = logging.getLogger(__name__)
+
+CacheKind = Literal["lanes", "pages"]
+Decoder = LaneDecoder | PageDecoder
 
 
 @dataclass
@@ -46,9 +50,7 @@ class Queue:
     prompts: list[list[int]]
     pairs: Iterator[tuple[int, int]]
     again: deque[tuple[int, int]] = field(default_factory=deque)
-    prefilled: tuple[int, Tensor, Tensor] | None = (
-        None  # the prompt whose samples are being admitted, its keys and values
-    )
+    prefilled: tuple[int, Tensor, Tensor] | None = None  # the prompt being admitted, its keys and values
 
     def next(self) -> tuple[int, int] | None:
         return self.again.popleft() if self.again else next(self.pairs, None)
@@ -93,10 +95,10 @@ class Engine:
             if not 0 < len(prompt) < context:
                 raise UserError(f"prompt {i}: {len(prompt)} tokens; the model's context allows 1 to {context - 1}")
         cache = self._reserve(min(max(map(len, prompts), default=0) + params.max_new_tokens, context))
-        blocks = self._blocks()
+        batches = self._batches()
         pairs = ((i, k) for i in (range(len(prompts)) if order is None else order) for k in range(params.n))
         with packed_model(self.model, self.vocab) as head:
-            yield from self._serve(Queue(prompts, pairs), params, cache, self._decoder(cache, head, blocks, params))
+            yield from self._serve(Queue(prompts, pairs), params, self._decoder(cache, head, batches, params))
 
     def release(self) -> None:
         """Give the cache's memory back, for an update to use. The next call takes it again."""
@@ -104,10 +106,9 @@ class Engine:
         if self.model.embed.is_cuda:
             torch.cuda.empty_cache()
 
-    def _serve(
-        self, queue: Queue, params: SamplingParams, cache: LaneCache | PagedCache, decoder: Decoder
-    ) -> Iterator[tuple[int, list[Completion]]]:
+    def _serve(self, queue: Queue, params: SamplingParams, decoder: Decoder) -> Iterator[tuple[int, list[Completion]]]:
         """Admit, decode and hand over until nobody waits."""
+        cache = decoder.cache
         finished: dict[int, dict[int, Completion]] = {}
         under_way: deque[tuple[list[Row], Read]] = deque()
         while True:
@@ -121,7 +122,7 @@ class Engine:
             elif not under_way:
                 cache.clear()
                 return
-            ended = self._take(*under_way.popleft()) if len(under_way) > decoder.behind or not rows else []
+            ended = self._take(*under_way.popleft()) if len(under_way) > decoder.lookahead or not rows else []
             cache.keep(lambda row: row.open and row.steps < row.limit)
             for row in ended:
                 of_prompt = finished.setdefault(row.prompt, {})
@@ -147,10 +148,10 @@ class Engine:
                 queue.again.appendleft(pair)
                 return
 
-    def _blocks(self) -> Blocks:
-        """How the rows of a step are cut. Warns once where the promise of the module's docstring cannot be kept."""
-        blocks = model_blocks(self.model, self.vocab)
-        if not blocks.holds and not self._warned:
+    def _batches(self) -> BatchSizes:
+        """How a step's rows are cut into batches. Warns once where the module's promise cannot be kept."""
+        batches = model_sizes(self.model, self.vocab)
+        if not batches.holds and not self._warned:
             self._warned = True
             log.warning(
                 "matrix products on this machine (%s, %d threads) round a row by its place in the batch: completions may "
@@ -158,7 +159,7 @@ class Engine:
                 self.model.embed.dtype,
                 torch.get_num_threads(),
             )
-        return blocks
+        return batches
 
     def _reserve(self, longest: int) -> LaneCache | PagedCache:
         """An empty cache for rows of up to `longest` tokens; one that is large enough is used again."""
@@ -174,19 +175,20 @@ class Engine:
                 pages = min(pages, self.pages)
             if not isinstance(held, PagedCache) or not held.holds(pages, longest):
                 held = None
-                if (
-                    self.pages is None and self.team.members == 1
-                ):  # ranks of a team must agree, and their memory need not
+                if self.pages is None and self.team.members == 1:
+                    # A team's ranks must agree on the pages, and the memory that each has free need not.
                     pages = min(pages, free_memory(device) // 2 // page_bytes(config, dtype))
                 held = PagedCache(config, self.slots, pages, longest, dtype, device)
         self._cache = held
         held.clear()
         return held
 
-    def _decoder(self, cache: LaneCache | PagedCache, head: Product, blocks: Blocks, params: SamplingParams) -> Decoder:
+    def _decoder(
+        self, cache: LaneCache | PagedCache, head: Product, batches: BatchSizes, params: SamplingParams
+    ) -> Decoder:
         if isinstance(cache, LaneCache):
-            return LaneDecoder(self.model, head, cache, blocks, params, self.team)
-        return PageDecoder(self.model, head, cache, blocks, params, self.team)
+            return LaneDecoder(self.model, head, cache, batches, params, self.team)
+        return PageDecoder(self.model, head, cache, batches, params, self.team)
 
     def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         return prefill(self.model, ids)
@@ -205,3 +207,47 @@ class Engine:
             if row.open:
                 row.append(token, logprob, self.eos)
         return [row for row in taken if not row.open]
+
+
+@torch.inference_mode()
+def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Keys and values [L, Hkv, T, D] of a prompt."""
+    config, weight = model.config, model.embed
+    shape = (config.num_layers, config.num_kv_heads, len(ids), config.head_dim)
+    keys, values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+    if ids:
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys[layer], values[layer] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+            return causal_attention(layer, q, k, v)
+
+        tokens = to_device(torch.tensor([ids]), weight.device)
+        model(tokens, torch.arange(len(ids), device=weight.device), attend)
+    return keys, values
+
+
+def cache_kind(config: ModelConfig, device: torch.device) -> CacheKind:
+    """The cache for a model on a device, which need not be there. Raises UserError where O1CORE_CACHE names none.
+
+    A GPU whose pages the Triton kernels do not take has lanes, with one line that says so: the torch twins of the kernels
+    wait for the device in every layer.
+    """
+    asked = os.environ.get("O1CORE_CACHE") or None
+    if asked == "lanes":
+        return "lanes"
+    if asked == "pages":
+        return "pages"
+    if asked is not None:
+        raise UserError(f"O1CORE_CACHE: {asked!r} is no KV cache; use lanes or pages, or unset it")
+    if device.type != "cuda" or (torch.cuda.is_available() and not runs_triton(device)):
+        return "lanes"
+    reason = refused_heads(config.num_heads, config.num_kv_heads, config.head_dim)
+    if reason is None:
+        return "pages"
+    _warn_once(reason)
+    return "lanes"
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    log.warning("KV cache: %s, which the Triton kernels take; lanes run instead of pages, with fewer slots", reason)

@@ -1,18 +1,19 @@
-"""The KV cache of the rollout engine: rows in lanes by length, and one-token attention over them.
+"""Lanes, the KV cache of a CPU: rows stand side by side by length, and attention reads them in place.
 
 A lane holds rows of up to `span` tokens; spans double (64, 128, 256, ...). A row that outgrows its lane is copied into
 the next, about once for every doubling. So a short row never pays for the longest one in the batch, and the shapes a
-row is computed in depend on its own length alone: its bits do not change with what else is being decoded (blocks.py). Rows of a
-lane are kept side by side (the last one fills a hole), so attention reads them in place. A lane is allocated for all
-slots when a row first reaches it, and kept: all lanes together hold at most twice what the longest one does.
+row is computed in depend on its own length alone: its bits do not change with what else is being decoded (row_bits.py).
+Rows of a lane are kept side by side (the last one fills a hole), so attention reads them in place. A lane is allocated for
+all slots when a row first reaches it, and kept: all lanes together hold at most twice what the longest one does.
 
 The last lane ends at the longest length that is possible, for a fifth less memory: 9,216 tokens do not need a lane of
 16,384. Its rows must have the bits of the whole span, for another call of the engine may have longer rows; where that
 does not hold on a machine (cut_keeps_bits), the last lane is whole.
 
-Lanes are what a CPU has: its attention reads them in place, where pages are gathered first. That shows in long rows:
-bench.rollout at the widths of a 0.5B model (fp32) found no difference with rows of 150 tokens, and lanes up to 1.4 times
-as fast with longer ones (bench/results/rollouts.md).
+Why a CPU has lanes beside the pages of a GPU (pages.py): its products need a row's keys side by side, so pages are
+gathered first, and that copy costs more than attention itself. Both caches sample the same completions, but a decode step with
+pages runs at a third of the speed for tiny-o1, and at a quarter for rows of 1,000 tokens of a small model
+(bench/results/rollouts.md).
 """
 
 import itertools
@@ -23,9 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import Attend, ModelConfig
-from .blocks import ATTENTION_ROWS, attention_blocks, cancelling
-from .row import Row
+from ..distributed import ALONE, Team, share_tokens
+from ..model import Attend, ModelConfig, Transformer
+from .row import Read, Row
+from .row_bits import ATTENTION_ROWS, BatchSizes, Product, attention_sizes, cancelling
+from .sampling import SamplingParams, sample, uniforms
 
 FIRST_SPAN = 64
 
@@ -145,15 +148,56 @@ class LaneCache:
         return attend
 
 
+class LaneDecoder:
+    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits; team: the ranks that hold the model.
+
+    A step's results are there when it returns: nothing is launched ahead.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        model: Transformer,
+        head: Product,
+        cache: LaneCache,
+        batches: BatchSizes,
+        params: SamplingParams,
+        team: Team = ALONE,
+    ) -> None:
+        self.model, self.head, self.cache, self.batches, self.params = model, head, cache, batches, params
+        self.team = team
+
+    @torch.inference_mode()
+    def launch(self, rows: list[Row]) -> Read:
+        """One new token for every row of the cache. Returns what reads the ids and log-probs."""
+        device = self.model.embed.device
+        u = torch.from_numpy(uniforms([row.key for row in rows], [row.steps for row in rows])).to(device)
+        feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=device)
+        ids: list[int] = []
+        logprobs: list[float] = []
+        first = 0
+        for size in self.batches.cut(len(rows)):
+            last = min(first + size, len(rows))
+            tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
+            hidden = self.model(tokens, positions, self.cache.decode_attention(first, last))
+            found = sample(self.head(hidden)[: last - first], u[first:last], self.params)
+            share_tokens(found[0], self.team)
+            ids += found[0].tolist()
+            logprobs += found[1].tolist()
+            first = last
+        return lambda: (ids, logprobs)
+
+
 class LanePart:
     """The rows of one lane in a decode step: `rows` of the step are those of the lane from `start` on."""
 
     def __init__(self, lane: Lane, rows: slice, start: int) -> None:
         self.lane, self.rows, self.start = lane, rows, start
-        own = lane.rows[start : start + rows.stop - rows.start]
+        members = lane.rows[start : start + rows.stop - rows.start]
         device = lane.keys.device
-        self.index = torch.arange(start, start + len(own), device=device)
-        self.position = torch.tensor([row.length for row in own], device=device)
+        self.index = torch.arange(start, start + len(members), device=device)
+        self.position = torch.tensor([row.length for row in members], device=device)
         lane.bias[self.index, ..., self.position] = 0
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -168,37 +212,36 @@ class LanePart:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, start: int = 0) -> Tensor:
-    """Attention of q [R, Hkv, G, D] over rows `start` to `start` + R - 1 of k, v [S, Hkv, T, D], in blocks (blocks.py).
-
-    bias [S, 1, 1, T] is added to the scores.
+    """Attention of q [R, Hkv, G, D] over rows `start` to `start` + R - 1 of k, v [S, Hkv, T, D], in batches of
+    fixed sizes (row_bits.py). bias [S, 1, 1, T] is added to the scores.
     """
     rows, kv_heads, group, head_dim = q.shape
-    blocks = attention_blocks(k.shape[2], kv_heads, group, head_dim, q.dtype, q.device, torch.get_num_threads())
-    sizes = blocks.cut(rows)
+    batches = attention_sizes(k.shape[2], kv_heads, group, head_dim, q.dtype, q.device, torch.get_num_threads())
+    sizes = batches.cut(rows)
     if sizes == [rows]:
-        own = slice(start, start + rows)
-        return block_attention(q, k[own], v[own], bias[own])
+        part = slice(start, start + rows)
+        return batch_attention(q, k[part], v[part], bias[part])
     ends = list(itertools.accumulate(sizes, initial=0))
     parts = [q[a:b] for a, b in itertools.pairwise(ends)]
     return torch.cat([padded_attention(part, k, v, bias, start + a, size) for part, a, size in zip(parts, ends, sizes)])
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, start: int, size: int) -> Tensor:
-    """`attention` of at most `size` rows in a block of `size` rows.
+    """`attention` of at most `size` rows in a batch of `size` rows.
 
-    What is left of the block takes in neighbours: their queries are zeros and their results are dropped.
+    Neighbours fill the batch up: their queries are zeros and their results are dropped.
     """
     first = max(0, min(start, len(k) - size))
     before, after = start - first, size - (start - first) - len(q)
     queries = F.pad(q, (0, 0, 0, 0, 0, 0, before, after))
-    block = [part[first : first + size] for part in (k, v, bias)]
+    cached = [part[first : first + size] for part in (k, v, bias)]
     if size > len(k):
-        block = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(k))) for part in block]
-    return block_attention(queries, *block)[before : before + len(q)]
+        cached = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(k))) for part in cached]
+    return batch_attention(queries, *cached)[before : before + len(q)]
 
 
-def block_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of the rows of one block, each over its own keys and values.
+def batch_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of the rows of one batch, each over its own keys and values.
 
     Two plain products: on a CPU they are up to twice as fast as torch's fused attention for a single query, and their
     bits do not depend on memory alignment. The scores of a bfloat16 product are rounded before the softmax.
@@ -221,7 +264,7 @@ def cut_keeps_bits(
 ) -> bool:
     """Whether attention over `span` tokens has the bits of one over `full` tokens of which the others are masked.
 
-    The products are tested with terms that cancel (blocks.py), the softmax with random scores.
+    The products are tested with terms that cancel (row_bits.py), the softmax with random scores.
     """
     heads = ATTENTION_ROWS, kv_heads
     q, k = cancelling(full, head_dim, dtype, device)

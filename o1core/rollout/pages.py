@@ -1,13 +1,24 @@
-"""The KV cache of the rollout engine in pages: memory by the tokens that rows have, not by those that they may have.
+"""Pages, the KV cache of a GPU: memory for the tokens that rows have, not for those that they may have; and its decode step.
 
 A page holds 64 tokens of all layers. A row takes its next page when its tokens fill the last one; the host knows all
 lengths, so it allots pages without asking the device. The full pages of a prompt are shared by its samples, and counted;
 the last, partly filled one is written for each sample anew. A page is free when nobody owns it any more.
 
-Where no page is free, the row that came last gives up its own and starts again later. Its bits depend on its key alone,
-so the second start finds the same tokens, and the row that came first always ends. After that nobody is admitted until a
-row has left. Left out on purpose: pages swapped out to the host's memory (a restart costs less than it seems: the row
-that came last has done least), and a prompt's pages found again by their contents (each prompt comes once).
+Where no page is free, the newest row loses its pages and starts again later. Its bits depend on its key alone, so the
+second start finds the same tokens, and the oldest row always ends. After that nobody is admitted until a row has left. Left
+out on purpose: pages swapped out to the host's memory (a restart costs less than it seems: the newest row has done least),
+and a prompt's pages found again by their contents (each prompt comes once).
+
+In a decode step the host says what to compute and does not look at what comes out. A step's tokens are taken on the device
+from what the step before has sampled, its random numbers are made there, and its results are read when the next step is
+under way. What the host knows is sent with every step in two small copies: each row's key, number of tokens and place in
+the step before, and the pages. So one row too many is computed where a row ends with its end-of-text token: the host learns
+of it a step later, and drops what was sampled after it.
+
+Rows are computed in batches of a fixed size (row_bits.py), so that every product has the same shape: 256 on a GPU, where
+fewer rows would read the weights for as long. On a CPU the same code runs with the kernels' torch twins and reads its
+results at once. CUDA graphs need Triton's kernels, which nothing has to wait for; a team of ranks runs without them, because
+an all-reduce inside of a graph is not tried. Nothing here ran on a GPU.
 """
 
 import math
@@ -17,10 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed import Team, share_tokens
 from ..errors import UserError
-from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, write_pages
+from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
 from ..model import Attend, ModelConfig, Transformer
-from .row import Row
+from .row import Read, Row
+from .row_bits import BatchSizes, Product
+from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
+
+FIELDS = ("key", "length", "steps", "place in the step before", "token of a row's first step")  # of what is sent
+
+Step = Callable[[int, int, int], None]  # (first row, rows, splits of attention)
 
 
 class PagePool:
@@ -187,6 +205,161 @@ class PagedCache:
         assert self._prompt is not None
         self.pool.give_back(self._prompt[1])
         self._prompt = None
+
+
+class PageDecoder:
+    """Decode steps of `model` for the rows of `cache`. head: hidden states -> logits; team: the ranks that hold the model.
+
+    lookahead: how many steps the host may launch before it reads the first one's results.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        head: Product,
+        cache: PagedCache,
+        batches: BatchSizes,
+        params: SamplingParams,
+        team: Team,
+    ) -> None:
+        self.model, self.head, self.cache, self.batches, self.params = model, head, cache, batches, params
+        self.team = team
+        device, config = model.embed.device, model.config
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        self.triton = runs_triton(device) and refused_heads(*heads) is None
+        self.lookahead = int(device.type == "cuda")
+        self.graphs = Captured() if device.type == "cuda" and self.triton and team.members == 1 else None
+        rows = -(-len(cache.table) // batches.base) * batches.base
+        self.live = 0  # rows of the step that are no padding
+        self._places: dict[Row, int] = {}  # of the rows of the step before
+        with torch.inference_mode():
+            self.sent = torch.zeros(len(FIELDS), rows, dtype=torch.int64, device=device)
+            self.table = torch.zeros(rows, cache.table.shape[1], dtype=torch.int32, device=device)
+            self.tokens, self.ids = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
+            self.lengths, self.flags = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(2))
+            self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    @torch.inference_mode()
+    def launch(self, rows: list[Row]) -> Read:
+        """Start one step for all rows of the cache, which have room for a token. Returns what reads its ids and log-probs."""
+        self._send(rows)
+        sizes = self.batches.cut(len(rows)) if self.ids.device.type == "cpu" else self._whole_batches(len(rows))
+        first = 0
+        for size in sizes:
+            longest = max((row.length + 1 for row in rows[first : first + size]), default=1)
+            numbers = first, size, rounded_splits(longest, SPLIT_TOKENS, self.cache.splits)
+            if self.graphs is None:
+                self._compute(*numbers)
+            else:
+                self.graphs(self._compute, *numbers)
+            first += size
+        share_tokens(self.ids, self.team)
+        self._places = {row: i for i, row in enumerate(rows)}
+        return self._results(len(rows))
+
+    def _whole_batches(self, rows: int) -> list[int]:
+        return [self.batches.base] * -(-rows // self.batches.base)
+
+    def _send(self, rows: list[Row]) -> None:
+        """What the step needs to know, and the tokens that it is fed."""
+        self.live = len(rows)
+        facts = np.zeros(self.sent.shape, dtype=np.int64)
+        columns = [(row.length + 1, row.steps, self._places.get(row, -1), row.token) for row in rows]
+        facts[1:, : self.live] = np.array(columns, dtype=np.int64).T
+        facts[0, : self.live] = np.array([row.key for row in rows], dtype=np.uint64).view(np.int64)
+        device = self.ids.device
+        self.sent.copy_(to_device(torch.from_numpy(facts), device))
+        self.table[: self.live] = to_device(torch.from_numpy(self.cache.table[: self.live]), device)
+        _, lengths, _, places, prompt_tokens = self.sent
+        self.lengths.copy_(lengths)
+        torch.where(places < 0, prompt_tokens, self.ids[places.clamp(min=0)], out=self.tokens)
+
+    def _compute(self, first: int, rows: int, splits: int) -> None:
+        """The step of a batch: hidden states, logits, random numbers, tokens. Writes nothing that it reads, but pages."""
+        part = slice(first, first + rows)
+        attend = self.cache.decode_attention(self.model, self.table[part], self.lengths[part], splits * SPLIT_TOKENS)
+        logits = self.head(self.model(self.tokens[part], None, attend))
+        u = device_uniforms(self.sent[0, part], self.sent[2, part])
+        if self.triton:
+            p = self.params
+            found = sample_tokens(logits, u, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
+            self.ids[part], self.logprobs[part], self.flags[part] = found
+        else:
+            part = slice(first, min(first + rows, self.live))
+            count = part.stop - part.start
+            self.ids[part], self.logprobs[part] = sample(logits[:count], u[:count], self.params)
+
+    def _results(self, count: int) -> Read:
+        """A copy of the results on its way to the host, and what waits for it."""
+        on_gpu = self.ids.device.type == "cuda"
+        copies = [torch.empty(count, dtype=t.dtype, pin_memory=on_gpu) for t in (self.ids, self.logprobs, self.flags)]
+        for copy, source in zip(copies, (self.ids, self.logprobs, self.flags)):
+            copy.copy_(source[:count], non_blocking=on_gpu)
+        done = torch.cuda.Event() if on_gpu else None
+        if done is not None:
+            done.record()
+
+        def read() -> tuple[list[int], list[float]]:
+            if done is not None:
+                done.synchronize()
+            ids, logprobs, flags = (copy.tolist() for copy in copies)
+            if any(flags):
+                raise UserError(NOT_FINITE)
+            return ids, logprobs
+
+        return read
+
+
+class Captured:
+    """Decode steps as CUDA graphs, in which hundreds of launches become one.
+
+    A step is captured the first time that its numbers are seen, and replayed from then on: it must read and write the same
+    tensors every time, wait for nothing and ask the host for nothing (tests/rollout/test_page_decoder.py holds it to that
+    on a CPU). All graphs share one pool of memory. They live as long as one call of the engine: between two of them an
+    update moves weights, whose addresses are in the graph.
+
+    The step is handed over with each call and not kept: a step that its owner keeps would keep the owner, and with it the
+    cache, past its time.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[tuple[int, int, int], torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, step: Step, first: int, rows: int, splits: int) -> None:
+        """Replay the step of these numbers; `step` itself is called where there is no graph of it yet."""
+        numbers = first, rows, splits
+        if numbers not in self.graphs:
+            self.graphs[numbers] = self._capture(step, numbers)
+        self.graphs[numbers].replay()
+
+    def _capture(self, step: Step, numbers: tuple[int, int, int]) -> torch.cuda.CUDAGraph:
+        """A graph of the step. The step runs once before: kernels are compiled then, and libraries take their workspaces.
+        It does no harm: what a step writes does not change what it reads."""
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            step(*numbers)
+        torch.cuda.current_stream().wait_stream(beside)
+        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            step(*numbers)
+        return graph
+
+
+def rounded_splits(longest: int, split: int, most: int) -> int:
+    """Splits of `split` tokens in attention that a step for rows of up to `longest` tokens is made for: a power of two, or
+    `most`, so that few graphs serve all lengths."""
+    needed = max(1, -(-longest // split))
+    return min(most, 1 << (needed - 1).bit_length())
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on their way to the device, which they reach before what is launched next. A GPU's host does not
+    wait for that."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 def pages_of(tokens: int) -> int:

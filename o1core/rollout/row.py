@@ -1,8 +1,11 @@
 """A completion in the making."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..types import Completion
+
+Read = Callable[[], tuple[list[int], list[float]]]  # waits for a decode step; returns its ids and log-probs, one a row
 
 
 @dataclass(eq=False)
@@ -10,8 +13,8 @@ class Row:
     """A completion being decoded.
 
     length: tokens in its cache once every launched step has run; steps: how many were launched; token: the last one that
-    was read, and before the first step the prompt's last. Where the host is a step behind, ids has one token fewer than
-    there were steps. restarted: the row was given up and another one starts in its place.
+    was read, and before the first step the prompt's last. Where the host looks a step ahead, ids has one token fewer than
+    there were steps. restarted: the row lost its pages, and a new one starts in its place.
     """
 
     prompt: int

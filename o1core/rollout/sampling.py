@@ -1,7 +1,7 @@
 """From logits to tokens: temperature, top-k, top-p and greedy, with one uniform number a row.
 
 torch.multinomial over 152k tokens costs more than the model that made the logits. Here a token is found by inverting the
-cumulative distribution in two levels, blocks of the vocabulary and then the tokens of one block, which reads the
+cumulative distribution in two levels, tiles of the vocabulary and then the tokens of one tile, which reads the
 probabilities once. The uniform number is a hash of (seed, prompt, sample, step), not the state of a generator, so a
 sample does not depend on what is decoded beside it. Nor do its bits: see exp_rows.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model import THREAD_GRAIN
 
-BLOCK = 512  # tokens in a block of the two-level search
+TILE = 512  # tokens of the vocabulary, in the two-level search
 NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole
 VECTOR = 64  # numbers: the vectorised loops of torch end at a multiple of it on every CPU
 NOT_FINITE = "the model's logits are not finite: its weights are broken, or overflow in this dtype"
@@ -101,7 +101,7 @@ def sample(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Ten
 def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """`sample` of float32 logits whose probabilities fit the processor's cache."""
     top = logits.amax(dim=-1, keepdim=True)
-    weights = blocks(logits, top, 1.0)  # [R, blocks, BLOCK]
+    weights = tiles(logits, top, 1.0)  # [R, tiles, TILE]
     lse = top + log_rows(weights.sum(-1).sum(-1, dtype=torch.float64, keepdim=True))
     if not lse.isfinite().all():
         raise UserError(NOT_FINITE)
@@ -109,7 +109,7 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
         ids = logits.argmax(dim=-1, keepdim=True)
     else:
         if params.temperature != 1:
-            weights = blocks(logits, top, params.temperature)
+            weights = tiles(logits, top, params.temperature)
         if params.top_k or params.top_p < 1:
             ids = sample_filtered(logits, top, weights, uniform, params)
         else:
@@ -117,17 +117,17 @@ def sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tupl
     return ids[:, 0], (logits.gather(1, ids) - lse)[:, 0].float()
 
 
-def blocks(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
-    """exp((logits - top) / temperature), cut into blocks; the last one is filled up with zeros."""
+def tiles(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
+    """exp((logits - top) / temperature), cut into tiles; the last one is filled up with zeros."""
     rows, vocab = logits.shape
     width = -(-vocab // VECTOR) * VECTOR
-    weights = logits.new_zeros(rows, -(-vocab // BLOCK) * BLOCK)
+    weights = logits.new_zeros(rows, -(-vocab // TILE) * TILE)
     weights[:, vocab:width] = float("-inf")
     inside = torch.sub(logits, top, out=weights[:, :vocab])
     if temperature != 1:
         inside /= temperature
     exp_rows(weights[:, :width])
-    return weights.view(rows, -1, BLOCK)
+    return weights.view(rows, -1, TILE)
 
 
 def exp_rows(x: Tensor) -> Tensor:
@@ -150,13 +150,13 @@ def log_rows(x: Tensor) -> Tensor:
 
 
 def invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """ids [R, 1] at which the cumulative sum of weights [R, blocks, BLOCK] passes uniform * total."""
-    by_block = weights.sum(-1).cumsum(-1, dtype=torch.float64)
-    target = uniform[:, None] * by_block[:, -1:]
-    block = first_above(by_block, target)
-    before = torch.where(block > 0, by_block.gather(1, (block - 1).clamp(min=0)), 0)
-    inside = weights.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
-    return block * BLOCK + first_above(inside, target - before)
+    """ids [R, 1] at which the cumulative sum of weights [R, tiles, TILE] passes uniform * total."""
+    by_tile = weights.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = uniform[:, None] * by_tile[:, -1:]
+    tile = first_above(by_tile, target)
+    before = torch.where(tile > 0, by_tile.gather(1, (tile - 1).clamp(min=0)), 0)
+    inside = weights.gather(1, tile[..., None].expand(-1, -1, TILE))[:, 0].cumsum(-1, dtype=torch.float64)
+    return tile * TILE + first_above(inside, target - before)
 
 
 def first_above(cumulative: Tensor, target: Tensor) -> Tensor:

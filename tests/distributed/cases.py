@@ -25,7 +25,7 @@ from o1core.distributed import (
 from o1core.model import checkpoint, draw_adapters, read_config
 from o1core.policy import Policy, select
 from o1core.recipe import Recipe
-from o1core.rollout import decoder, page_decoder, sampling
+from o1core.rollout import lanes, pages, sampling
 from o1core.run_folder import RunFolder
 from o1core.training import Updater, reference_logprobs, with_reference
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
@@ -122,7 +122,7 @@ def sampled_by_ranks_that_drift(folder: Path, kind: str, prompts: list[list[int]
     team = team_of(2)
     tokenizer = o1core.model.load(folder)[1]
     model = load_part(folder, torch.float32, torch.device("cpu"), team)
-    module, sample = (decoder if kind == "lanes" else page_decoder), sampling.sample
+    module, sample = (lanes if kind == "lanes" else pages), sampling.sample
     if team.member:
         module.sample = lambda logits, *rest: sample(logits.roll(1, -1), *rest)
     params = o1core.SamplingParams(max_new_tokens=20)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model.transformer import silu
-from o1core.rollout.blocks import Blocks, attention_blocks, cancelling, model_blocks, product_blocks
+from o1core.rollout.row_bits import BatchSizes, attention_sizes, cancelling, model_sizes, product_sizes
 from tests.campaigns.bits import WIDTHS, Words, real_widths
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
 
@@ -43,10 +43,10 @@ def library(monkeypatch):
         monkeypatch.setattr(F, "linear", ordered_linear)
         monkeypatch.setattr(torch, "matmul", ordered_matmul)
 
-    for known in (product_blocks, attention_blocks):
+    for known in (product_sizes, attention_sizes):
         known.cache_clear()
     yield install
-    for known in (product_blocks, attention_blocks):
+    for known in (product_sizes, attention_sizes):
         known.cache_clear()
 
 
@@ -58,9 +58,9 @@ def test_a_library_that_rounds_otherwise_for_every_number_of_rows(loaded, librar
     library(another_order_for_every_shape)
     x, weight = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(F.linear(x[:8], weight), F.linear(x, weight)[:8])
-    blocks = model_blocks(loaded[0], loaded[1].size)
-    assert blocks.holds and blocks.cut(5) == blocks.cut(64) == [64] and blocks.cut(70) == [64, 64]
-    assert attention_blocks(64, 2, 3, 16, torch.float32, torch.device("cpu"), 1).cut(11) == [8, 8]
+    batches = model_sizes(loaded[0], loaded[1].size)
+    assert batches.holds and batches.cut(5) == batches.cut(64) == [64] and batches.cut(70) == [64, 64]
+    assert attention_sizes(64, 2, 3, 16, torch.float32, torch.device("cpu"), 1).cut(11) == [8, 8]
     prompts, params = prompts_of([63, 1, 130, 5, 62, 220]), SamplingParams(n=14, max_new_tokens=24, seed=5)
     expected = Engine(*loaded, slots=8).generate(prompts, params)
     for slots in (3, 70):
@@ -76,7 +76,7 @@ def test_a_library_that_rounds_by_the_place_of_a_row_is_warned_of_once(loaded, l
         return torch.cat((y[:-1], linear(x[-1:].flip(-1), weight.flip(-1), bias)))
 
     monkeypatch.setattr(F, "linear", by_place)
-    product_blocks.cache_clear()
+    product_sizes.cache_clear()
     engine = Engine(*loaded)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -97,10 +97,10 @@ def test_the_test_sees_any_other_order_of_addition(dtype):
         assert not torch.equal(sum(cut).to(dtype), whole)
 
 
-def test_blocks_hold_all_rows():
-    blocks = Blocks([lambda rows: torch.full((rows, 1), float(rows in (16, 24, 64)))], base=64, step=8)
-    assert [blocks.cut(rows) for rows in (1, 17, 25, 64)] == [[16], [24], [64], [64]]
-    assert blocks.cut(130) == [64, 64, 16]
+def test_batches_hold_all_rows():
+    batches = BatchSizes([lambda rows: torch.full((rows, 1), float(rows in (16, 24, 64)))], base=64, step=8)
+    assert [batches.cut(rows) for rows in (1, 17, 25, 64)] == [[16], [24], [64], [64]]
+    assert batches.cut(130) == [64, 64, 16]
 
 
 def test_silu_of_a_decoded_row_does_not_depend_on_seams_between_threads():

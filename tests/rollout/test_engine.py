@@ -9,8 +9,8 @@ import torch
 import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.errors import UserError
-from o1core.rollout.blocks import attention_blocks
 from o1core.rollout.lanes import attention
+from o1core.rollout.row_bits import attention_sizes
 from o1core.rollout.sampling import sample, stream_key, uniforms
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
 
@@ -89,7 +89,7 @@ def test_attention_of_a_row_has_the_same_bits_in_any_batch(kv_heads, group, dtyp
         q, k, v = (torch.randn(20, kv_heads, n, 16, generator=generator).to(dtype) for n in (group, span, span))
         lengths = torch.randint(1, span, (20, 1, 1, 1), generator=generator)
         bias = torch.zeros(20, 1, 1, span, dtype=dtype).masked_fill_(torch.arange(span) >= lengths, -torch.inf)
-        if not attention_blocks(span, kv_heads, group, 16, dtype, q.device, 2).holds:
+        if not attention_sizes(span, kv_heads, group, 16, dtype, q.device, 2).holds:
             torch.set_num_threads(threads)
             pytest.skip("products of attention on this machine round a row by its place in the batch")
         whole = attention(q, k, v, bias)

@@ -16,10 +16,8 @@ from o1core.distributed import ALONE
 from o1core.errors import UserError
 from o1core.kernels import configs, dispatch
 from o1core.model import ModelConfig, initialise
-from o1core.rollout import caches, engine, graphs
-from o1core.rollout.graphs import Captured, rounded_splits
-from o1core.rollout.page_decoder import PageDecoder
-from o1core.rollout.pages import PagedCache
+from o1core.rollout import cache_kind, engine, pages
+from o1core.rollout.pages import Captured, PagedCache, PageDecoder, rounded_splits
 from o1core.rollout.sampling import device_uniforms, uniforms
 from tests.campaigns.bits import Words
 from tests.kernels.triton_cases import needs_interpreter
@@ -75,8 +73,8 @@ def launches_of_a_step(config: ModelConfig, monkeypatch, backend: str = "triton"
     with device:
         model = Transformer(config).to(torch.bfloat16)
     cache = PagedCache(config, 256, 16, 512, torch.bfloat16, device)
-    blocks, head = SimpleNamespace(base=256), lambda hidden: F.linear(hidden, model.lm_head)
-    decoder = PageDecoder(model, head, cache, blocks, SamplingParams(temperature=0.6, top_p=0.9), ALONE)
+    batches, head = SimpleNamespace(base=256), lambda hidden: F.linear(hidden, model.lm_head)
+    decoder = PageDecoder(model, head, cache, batches, SamplingParams(temperature=0.6, top_p=0.9), ALONE)
     with torch.inference_mode(), launches:
         decoder._compute(0, 256, 1)
     return launches.names
@@ -108,26 +106,26 @@ def replaced(config: ModelConfig, **changes) -> ModelConfig:
 @needs_interpreter
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_kernels_of_a_gpu_sample_what_their_torch_twins_sample(monkeypatch):
-    """float64, in Triton's interpreter: attention over pages, the write of pages and the sampler, a step behind."""
+    """float64, in Triton's interpreter: attention over pages, the write of pages and the sampler, a step ahead."""
     monkeypatch.setenv("O1CORE_CACHE", "pages")
     model, words = model_of(replaced(SHAPE, num_layers=1, num_heads=2, num_kv_heads=1), torch.float64), Words(75)
     params = SamplingParams(max_new_tokens=3, seed=3, temperature=0.7)
     expected = Engine(model, words, slots=4).generate(PROMPTS, params)
     monkeypatch.setenv("O1CORE_KERNELS", "triton")
-    monkeypatch.setattr(engine, "PageDecoder", OneBehind)
+    monkeypatch.setattr(engine, "PageDecoder", OneAhead)
     found = Engine(model, words, slots=4).generate(PROMPTS, params)
     assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
     for a, b in zip(chain(*found), chain(*expected)):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-6)
 
 
-class OneBehind(PageDecoder):
-    """With the host as far behind as it is on a GPU."""
+class OneAhead(PageDecoder):
+    """With the host as far ahead as it is on a GPU."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         assert self.triton
-        self.behind = 1
+        self.lookahead = 1
 
 
 @pytest.mark.parametrize(
@@ -172,7 +170,7 @@ def test_graphs_are_captured_once_and_replayed(monkeypatch):
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(
-        graphs.torch,
+        pages.torch,
         "cuda",
         SimpleNamespace(
             CUDAGraph=Graph,
@@ -202,12 +200,12 @@ def test_logits_that_are_not_finite_are_refused(monkeypatch):
 @pytest.mark.parametrize("changes, reason", [({"head_dim": 24}, "head size 24"), ({"num_heads": 34}, "17 query heads")])
 def test_a_gpu_has_lanes_where_the_kernels_do_not_take_the_heads(monkeypatch, caplog, changes, reason):
     monkeypatch.delenv("O1CORE_CACHE", raising=False)
-    caches._warn_once.cache_clear()
+    engine._warn_once.cache_clear()
     config, device = replaced(SHAPE, **changes), torch.device("cuda")
-    assert [caches.cache_kind(config, device) for _ in range(2)] == ["lanes", "lanes"]
+    assert [cache_kind(config, device) for _ in range(2)] == ["lanes", "lanes"]
     (line,) = caplog.messages
     assert reason in line and "lanes run instead of pages" in line and "\n" not in line
-    assert caches.cache_kind(SHAPE, device) == "pages" and caches.cache_kind(config, torch.device("cpu")) == "lanes"
+    assert cache_kind(SHAPE, device) == "pages" and cache_kind(config, torch.device("cpu")) == "lanes"
 
 
 def test_an_old_gpu_has_lanes_with_one_line(monkeypatch):
@@ -217,6 +215,6 @@ def test_an_old_gpu_has_lanes_with_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     dispatch._new_enough.cache_clear()
     with pytest.warns(UserWarning, match=r"compute capability 7.5: .* torch runs instead$") as lines:
-        assert caches.cache_kind(SHAPE, torch.device("cuda", 0)) == "lanes"
+        assert cache_kind(SHAPE, torch.device("cuda", 0)) == "lanes"
     assert len(lines) == 1
     dispatch._new_enough.cache_clear()

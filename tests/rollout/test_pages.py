@@ -9,7 +9,7 @@ import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.rollout import page_decoder
+from o1core.rollout.pages import PageDecoder
 from tests.campaigns.bits import WIDTHS, Words, real_widths
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
 
@@ -36,16 +36,16 @@ def use(monkeypatch):
     return lambda name: monkeypatch.setenv("O1CORE_CACHE", name)
 
 
-@pytest.fixture(params=[0, 1], ids=["host in step", "host one step behind"])
-def behind(request, monkeypatch):
-    """How far the host is behind, as it is on a GPU."""
-    made = page_decoder.PageDecoder.__init__
+@pytest.fixture(params=[0, 1], ids=["host in step", "host one step ahead"])
+def lookahead(request, monkeypatch):
+    """How many steps the host looks ahead, as it does on a GPU."""
+    made = PageDecoder.__init__
 
     def make(self, *arguments):
         made(self, *arguments)
-        self.behind = request.param
+        self.lookahead = request.param
 
-    monkeypatch.setattr(page_decoder.PageDecoder, "__init__", make)
+    monkeypatch.setattr(PageDecoder, "__init__", make)
     return request.param
 
 
@@ -65,7 +65,7 @@ def ids_of(groups):
 
 
 @pytest.mark.parametrize("slots, pages", [(1, None), (7, None), (64, None), (64, 5), (4, 4)])
-def test_pages_and_lanes_sample_the_same_tokens(exact, from_lanes, use, behind, slots, pages):
+def test_pages_and_lanes_sample_the_same_tokens(exact, from_lanes, use, lookahead, slots, pages):
     use("pages")
     engine = Engine(*exact, slots=slots, pages=pages)
     found = engine.generate(prompts_of(LENGTHS), PARAMS)
@@ -75,7 +75,7 @@ def test_pages_and_lanes_sample_the_same_tokens(exact, from_lanes, use, behind, 
     assert set(engine._cache.pool.owners) == {0}
 
 
-def test_the_order_of_arrival_changes_nothing(exact, from_lanes, use, behind):
+def test_the_order_of_arrival_changes_nothing(exact, from_lanes, use, lookahead):
     use("pages")
     order = torch.randperm(4, generator=torch.Generator().manual_seed(3)).tolist()
     found = dict(Engine(*exact, slots=7, pages=6).stream(prompts_of(LENGTHS), PARAMS, order))
