@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.methods import changes, signed
+from bench.tiny_o1 import signed
 from o1core.errors import UserError
+from o1core.evaluation import answers_of
+from o1core.metrics import paired
 from o1core.model import DTYPES, Tokenizer, read_config
 from o1core.policy import opening_ids
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory
 from o1core.run_folder import RunFolder
 from o1core.runs import Job, Resources, open_evaluation, open_session
-from o1core.studies.measures import completions_of
 from o1core.text import one_line
 from o1core.types import Group
 
@@ -77,12 +78,13 @@ def answers(job: Job, out: Path, resources: Resources) -> list[Group]:
 
 def line(opening: str, groups: list[Group], own: list[Group]) -> str:
     """A row of the table. own: the answers to the same problems in the model's own words."""
-    lengths, correct = completions_of(groups)
+    answers = answers_of(groups)
     cut = np.mean([sample.finish_reason == "length" for group in groups for sample in group.samples])
-    cells = [f"`{opening}`" if opening else OWN, f"{100 * correct.mean():.1f} %", f"{lengths.mean():.1f}"]
+    cells = [f"`{opening}`" if opening else OWN, f"{100 * answers.correct.mean():.1f} %"]
+    cells.append(f"{answers.lengths.mean():.1f}")
     cells.append(f"{100 * cut:.1f} %")
-    differences = changes([completions_of(own)], [completions_of(groups)])
-    cells += map(signed, differences) if opening else [""] * 2
+    found = paired(answers_of(own), answers)
+    cells += [signed(found.accuracy.scaled(100)), signed(found.tokens)] if opening else [""] * 2
     return f"| {' | '.join(cells)} |"
 
 

@@ -14,8 +14,8 @@ Interrupted runs resume: rerun the same command. The stages, each a folder in --
                             right answers alone. All stages train adapters
     against-TEST-.../       the base against the last checkpoint on these tests; `o1core report` makes a page of it
 
-It prints the table of bench/results/qwen_gsm8k.md: before, after, and their difference over the same problems with its 95 %
-interval. The same figures are in figures.json of the folder against-TEST-..., of which bench/results/qwen_*.json are copies.
+It prints the table of bench/results/qwen_gsm8k.md: before, after, and what changed over the same problems, with 95 %
+intervals. The same figures are in figures.json of the folder against-TEST-..., of which bench/results/qwen_*.json are copies.
 """
 
 import argparse
@@ -27,22 +27,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from o1core.errors import UserError
 from o1core.evaluation import RunResult, compare, read_run_result
 from o1core.files import write_atomic, write_json, write_record
-from o1core.metrics import mean_interval
 from o1core.model import DTYPES
 from o1core.problems import load_problems, parse_levels, select
 from o1core.recipe import Recipe
-from o1core.report import plot_run
-from o1core.rollout import keep_freed_memory, read_groups
-from o1core.run_folder import SIDES, EvaluationFolder, RunFolder
+from o1core.report import plot_run, run_table, to_markdown
+from o1core.rollout import keep_freed_memory
+from o1core.run_folder import SIDES, RunFolder
 from o1core.runs import Job, Resources, open_job, open_session
 from o1core.typed_json import to_json
-from o1core.types import Problem, lengths_and_verdicts
+from o1core.types import Problem
 
 VALIDATION = 500  # problems of the training file that no stage trains on
 SPLIT_SEED = 42
@@ -184,51 +182,12 @@ def of_levels(problems: list[Problem], levels: str | None) -> list[Problem]:
 
 
 def report(run: RunFolder) -> str:
-    """The Markdown table of every test, and figures.json beside the result: the result and the differences, no path."""
+    """The Markdown table of every test, and figures.json beside the result: the result without a path of this machine."""
     result = read_run_result(run.result)
-    lines = [f"{time.strftime('%Y-%m-%d')}, {result.settings['dtype']}, greedy"]
-    figures = {}
-    for name, outcome in result.comparison.tests.items():
-        figures[name] = paired(*(run.evaluation(side, name) for side in SIDES))
-        lines += ["", f"{name}: {outcome.base.problems} problems, {outcome.length_cut:.1%} fewer tokens", ""]
-        lines.append(
-            "| | accuracy (95 % interval) | mean tokens (95 % interval) | truncated | AES |\n|---|---|---|---|---|"
-        )
-        for side, e, score in (("base", outcome.base, 0.0), ("pruned", outcome.pruned, outcome.aes)):
-            f = figures[name][side]
-            right = f"{e.accuracy:.1%} ({e.accuracy_low:.1%} to {e.accuracy_high:.1%})"
-            tokens = f"{e.mean_tokens:.1f} ({f['low']:.1f} to {f['high']:.1f})"
-            lines.append(
-                f"| {side} | {right} | {tokens} | {e.truncated:.1%} | {'none' if score is None else f'{score:.2f}'} |"
-            )
-        gain, change = figures[name]["accuracy"], figures[name]["tokens"]
-        lines.append(
-            f"| difference | {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}) | "
-            f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f}) | | |"
-        )
     portable = {name: value for name, value in to_json(result).items() if name != "checkpoint"}
-    write_json(run.path / "figures.json", {"result": portable, "paired": figures})
-    return "\n".join(lines)
-
-
-def paired(before: EvaluationFolder, after: EvaluationFolder) -> dict[str, dict[str, float]]:
-    """Differences problem by problem, after less before, with 95 % intervals (normal approximation), and each side's."""
-    sides = {}
-    for name, folder in (("base", before), ("pruned", after)):
-        groups = sorted(read_groups(folder.rollouts), key=lambda g: g.problem)
-        lengths, correct = (t.numpy().astype(float).mean(1) for t in lengths_and_verdicts(groups))
-        sides[name] = ([g.problem for g in groups], lengths, correct)
-    if sides["base"][0] != sides["pruned"][0]:
-        raise UserError(f"{before.path} and {after.path}: hold other problems; delete one of them and run again")
-
-    def interval(values: np.ndarray) -> dict[str, float]:
-        return dict(zip(("mean", "low", "high"), mean_interval(values)))
-
-    return {
-        "tokens": interval(sides["pruned"][1] - sides["base"][1]),
-        "accuracy": interval(sides["pruned"][2] - sides["base"][2]),
-        **{name: interval(lengths) for name, (_, lengths, _) in sides.items()},
-    }
+    write_json(run.path / "figures.json", {"result": portable})
+    table = run_table(result)
+    return f"{time.strftime('%Y-%m-%d')}, {result.settings['dtype']}, greedy\n\n{to_markdown(table)}\n\n{table.note}"
 
 
 if __name__ == "__main__":

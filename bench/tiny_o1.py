@@ -1,36 +1,52 @@
-"""The embedded model pruned under several recipes and seeds: the result table and chart of the README.
+"""The embedded model pruned under several recipes and seeds: the tables, the chart and the thought of the README.
 
-    python -m bench.tiny_o1 --seeds 3 [--out runs/bench] [--only tiny-o1]
+    python -m bench.tiny_o1 --seeds 3 [--out runs/bench-tiny-o1] [--only tiny-o1 sft]
 
-The last row is the ceiling: what an ideal policy with the slips of tiny-o1's teacher would do (bench/tiny_o1_ceiling.py).
 Each seed has training and test problems of its own. A recipe's first-round samples and its evaluation of the base are
-those of the other recipes of that seed (the same numbers decide them), so they are made once. A finished run is read.
+those of the other recipes of that seed (the same numbers decide them), so they are made once. A finished run is read, an
+interrupted one resumes: rerun the same command, also with more seeds or more recipes. With several seeds all 95 %
+intervals are over the seeds, else over the problems. It prints
+
+    the result; its last row is what an ideal policy with the slips of tiny-o1's teacher would do (bench/tiny_o1_ceiling.py)
+    the recipe against SFT, on the same problems
+    both kinds of problem, and of the 14 wordings the ones whose tokens are cut least and most and whose accuracy does
+        worst: overfitting to one form would show
+    one thought before and after: of the first seed's problems the one where on both sides a sample is closest to the
+        side's mean length (the sum of both distances; the first of equal ones)
 """
 
 import argparse
+import re
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+import numpy as np
 import torch
 
-from bench.methods import changes, signed
 from bench.tiny_o1_ceiling import Ceiling, ceiling
-from bench.tiny_o1_chart import draw
 from o1core.errors import UserError
-from o1core.evaluation import RunResult, read_run_result
+from o1core.evaluation import StudyResult, answers_of, read_problems, read_run_result
 from o1core.files import write_json
+from o1core.metrics import Answers, Spread, over_seeds, paired_over_seeds
+from o1core.model import Tokenizer, read_config
+from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
 from o1core.recipe import Recipe, read_recipe
-from o1core.rollout import keep_freed_memory
-from o1core.run_folder import SIDES
+from o1core.report import study_tables, to_markdown
+from o1core.report.charts import Line, write_png
+from o1core.report.study_charts import trade_off
+from o1core.rollout import keep_freed_memory, read_groups
+from o1core.run_folder import SIDES, RunFolder
 from o1core.runs import Resources, open_job
-from o1core.studies import Variant, run_variants
-from o1core.studies.measures import completions
-from o1core.studies.study_folder import StudyFolder
+from o1core.studies import StudyFolder, Variant, read_side, run_variants
 from o1core.typed_json import to_json
+from o1core.types import Group, Sample
 
+TEST = "arithmetic"
 SIZED = (
     "problems",
     "temperature",
@@ -43,6 +59,12 @@ SIZED = (
     "eval_problems",
     "eval_temperature",
 )
+KINDS = {"sum": SUM_WORDINGS, "larger": LARGER_WORDINGS}
+PATTERNS = {
+    wording: re.compile(re.escape(wording).replace(r"\{\}", r"[-+*\d]+"))
+    for wordings in KINDS.values()
+    for wording in wordings
+}
 
 
 def recipes() -> dict[str, Recipe]:
@@ -64,75 +86,161 @@ def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default: %(default)s)")
     ap.add_argument("--out", type=Path, default=Path("runs/bench-tiny-o1"), help="folder (default: %(default)s)")
-    ap.add_argument("--only", choices=list(recipes()), help="run this recipe alone (default: all)")
+    ap.add_argument("--only", choices=list(recipes()), nargs="+", help="run these recipes alone (default: all)")
     args = ap.parse_args()
     keep_freed_memory()
-    variants = [Variant(name, name, recipe) for name, recipe in recipes().items() if args.only in (None, name)]
+    variants = [Variant(name, name, r) for name, r in recipes().items() if args.only is None or name in args.only]
     resources = Resources(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 256)
     try:
         opener = partial(open_job, None, None, None, "auto")
-        rows = run_variants("tiny-o1", opener, variants, args.seeds, args.out, resources).variants
+        study = run_variants("tiny-o1", opener, variants, args.seeds, args.out, resources)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    results = {row.label: [read_run_result(args.out / run / "result.json") for run in row.runs] for row in rows}
-    problems = next(iter(results.values()))[0].settings["eval_problems"]
-    ceilings = [ceiling(problems, seed) for seed in range(args.seeds)]
-    figures = to_json(results)
-    figures["ideal"] = [{"pruned": {"accuracy": c.accuracy, "mean_tokens": c.tokens}} for c in ceilings]
-    write_json(args.out / "results.json", figures)
-    draw(figures, args.out / "chart.png")
-    print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}, mean over {args.seeds} seeds (lowest to highest)\n")
-    print(
-        "| recipe | base: accuracy, tokens | pruned: accuracy, tokens | length cut | accuracy gain, points | AES | seconds |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name, found in results.items():
-        print(line(name, found))
-    print(ideal_line(ceilings, next(iter(results.values()))))
-    if args.only is None:
-        print(f"\n{against_sft(StudyFolder(args.out), args.seeds)}")
+    runs = {row.label: [RunFolder(args.out / name) for name in row.runs] for row in study.variants}
+    ceilings = [ceiling(study.settings["eval_problems"], seed) for seed in range(args.seeds)]
+    write_figures(runs, ceilings, args.out)
+    (table,) = study_tables(study)
+    print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}. {table.note}\n\n{to_markdown(table)}")
+    print(ideal_line(ceilings, study))
+    if {"sft", "tiny-o1"} <= runs.keys():
+        print(f"\n{against_sft(runs)}")
+    print("\n| recipe | sums: points | cut | larger of two: points | cut | wordings: cut, points |")
+    print("|---|---|---|---|---|---|")
+    for name, of_recipe in runs.items():
+        print(form_row(name, of_recipe))
+    print(f"\n{thought(StudyFolder(args.out).run(0, next(iter(runs))))}")
     return 0
 
 
-def ideal_line(ceilings: list[Ceiling], found: list[RunResult]) -> str:
-    """The row of the ideal policy, against the base of the same seeds. found: the results of any recipe."""
-    bases = [result.comparison.average.base for result in found]
-    cut = mean(1 - c.tokens / base.mean_tokens for c, base in zip(ceilings, bases))
-    gain = mean(100 * (c.accuracy - base.accuracy) for c, base in zip(ceilings, bases))
+def write_figures(runs: dict[str, list[RunFolder]], ceilings: Sequence[Ceiling], out: Path) -> None:
+    """results.json, of which bench/results/tiny_o1.json is a copy, and the chart."""
+    figures = to_json({name: [read_run_result(run.result) for run in of_recipe] for name, of_recipe in runs.items()})
+    for result in (result for results in figures.values() for result in results):
+        del result["checkpoint"]  # a path of this machine
+    figures["ideal"] = [{"pruned": {"accuracy": c.accuracy, "mean_tokens": c.tokens}} for c in ceilings]
+    write_json(out / "results.json", figures)
+    draw(figures, out / "chart.png")
+
+
+def ideal_line(ceilings: Sequence[Ceiling], study: StudyResult) -> str:
+    """The row of the ideal policy, against the base of the same seeds."""
+    base = study.base.average
     accuracy, tokens = mean(c.accuracy for c in ceilings), mean(c.tokens for c in ceilings)
-    return f"| ideal policy | | {accuracy:.1%}, {tokens:.1f} | {cut:.1%} | {gain:+.1f} | | |"
+    cut, gain = 1 - tokens / base.mean_tokens.mean, 100 * (accuracy - base.accuracy.mean)
+    return f"| ideal policy | {100 * accuracy:.1f} % | {tokens:.1f} | {gain:+.1f} | {100 * cut:.1f} % |  |"
 
 
-def against_sft(folder: StudyFolder, seeds: int) -> str:
+def against_sft(runs: dict[str, list[RunFolder]]) -> str:
     """How tiny-o1's recipe differs from SFT, over the same problems."""
-    sides = []
-    for label in ("sft", "tiny-o1"):
-        runs = [folder.run(seed, label) for seed in range(seeds)]
-        sides.append([completions(run, SIDES[1], test) for run in runs for test in run.evaluations(SIDES[1])])
-    points, tokens = map(signed, changes(*sides))
-    problems = sum(len(right) for _, right in sides[0])
-    return f"tiny-o1 against sft, paired over {problems} problems, 95 % intervals: {points} points, {tokens} tokens"
-
-
-def line(name: str, found: list[RunResult]) -> str:
-    """A recipe's row of the table, over its seeds."""
-
-    def spread(values: list[float], form: str) -> str:
-        low, high = (format(f(values), form) for f in (min, max))
-        return format(mean(values), form) + (f" ({low} to {high})" if len(values) > 1 else "")
-
-    averages = [result.comparison.average for result in found]
-    scores = [average.aes for average in averages if average.aes is not None]
-    cells = [
-        f"{mean(a.base.accuracy for a in averages):.1%}, {mean(a.base.mean_tokens for a in averages):.1f}",
-        f"{mean(a.pruned.accuracy for a in averages):.1%}, {mean(a.pruned.mean_tokens for a in averages):.1f}",
-        spread([a.length_cut for a in averages], ".1%"),
-        spread([100 * a.accuracy_gain for a in averages], "+.1f"),
-        spread(scores, ".2f") if scores else "none",
-        spread([result.seconds for result in found], ".0f"),
+    after = SIDES[1]
+    found = paired_over_seeds(
+        [[(read_side(sft, after, TEST), read_side(own, after, TEST))] for sft, own in zip(runs["sft"], runs["tiny-o1"])]
+    )
+    results = [
+        [read_run_result(run.result).comparison.average.aes or 0.0 for run in runs[n]] for n in ("sft", "tiny-o1")
     ]
-    return f"| {name} | " + " | ".join(cells) + " |"
+    score = over_seeds([own - sft for sft, own in zip(*results)])
+    points, tokens = signed(found.accuracy.scaled(100)), signed(found.tokens)
+    return f"tiny-o1 against sft, paired: {points} points, {tokens} tokens, AES {signed(score, '+.2f')}"
+
+
+def signed(spread: Spread, form: str = "+.1f") -> str:
+    """A difference with its interval, as the tables show it."""
+    if spread.low is None or spread.high is None:
+        return format(spread.mean, form)
+    return f"{spread.mean:{form}} ({spread.low:{form}} to {spread.high:{form}})"
+
+
+def by_wording(run: RunFolder, side: str) -> dict[str, Answers]:
+    """wording: what was answered to its problems. Raises UserError where a question has none of the wordings."""
+    folder = run.evaluation(side, TEST)
+    asked = {problem.id: wording_of(problem.question) for problem in read_problems(folder)}
+    groups = read_groups(folder.rollouts)
+    parts = {wording: [group for group in groups if asked[group.problem] == wording] for wording in PATTERNS}
+    return {wording: answers_of(part) for wording, part in parts.items() if part}
+
+
+def wording_of(question: str) -> str:
+    for wording, pattern in PATTERNS.items():
+        if pattern.fullmatch(question):
+            return wording
+    raise UserError(f"{question!r}: is no problem of tiny-o1; give the folder of bench.tiny_o1")
+
+
+def form_row(name: str, runs: Sequence[RunFolder]) -> str:
+    """A recipe's line: what changes of each kind of problem, and how far its wordings are apart."""
+    before, after = ([by_wording(run, side) for run in runs] for side in SIDES)
+    cells = []
+    for wordings in KINDS.values():
+        old, new = ([joined([seed[w] for w in wordings if w in seed]) for seed in side] for side in (before, after))
+        found = paired_over_seeds([[pair] for pair in zip(old, new)])
+        cells += [signed(found.accuracy.scaled(100)), f"{cut(old, new):.1f} %"]
+    parts = []
+    for wording in PATTERNS:
+        old, new = ([seed[wording] for seed in side if wording in seed] for side in (before, after))
+        if old:
+            gains = [float(b.correct.mean() - a.correct.mean()) for a, b in zip(old, new)]
+            parts.append((cut(old, new), 100 * mean(gains)))
+    cuts, points = zip(*parts)
+    cells.append(f"{min(cuts):.1f} to {max(cuts):.1f} %, {min(points):+.1f} points at worst")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Answers to several parts of a test as one."""
+    return Answers(
+        [name for part in parts for name in part.problems],
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.correct for part in parts]),
+    )
+
+
+def cut(before: Sequence[Answers], after: Sequence[Answers]) -> float:
+    """Percent of the tokens that are gone, over all seeds."""
+    old, new = (sum(float(a.lengths.mean(axis=1).sum()) for a in side) for side in (before, after))
+    return 100 * (1 - new / old)
+
+
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """results: for each recipe, the summary of every seed. The base is the same for all recipes of a seed."""
+    sides = {"base": [run["base"] for run in next(iter(results.values()))]}
+    sides |= {name: [run["pruned"] for run in runs] for name, runs in results.items()}
+    points = [line_of(name, found, style) for style, (name, found) in enumerate(sides.items(), -1)]
+    write_png([trade_off(points)], f"tiny-o1, mean of {len(sides['base'])} seeds", path)
+
+
+def line_of(name: str, found: list[dict[str, Any]], style: int) -> Line:
+    """A recipe's mark. found: the evaluation of each seed; style: the place of its look, of which the base needs none."""
+    right = [e["accuracy"] for e in found]
+    tokens = mean(e["mean_tokens"] for e in found)
+    return Line(name, [tokens], [mean(right)], [min(right)], [max(right)], max(0, style))
+
+
+def mean_length(group: Group) -> float:
+    return mean(sample.length for sample in group.samples)
+
+
+def choose(before: dict[str, Group], after: dict[str, Group]) -> tuple[str, list[Sample]]:
+    """The id of the problem, and its sample of each side, by the rule above."""
+    sides = (before, after)
+    means = [mean(map(mean_length, side.values())) for side in sides]
+
+    def closest(problem: str) -> list[Sample]:
+        return [min(s[problem].samples, key=lambda x: abs(x.length - m)) for s, m in zip(sides, means)]
+
+    problem = min(before, key=lambda p: sum(abs(sample.length - m) for sample, m in zip(closest(p), means)))
+    return problem, closest(problem)
+
+
+def thought(run: RunFolder) -> str:
+    """The problem and both thoughts, as text."""
+    before, after = ({g.problem: g for g in read_groups(run.evaluation(side, TEST).rollouts)} for side in SIDES)
+    problem, samples = choose(before, after)
+    tokenizer = Tokenizer(run.pruned, read_config(run.pruned).vocab_size)
+    parts = [f"problem {problem}\n{tokenizer.decode(before[problem].prompt.tolist())}"]
+    parts += [f"{side}, {s.length} tokens\n{tokenizer.decode(s.ids.tolist())}" for side, s in zip(SIDES, samples)]
+    return "\n\n".join(parts)
 
 
 def device_name() -> str:

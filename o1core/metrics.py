@@ -1,11 +1,75 @@
-"""Numbers that sum up an evaluation: accuracy with its interval, the accuracy-efficiency score, and measures beside it."""
+"""The numbers that sum up an evaluation, each with the interval it deserves.
+
+Every interval here is a 95 % one for problems drawn at random, and none has zero width: where the data cannot say how
+far a figure may be off, there is no interval at all. What is drawn at random decides the method:
+
+    a share of right answers              Wilson, on the number of problems            accuracy_interval
+    a difference over the same problems   Student's t on the problems' differences     mean_interval, paired
+    AES of the same problems              bootstrap over the problems                  paired
+    several training seeds                Student's t on the seeds                     over_seeds
+
+Left out on purpose: pooling the problems of several seeds. A run's seed moves all of its problems together, so that a
+pooled interval is too narrow.
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
+from .errors import UserError
+from .typed_json import OMIT_NONE, Figure
+
 Z95 = 1.959963984540054  # two-sided 95 % of a normal
+RESAMPLES = 10_000  # of the bootstrap: its percentiles are then good to a hundredth of AES
+RESAMPLES_AT_ONCE = 500  # so that 10,000 problems take 20 MB an array
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure and the ends of its 95 % interval, which are None where nothing can be said about them."""
+
+    mean: Figure
+    low: Figure | None = field(default=None, metadata=OMIT_NONE)
+    high: Figure | None = field(default=None, metadata=OMIT_NONE)
+
+    def within(self, least: float, most: float) -> Spread:
+        """With its ends no farther out than a figure of this kind can be."""
+        if self.low is None or self.high is None:
+            return self
+        return Spread(self.mean, max(least, self.low), min(most, self.high))
+
+    def scaled(self, factor: float) -> Spread:
+        """In another unit, or with the other sign."""
+        if self.low is None or self.high is None:
+            return Spread(factor * self.mean)
+        return Spread(factor * self.mean, *sorted((factor * self.low, factor * self.high)))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered on one test: K completions of each of P problems.
+
+    problems: ids [P]. lengths: tokens [P, K], end-of-text included. correct: bool [P, K].
+    """
+
+    problems: Sequence[str]
+    lengths: np.ndarray
+    correct: np.ndarray
+
+
+@dataclass(frozen=True)
+class Paired:
+    """After less before over the same problems: accuracy as a fraction, tokens of a completion, and the score AES, which
+    is None where the base got nothing right."""
+
+    accuracy: Spread
+    tokens: Spread
+    aes: Spread | None = None
 
 
 def aes(
@@ -65,25 +129,155 @@ def budget_area(lengths: np.ndarray, correct: np.ndarray, longest: int) -> float
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the mean of correct [P, K], for problems drawn at random.
+    """A 95 % interval of the mean of correct [P, K], for problems drawn at random: Wilson's, on the number of answers
+    that are independent.
 
-    One sample a problem: Wilson's interval. More: the samples of a problem are not independent, so the interval is
-    taken over the problems' means (normal approximation), cut to [0, 1].
+    One sample a problem: those are the P problems. More: a problem's samples resemble each other, so the K samples count
+    for as many independent answers as would make the problems' means spread as they do, P at least and P K at most
+    (effective sample size, with Student's quantile in place of the normal's: Dean and Pagano, Survey Methodology 2015).
+    So 2 problems of 4 wrong samples each are no proof that nothing is ever right.
     """
     problems, samples = correct.shape
     mean = float(correct.mean())
-    if samples == 1 or problems == 1:
-        n = correct.size
-        centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
-        # At 0 and 1 the bound is exactly the mean; rounding must not leave it outside.
-        return min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean)
-    _, low, high = mean_interval(correct.mean(axis=1))
-    return max(0.0, low), min(1.0, high)
+    if samples == 1:
+        n, quantile = float(problems), Z95
+    else:
+        variance = float(correct.mean(axis=1).var())
+        n = problems * min(samples, mean * (1 - mean) / variance) if variance > 0 else problems * samples
+        n = problems if mean in (0.0, 1.0) else n  # nothing shows how alike a problem's samples are: entirely, then
+        quantile = student(max(1, problems - 1))
+    square = quantile**2
+    centre = (mean + square / (2 * n)) / (1 + square / n)
+    half = quantile / (1 + square / n) * math.sqrt(mean * (1 - mean) / n + square / (4 * n * n))
+    # At 0 and 1 the bound is exactly the mean; rounding must not leave it outside.
+    return min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of values [N] and its 95 % interval, by the normal approximation; of one value, all."""
-    mean = float(values.mean())
-    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return mean, mean - half, mean + half
+def mean_interval(values: np.ndarray, step: float = 0.0) -> Spread:
+    """The mean of values [N], which were drawn independently, and its interval by Student's t; of one value there is none.
+
+    step: the least by which two values can differ. Values that all agree still spread by as much as if one had come out
+    a step higher and one a step lower: that nothing differs in 20 problems does not mean that nothing ever does. (For
+    differences of single right or wrong answers it is nearly the interval of Bonett and Price, J. Educ. Behav. Stat. 2012.)
+    """
+    mean, count = float(values.mean()), len(values)
+    squares = max(float(((values - mean) ** 2).sum()), 2 * step**2)
+    if count < 2 or squares == 0:
+        return Spread(mean)
+    half = student(count - 1) * math.sqrt(squares / (count - 1) / count)
+    return Spread(mean, mean - half, mean + half)
+
+
+def over_seeds(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Spread:
+    """The mean of one figure of several training seeds and its interval by Student's t on the seeds, cut to least..most,
+    between which such a figure lies. Of one seed, and of seeds that all agree, there is no interval."""
+    return mean_interval(np.asarray(values, float)).within(least, most)
+
+
+def paired(before: Answers, after: Answers, seed: int = 0) -> Paired:
+    """After less before, problem by problem: what every comparison reports.
+
+    Accuracy and tokens: mean_interval of the problems' differences. AES: the percentiles 2.5 and 97.5 of `RESAMPLES`
+    resamples of the problems (Efron's bootstrap; the same seed draws the same ones). It has no interval where
+    resamples do not differ, or where the base got nothing right in more than one of a hundred. With fewer than some twenty
+    problems it is too narrow, as every bootstrap is. Raises UserError where the problems are not the same.
+    """
+    return mean_paired([(before, after)], seed)
+
+
+def mean_paired(tests: Sequence[tuple[Answers, Answers]], seed: int = 0) -> Paired:
+    """`paired`, of the unweighted mean over several tests: (before, after) of each.
+
+    Tests are independent, so the ends of their intervals combine by squares (MOVER: Zou and Donner, Stat. Med. 2008), and
+    the bootstrap draws the problems of each by themselves; AES is the mean of the tests' scores, as in the paper.
+    """
+    accuracy, tokens = [], []
+    for before, after in tests:
+        if list(before.problems) != list(after.problems):
+            raise UserError("the two evaluations are of different problems; compare those of the same ones")
+        one = 1 / min(before.correct.shape[1], after.correct.shape[1])  # a completion's share of its problem
+        gain = after.correct.mean(axis=1) - before.correct.mean(axis=1)
+        accuracy.append(mean_interval(gain, one).within(-1.0, 1.0))
+        tokens.append(mean_interval(after.lengths.mean(axis=1) - before.lengths.mean(axis=1), one))
+    return Paired(mean_of(accuracy), mean_of(tokens), bootstrap_aes(tests, seed))
+
+
+def paired_over_seeds(seeds: Sequence[Sequence[tuple[Answers, Answers]]]) -> Paired:
+    """`mean_paired` of a comparison that was repeated under several training seeds, each with its tests' (before, after):
+    intervals over the seeds, or over the problems where there is one seed."""
+    found = [mean_paired(tests) for tests in seeds]
+    if len(found) == 1:
+        return found[0]
+    scores = [f.aes.mean for f in found if f.aes is not None]
+    return Paired(
+        over_seeds([f.accuracy.mean for f in found], -1.0, 1.0),
+        over_seeds([f.tokens.mean for f in found]),
+        over_seeds(scores) if len(scores) == len(found) else None,
+    )
+
+
+def mean_of(spreads: Sequence[Spread]) -> Spread:
+    """The mean of independent figures."""
+    mean = sum(s.mean for s in spreads) / len(spreads)
+    arms = [(s.mean - s.low, s.high - s.mean) for s in spreads if s.low is not None and s.high is not None]
+    if len(arms) < len(spreads):
+        return Spread(mean)
+    below, above = (math.hypot(*side) / len(spreads) for side in zip(*arms))
+    return Spread(mean, mean - below, mean + above)
+
+
+def bootstrap_aes(tests: Sequence[tuple[Answers, Answers]], seed: int) -> Spread | None:
+    """The mean of the tests' AES, with its bootstrap interval over problems; None where a base got nothing right."""
+    scores, drawn = [], np.zeros(RESAMPLES)
+    for number, (before, after) in enumerate(tests):
+        sides = [values.mean(axis=1) for a in (before, after) for values in (a.correct, a.lengths)]
+        columns = np.stack(sides, axis=1).astype(float)  # [P, 4]: accuracy and tokens before, then after
+        if columns[:, 0].sum() == 0:
+            return None
+        scores.append(aes(*columns.mean(axis=0)))
+        drawn += aes_of(resampled(columns, np.random.default_rng([seed, number])))
+    mean, drawn = sum(scores) / len(scores), drawn / len(tests)
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < 0.99 * RESAMPLES or defined.min() == defined.max():
+        return Spread(mean)
+    low, high = (float(end) for end in np.percentile(defined, (2.5, 97.5)))
+    return Spread(mean, min(low, mean), max(high, mean))
+
+
+def resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of values [P, C] over P problems drawn with replacement: [RESAMPLES, C]."""
+    count = len(values)
+    drawn = (rng.integers(count, size=(RESAMPLES_AT_ONCE, count)) for _ in range(RESAMPLES // RESAMPLES_AT_ONCE))
+    return np.concatenate([values[problems].mean(axis=1) for problems in drawn])
+
+
+def aes_of(means: np.ndarray) -> np.ndarray:
+    """AES of many means [N, 4] (accuracy and tokens before, then after); not finite where the base got nothing right."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        better = (means[:, 2] - means[:, 0]) / means[:, 0]
+        return (means[:, 1] - means[:, 3]) / means[:, 1] + np.where(better >= 0, 3.0, 5.0) * better
+
+
+@cache
+def student(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t with whole degrees of freedom, by bisection.
+
+    The probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), so that scipy is not needed for it.
+    """
+
+    def inside(t: float) -> float:
+        """The probability of |T| < t."""
+        angle = math.atan(t / math.sqrt(freedom))
+        odd = freedom % 2
+        term = math.cos(angle) if odd else 1.0
+        total = term if freedom > 1 else 0.0
+        for k in range(2 + odd, freedom - 1, 2):
+            term *= (k - 1) / k * math.cos(angle) ** 2
+            total += term
+        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+    low, high = 0.0, 13.0  # 12.706 is that of one degree of freedom
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < 0.95 else (low, middle)
+    return (low + high) / 2

@@ -38,7 +38,7 @@ from .distributed import (
     trained_model,
 )
 from .errors import UserError
-from .evaluation import Evaluation, evaluation_of
+from .evaluation import MOSTLY, Evaluation, evaluation_of
 from .grading import THINK, Attempt, Grader, ThoughtTags, leaves_thought_open
 from .model import Tokenizer, Transformer, add_adapters, draw_adapters, fold_adapters, merged_weights, read_config
 from .recipe import OptimiserSettings, Recipe
@@ -190,6 +190,7 @@ class Policy:
         seconds = time.perf_counter() - start
         sampled = sum(s.length for g in rollouts.groups if g.problem not in held for s in g.samples)
         found = evaluation_of(rollouts.groups, seconds, sampled)
+        warn_of_cuts(label, found.truncated, params.max_new_tokens)
         if folder is not None:
             folder.finish(to_json(found))
         return found
@@ -213,6 +214,17 @@ class Policy:
             return self.reference(examples)
 
         return of_the_sampler
+
+
+def warn_of_cuts(label: str, truncated: float, limit: int) -> None:
+    """Say so where most completions were cut off: their accuracy then says more about the limit than about the policy."""
+    if truncated > MOSTLY:
+        log.warning(
+            "%s: %.0f %% of the completions were cut off at %d tokens; raise --max-new-tokens",
+            label,
+            100 * truncated,
+            limit,
+        )
 
 
 @contextmanager

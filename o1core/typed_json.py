@@ -3,9 +3,9 @@
 This is the one means for results, problems, rewards' memories, recipes and the flags of the command line. A field's type
 says what its JSON must be: float, int, bool, str, dict, Any, X | None, list[X], tuple[X, ...], dict[str, X] or a dataclass,
 and Annotated[X, Within(...)] bounds it. A field with a default may be missing, and where the default is None it may be
-null. Two notes in a field's metadata: "inline" puts the fields of a nested dataclass beside its own, and "omit_none" leaves
-the key out where the value is None. Fields that a dataclass does not know are ignored, so that files of a later version
-stay readable.
+null. Three notes in a field's metadata: "inline" puts the fields of a nested dataclass beside its own, "omit_none" leaves
+the key out where the value is None, and "in_memory" keeps the field out of the JSON. Fields that a dataclass does not know
+are ignored, so that files of a later version stay readable.
 
 Left out on purpose: unions other than X | None and float | str, subclasses, and aliases. Why no library: msgspec names
 neither the place in a list nor the key that is wrong; pydantic takes a quarter of a second to import, and true for 1.0.
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 INLINE = {"inline": True}
 OMIT_NONE = {"omit_none": True}
+IN_MEMORY = {"in_memory": True}
 NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", dict: "an object"}
 REMAKE = "delete the file and rerun the command that made it"  # how to fix what a command of ours wrote
 SHOWN = 40  # characters of a wrong value that an error quotes
@@ -55,6 +56,8 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found: dict[str, Any] = {}
         for spec in dataclasses.fields(value):
+            if spec.metadata.get("in_memory"):
+                continue
             inner = to_json(getattr(value, spec.name))
             if spec.metadata.get("inline"):
                 found |= inner
@@ -118,6 +121,8 @@ def read_fields(kind: Any, value: Any, where: str, fix: str) -> Any:
     hints = hints_of(kind)
     found = {}
     for spec in dataclasses.fields(kind):
+        if spec.metadata.get("in_memory"):
+            continue
         if spec.metadata.get("inline"):
             found[spec.name] = read(hints[spec.name], fields, where, fix)
         elif spec.name in fields and not (fields[spec.name] is None and spec.default is None):

@@ -32,7 +32,7 @@ from ..run_folder import RunFolder
 from ..runs import Job, Machine, Resources, open_evaluation, open_session, plan_run, plan_table
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
-from ..studies import lambda_variants, method_variants, percentile_variants, run_study, study_disharmony
+from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
 from ..text import one_line
 from ..typed_json import to_json
 
@@ -128,7 +128,8 @@ def on_a_job(
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     result = prune_run(job, run, resources)
-    print(to_text(run_table(result, changes=False)))
+    table = run_table(result)
+    print(f"{to_text(table)}\n{table.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
     print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
     print(f"samples in the terminal: o1core show {named(run.path)}; as a page: o1core report {named(run.path)}")
@@ -180,7 +181,8 @@ def study(args: argparse.Namespace) -> None:
         return
     resources, folder = open_alone(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
-    result = run_study(args.command, opener, variants, args.seeds, folder, resources)
+    run = run_comparison if args.command == "compare" else partial(run_study, args.command)
+    result = run(opener, variants, args.seeds, folder, resources)
     print_study(folder, study_tables(result))
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from ..distributed import PATIENCE, Offload
 from ..model import DTYPES
 from ..recipe import METHODS, SPECS, Spec, flag, read_recipe
+from ..studies import FEW_METHODS
 from ..training import TRACKERS
 from . import commands
 
@@ -21,7 +22,7 @@ STUDIES = {  # name: help
     "disharmony": "accuracy by length: are the long answers the right ones?",
     "lambda": "prune under several lambdas, the weight of a right answer against the length",
     "difficulty": "prune on the hardest, the middle and the easiest problems",
-    "compare": "all methods on all tests: accuracy, length, AES and inference time",
+    "compare": "several methods on all tests: accuracy, length, AES and inference time",
 }
 OWN_CODE = "NAME|FILE.py:FUNCTION"
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
@@ -141,8 +142,12 @@ def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:
             help="of reference accuracy, 0 is the hardest (default: %(default)s)",
         )
     if kind == "compare":
-        methods = ",".join(METHODS)
-        sub.add_argument("--methods", metavar="NAME,NAME", default=methods, help="methods (default: %(default)s)")
+        sub.add_argument(
+            "--methods",
+            metavar="NAME,NAME|all",
+            default=",".join(FEW_METHODS),
+            help="methods, or all of them (default: %(default)s)",
+        )
 
 
 def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:

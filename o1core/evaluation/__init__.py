@@ -1,8 +1,18 @@
 """Evaluation: a model on held-out problems, a pruned model against its base, and the results that reports are made of."""
 
-from .comparison import compare, outcome
-from .difficulty import THIRDS, difficulties
-from .measure import evaluation_of, finished_evaluation, read_problems
+from ..metrics import Spread
+from .measure import (
+    MOSTLY,
+    THIRDS,
+    answers_of,
+    compare,
+    difficulties,
+    evaluation_of,
+    finished_evaluation,
+    outcome,
+    read_answers,
+    read_problems,
+)
 from .results import (
     Comparison,
     Cost,
@@ -16,7 +26,6 @@ from .results import (
     Outcome,
     Result,
     RunResult,
-    Spread,
     StudyResult,
     StudyRow,
     read_evaluation,
@@ -25,6 +34,7 @@ from .results import (
 )
 
 __all__ = [
+    "MOSTLY",
     "THIRDS",
     "Comparison",
     "Cost",
@@ -41,11 +51,13 @@ __all__ = [
     "Spread",
     "StudyResult",
     "StudyRow",
+    "answers_of",
     "compare",
     "difficulties",
     "evaluation_of",
     "finished_evaluation",
     "outcome",
+    "read_answers",
     "read_evaluation",
     "read_problems",
     "read_result",

@@ -9,15 +9,17 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_record
-from ..typed_json import INLINE, OMIT_NONE, REMAKE, Amount, Count, Figure, Fraction, from_json
+from ..metrics import Answers, Paired, Spread
+from ..typed_json import IN_MEMORY, INLINE, OMIT_NONE, REMAKE, Amount, Count, Figure, Fraction, from_json
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One model on one test, or the average over several tests, which has no interval and no seconds.
 
-    accuracy, its 95 % interval and truncated are fractions; mean_tokens and median_tokens are of a completion; samples is
-    the number of completions of each problem; seconds and tokens_per_second count what the call that made it sampled.
+    accuracy, its 95 % interval and truncated (cut off at the limit of tokens) are fractions; mean_tokens and median_tokens
+    are of a completion; samples is the number of completions of each problem; seconds and tokens_per_second count what the
+    call that made it sampled. answers: what it sums up, which a comparison pairs; the rollouts hold it, result.json not.
     """
 
     accuracy: Fraction
@@ -30,18 +32,40 @@ class Evaluation:
     samples: Count
     seconds: Amount | None = field(default=None, kw_only=True, metadata=OMIT_NONE)
     tokens_per_second: Amount
+    answers: Answers | None = field(default=None, kw_only=True, repr=False, compare=False, metadata=IN_MEMORY)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A pruned model against its base. length_cut is a fraction of the base's mean tokens, accuracy_gain a difference of
-    fractions; aes is None where the base got nothing right, since the score is relative to it."""
+    fractions; aes is None where the base got nothing right, since the score is relative to it. paired: the same with
+    intervals, tokens in place of their fraction; None where the answers are not known, as in files of earlier versions."""
 
     base: Evaluation
     pruned: Evaluation
     length_cut: Figure
     accuracy_gain: Figure
     aes: Figure | None = None
+    paired: Paired | None = field(default=None, metadata=OMIT_NONE)
+
+    @property
+    def gain(self) -> Spread:
+        """What accuracy gained, as a fraction, with its interval where that is known."""
+        return self.paired.accuracy if self.paired else Spread(self.accuracy_gain)
+
+    @property
+    def cut(self) -> Spread:
+        """By what part of the base's mean tokens completions got shorter; the interval takes that mean as given."""
+        if self.paired is None or self.base.mean_tokens == 0:
+            return Spread(self.length_cut)
+        return self.paired.tokens.scaled(-1 / self.base.mean_tokens)
+
+    @property
+    def score(self) -> Spread | None:
+        """AES with its interval where that is known."""
+        if self.paired and self.paired.aes:
+            return self.paired.aes
+        return None if self.aes is None else Spread(self.aes)
 
 
 @dataclass(frozen=True)
@@ -63,17 +87,8 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Several values of one figure (seeds) or its interval: the mean, and the least and the most."""
-
-    mean: Figure
-    low: Figure
-    high: Figure
-
-
-@dataclass(frozen=True)
 class Figures:
-    """A row of a study on one test, or on the average over tests: each figure's spread over the seeds."""
+    """A row of a study on one test, or on the average over tests. StudyResult.intervals says what the intervals are over."""
 
     accuracy: Spread
     mean_tokens: Spread
@@ -92,7 +107,7 @@ class InferenceTime:
 
 @dataclass(frozen=True)
 class Measures:
-    """Measures beside AES, each the mean over tests and then its spread over seeds (metrics.py has the definitions).
+    """Measures beside AES, each the mean over tests and then over seeds, with its interval (metrics.py has the definitions).
 
     tokens_right and tokens_wrong: mean length of right and of wrong completions, None where a seed has none.
     accuracy_within: for each of the budgets, in tokens, the accuracy of what is cut there; budget_area is the area under
@@ -110,7 +125,7 @@ class Measures:
 @dataclass(frozen=True)
 class Cost:
     """What a method cost besides evaluating it: completions sampled to train on, tokens trained on, and the seconds of
-    both at the speeds that the run itself measured, whatever was shared with other runs. Spreads over seeds."""
+    both at the speeds that the run itself measured, whatever was shared with other runs. Means over seeds."""
 
     samples: Spread
     trained_tokens: Spread
@@ -136,13 +151,18 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """result.json of a study whose rows are runs."""
+    """result.json of a study whose rows are runs.
+
+    intervals: what those of its figures are over, "seeds" where there are several, "problems" where there is one. None in
+    files of earlier versions, where low and high are the least and the most of the seeds.
+    """
 
     study: str
     tests: list[str]
     seeds: Count
     rows: list[StudyRow]
     settings: dict[str, Any]
+    intervals: str | None = field(default=None, metadata=OMIT_NONE)
 
     @property
     def base(self) -> StudyRow:

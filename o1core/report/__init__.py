@@ -1,10 +1,21 @@
 """Reports of runs and studies: tables as text, plots as PNG, samples in a terminal, and a page of all of it."""
 
-from .headlines import in_one_line, run_headlines
 from .page import write_page
-from .plots import plot_disharmony, plot_run, plot_study
+from .run_charts import plot_run
 from .samples import sample_lines
-from .tables import Cell, Column, Table, disharmony_tables, run_table, study_tables, to_markdown, to_text
+from .study_charts import plot_disharmony, plot_study
+from .tables import (
+    Cell,
+    Column,
+    Table,
+    disharmony_tables,
+    in_one_line,
+    run_headlines,
+    run_table,
+    study_tables,
+    to_markdown,
+    to_text,
+)
 
 __all__ = [
     "Cell",

@@ -1,4 +1,4 @@
-"""What a chart is: how it is drawn, and its numbers. The report page shows it as SVG (page/svg.py), a plot as PNG.
+"""What a chart is: how it is drawn, and its numbers. The report page shows it as SVG, a plot as PNG.
 
 Every chart can be read without colour: markers, dashes, hatches, and names at the lines. The colours are those of the
 page in its light form; the page exchanges them for its own.
@@ -6,12 +6,16 @@ page in its light form; the page exchanges them for its own.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from ..files import write_atomic
 from ..text import one_line
@@ -62,6 +66,9 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 LONGEST_NAME = 22  # characters of a name inside a chart
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+COLOUR = re.compile("|".join(COLOURS))
+STATED = "stroke-linejoin: round; stroke-linecap: butt"  # what matplotlib states in a style sheet
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,53 @@ def write_png(charts: Sequence[Chart], title: str, path: Path) -> None:
         write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
+def to_svg(chart: Chart) -> str:
+    """The chart as an <svg> element: no ids but those it refers to (and those by a prefix of its own), no metadata, no
+    style sheet, which would reach the whole page, and colours that the page decides. Text stays text."""
+    from matplotlib.figure import Figure
+
+    with styled():
+        figure = Figure(figsize=chart.size, layout="constrained")
+        chart.draw(figure.add_subplot())
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    keep_used_ids(root, f"c{hashlib.sha256(buffer.getvalue()).hexdigest()[:12]}-")
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            element.set(key, COLOUR.sub(lambda found: f"var(--{COLOURS[found[0]]})", value))
+        if "font:" in (style := element.get("style", "")):  # the size stays, the page's font takes over
+            element.set("style", re.sub(r"font: ([\w. ]*?)([\d.]+px)[^;]*", r"font-size: \2", style))
+        element.tag = element.tag.rpartition("}")[2]
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.set("role", "img")
+    root.set("aria-label", one_line(f"{chart.title}. {chart.note}"))
+    root.set("style", STATED)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def keep_used_ids(root: ElementTree.Element, prefix: str) -> None:
+    """Give the ids that are referred to a prefix, which makes them the only ones of their name on a page, and drop the
+    others."""
+    values = [(key, value) for element in root.iter() for key, value in element.attrib.items()]
+    used = {name for _, value in values for name in re.findall(r"url\(#([^)]+)\)", value)}
+    used |= {value[1:] for key, value in values if key.endswith("}href")}
+    for element in root.iter():
+        if (name := element.attrib.pop("id", None)) in used:
+            element.set("id", f"{prefix}{name}")
+        for key, value in list(element.attrib.items()):
+            if key.endswith("}href"):
+                del element.attrib[key]
+                element.set("href", f"#{prefix}{value[1:]}")
+            else:
+                element.set(key, value.replace("url(#", f"url(#{prefix}"))
+
+
 def look_of(style: int) -> dict[str, Any]:
     """The colour and marker of a line: no two of 64 have both in common."""
     return {"color": SERIES[style % len(SERIES)], "marker": MARKERS[(style + style // len(SERIES)) % len(MARKERS)]}
@@ -143,27 +197,28 @@ def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def name_at_right(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    width: float,
-    looks: Sequence[dict[str, Any]] = (),
+    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], looks: Sequence[dict[str, Any]] = ()
 ) -> None:
-    """Write names right of the axes' data, each at the height of its point, moved apart: with a thin leader to the point,
-    or, where looks are given, with the point's mark.
+    """Write names right of the axes, each at the height of its point and moved apart: with a thin leader from the point or,
+    where looks are given, with the point's mark. They stand outside, or a mark would pass for one more point.
 
-    width: of the names, as a fraction of the axes' width. The limits of the axes must not change after this.
+    The limits of the axes must not change after this.
     """
     low, high = axes.get_ylim()
-    left, right = axes.get_xlim()
-    room = (right - left) * width / (1 - width)
-    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
-    axes.set_xlim(left, right + room)
+    at_height = axes.get_yaxis_transform()  # x in widths of the axes, y in the data's unit
     heights = spread_out([y for _, y in points], (high - low) / 14, low + (high - low) / 40, high - (high - low) / 40)
-    for i, ((x, y), height, name) in enumerate(zip(points, heights, names)):
+    for i, (point, height, name) in enumerate(zip(points, heights, names)):
         if looks:
-            axes.plot([right + 0.06 * room], [height], markersize=5.5, **looks[i])
-        else:
-            axes.plot([x, right + 0.06 * room], [y, height], color=FAINT, linewidth=0.6, marker="")
-        axes.text(right + (0.14 if looks else 0.09) * room, height, short(name), va="center", fontsize=9)
+            axes.plot([1.05], [height], transform=at_height, clip_on=False, markersize=5.5, linestyle="", **looks[i])
+        arrow = None if looks else {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 0}
+        place = (1.09 if looks else 1.03, height)
+        axes.annotate(short(name), point, place, textcoords=at_height, va="center", fontsize=9, arrowprops=arrow)
     axes.set_ylim(low, high)
+
+
+def key_below(axes: Axes, columns: int) -> None:
+    """The key of what carries a label, under the axes and their label."""
+    depth = -0.2 if axes.get_xlabel() else -0.1
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, depth), ncols=columns, borderaxespad=0, handlelength=1.4, fontsize=8.5
+    )

@@ -1,4 +1,4 @@
-"""The charts of a run: completions before and after, and the course of training.
+"""The charts of a run: completions before and after, and the course of training. Some of them are its plot.png.
 
 Left out on purpose: pan, zoom and hover. The numbers are beside the chart, and they work on a phone and on paper.
 """
@@ -6,17 +6,36 @@ Left out on purpose: pan, zoom and hover. The numbers are beside the chart, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..evaluation import THIRDS, difficulties
+from ..evaluation import THIRDS, RunResult, answers_of, difficulties
+from ..metrics import Answers
+from ..rollout import read_groups
+from ..run_folder import SIDES, RunFolder
 from ..typed_json import is_number
-from ..types import Group, Problem, lengths_and_verdicts
-from .charts import BASE, DASHES, INK, PRUNED, SERIES, Chart, Line, look_of, name_at_right, short
-from .numbers import change, minus, percent, plain
+from ..types import Problem
+from .charts import (
+    BASE,
+    DASHES,
+    FAINT,
+    INK,
+    PRUNED,
+    SERIES,
+    Chart,
+    Line,
+    key_below,
+    look_of,
+    name_at_right,
+    short,
+    write_png,
+)
+from .samples import logged_steps
+from .tables import change, in_one_line, minus, percent, plain, run_headlines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +44,10 @@ MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one 
 BARS, QUARTERS = 24, 4
 LOST = SERIES[1]  # the colour of what got worse
 MOST_MARKS = 2000  # problems drawn one by one: more would hide each other, and make the page heavy
+LEARNING = "Length of what is trained on"
 TRAINING = (  # field of log.jsonl, title, unit, factor, digits
     ("reward", "Reward", "mean reward", 1, 3),
-    ("mean_length", "Length of what is trained on", "tokens", 1, 4),
+    ("mean_length", LEARNING, "tokens", 1, 4),
     ("ratio_mean", "Ratio to the reference", "mean ratio", 1, 5),
     ("clip_fraction", "Clip fraction", "% clipped", 100, 3),
     ("approx_kl", "KL from the reference (estimate)", "nats", 1, 3),
@@ -35,22 +55,22 @@ TRAINING = (  # field of log.jsonl, title, unit, factor, digits
 )
 
 
-@dataclass(frozen=True)
-class Side:
-    """One model on one test, or on several: each completion's length in tokens and whether it is correct, [P, K]. The
-    problems of both sides are in the same order."""
-
-    lengths: np.ndarray
-    correct: np.ndarray
-
-
-def side_of(groups: Sequence[Group]) -> Side:
-    """The completions of P problems, K of each."""
-    lengths, correct = lengths_and_verdicts(list(groups))
-    return Side(lengths.numpy(), correct.numpy())
+def plot_run(run: RunFolder, result: RunResult) -> None:
+    """Lengths before and after, accuracy by length, every problem, and the lengths that were trained on."""
+    before, after = (pooled(run, side, list(result.comparison.tests)) for side in SIDES)
+    charts = [lengths(before, after), accuracy_by_length(before, after), each_problem(before, after)]
+    charts += [chart for chart in training_charts({"": logged_steps(run)}) if chart.title == LEARNING]
+    write_png(charts, in_one_line(run_headlines(result)), run.plot)
 
 
-def lengths(before: Side, after: Side) -> Chart:
+def pooled(run: RunFolder, side: str, tests: Sequence[str]) -> Answers:
+    """All answers of one side, whatever the test."""
+    found = [answers_of(read_groups(run.evaluation(side, test).rollouts)) for test in tests]
+    problems = [f"{test}/{name}" for test, answers in zip(tests, found) for name in answers.problems]
+    return Answers(problems, np.concatenate([a.lengths for a in found]), np.concatenate([a.correct for a in found]))
+
+
+def lengths(before: Answers, after: Answers) -> Chart:
     """A histogram of the completions' lengths, before and after."""
     longest = int(max(before.lengths.max(), after.lengths.max()))
     width = -(-longest // BARS) or 1  # whole tokens: bars of the same width in tokens can be compared
@@ -94,7 +114,7 @@ def mark_mean(axes: Axes, name: str, mean: float, height: float, end: float, col
     )
 
 
-def accuracy_by_length(before: Side, after: Side) -> Chart:
+def accuracy_by_length(before: Answers, after: Answers) -> Chart:
     """Accuracy of the shortest quarter of all completions, of the next, and so on."""
     lines: list[Line] = []
     rows: list[list[str]] = []
@@ -132,7 +152,7 @@ def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
     axes.margins(y=0.12)
 
 
-def each_problem(before: Side, after: Side) -> Chart:
+def each_problem(before: Answers, after: Answers) -> Chart:
     """Every problem's mean length before and after, marked by what became of its accuracy."""
     x, y = (side.lengths.mean(axis=1) for side in (before, after))
     gain = after.correct.mean(axis=1) - before.correct.mean(axis=1)
@@ -150,8 +170,8 @@ def each_problem(before: Side, after: Side) -> Chart:
         for name, mask, look in kinds:
             if (mask & drawn).any():
                 axes.plot(x[mask & drawn], y[mask & drawn], linestyle="", label=name, **look)
-        axes.set(xlabel="tokens before", ylabel="tokens after", xlim=(0, top), ylim=(0, 1.34 * top))
-        axes.legend(loc="upper left", borderaxespad=0, handlelength=1, labelspacing=0.2, fontsize=8.5)
+        axes.set(xlabel="tokens before", ylabel="tokens after", xlim=(0, top), ylim=(0, top))
+        key_below(axes, columns=2)
 
     rows = [
         [name, str(mask.sum()), f"{x[mask].mean():.1f}", f"{y[mask].mean():.1f}", str((y < x)[mask].sum())]
@@ -164,7 +184,7 @@ def each_problem(before: Side, after: Side) -> Chart:
     return Chart("Each problem", note, ["", "problems", "tokens before", "after", "shorter"], rows, draw)
 
 
-def by_difficulty(before: Side, after: Side, problems: Sequence[Problem]) -> Chart:
+def by_difficulty(before: Answers, after: Answers, problems: Sequence[Problem]) -> Chart:
     """Mean length of the problems of each level, or of each third by the base's accuracy, before and after."""
     groups = difficulties(problems, torch.from_numpy(before.correct))
     if all(p.level for p in problems):
@@ -187,8 +207,8 @@ def by_difficulty(before: Side, after: Side, problems: Sequence[Problem]) -> Cha
             for x, y in zip(places + shift, values):
                 axes.text(x, y, f"{y:.0f}", ha="center", va="bottom", fontsize=9)
         axes.set_xticks(places, [short(n) for n in names], fontsize=8.5 if len(names) < 6 else 7)
-        axes.set(ylabel="mean tokens", ylim=(0, 1.25 * max(map(max, means))))
-        axes.legend(loc="upper left", ncols=2, borderaxespad=0, handlelength=1.6, fontsize=8.5)
+        axes.set(ylabel="mean tokens", ylim=(0, 1.1 * max(map(max, means))))
+        key_below(axes, columns=2)
 
     rows = [
         [name, str(m.sum()), f"{b:.1f}", f"{a:.1f}", change(a / b - 1), percent(rb), percent(ra)]
@@ -206,6 +226,8 @@ def natural(text: str) -> tuple[tuple[int, str], ...]:
 def training_charts(logs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
     """The curves of the lines of log.jsonl: of one run, or of several in one chart each; none where no run has a log."""
     found = []
+    rounds = [first_steps(log) for log in logs.values() if log]
+    later = rounds[0] if rounds and all(steps == rounds[0] for steps in rounds) else []
     for name_of_field, title, unit, factor, digits in TRAINING:
         lines = []
         for style, (name, log) in enumerate(logs.items()):
@@ -218,29 +240,34 @@ def training_charts(logs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
                 steps, values = zip(*points)
                 lines.append(Line(name, steps, values, style=style))
         if lines:
-            found.append(curves(title, unit, lines, digits))
+            found.append(curves(title, unit, lines, digits, later))
     return found
 
 
-def curves(title: str, unit: str, lines: Sequence[Line], digits: int) -> Chart:
+def first_steps(log: Sequence[dict[str, Any]]) -> list[float]:
+    """The first step of every round after the first."""
+    numbers: list[tuple[Any, Any]] = [(line.get("round"), line.get("step")) for line in log]
+    rounds = [(number, float(step)) for number, step in numbers if is_number(number) and is_number(step)]
+    return [step for (before, _), (now, step) in pairwise(rounds) if now != before]
+
+
+def curves(title: str, unit: str, lines: Sequence[Line], digits: int, rounds: Sequence[float] = ()) -> Chart:
     """Training curves over optimiser steps. Long ones are averaged down to MOST_POINTS points, several in one chart to
-    FEW_POINTS, or nobody could tell them apart. digits: significant ones of a number."""
+    FEW_POINTS, or nobody could tell them apart. digits: significant ones of a number; rounds: the first step of every
+    round after the first, where a line is drawn."""
     several = len(lines) > 1
     thin = [thinned(line, FEW_POINTS if several else MOST_POINTS) for line in lines]
 
     def draw(axes: Axes) -> None:
+        for step in rounds:
+            axes.axvline(step - 0.5, color=FAINT, linewidth=0.9, zorder=0.5)
         for line in thin:
             plot_curve(axes, line)
-        axes.set(xlabel="optimiser step", ylabel=unit)
+        axes.set(xlabel="optimiser step, a line where a round begins" if rounds else "optimiser step", ylabel=unit)
+        axes.locator_params(axis="x", integer=True)
         axes.margins(x=0.02, y=0.08)
         ends = [(line.x[-1], line.y[-1]) for line in thin]
-        if several:
-            names = [line.name for line in thin]
-            name_at_right(axes, ends, names, 0.12 + 0.2 * min(1.0, max(len(short(name)) for name in names) / 16))
-        else:
-            text = minus(plain(ends[0][1], digits))
-            axes.annotate(text, ends[0], (4, 0), va="center", textcoords="offset points", fontsize=9)
-            axes.margins(x=0.1)
+        name_at_right(axes, ends, [line.name for line in thin] if several else [minus(plain(ends[0][1], digits))])
 
     rows = [
         [*([line.name] if several else []), f"{x:.0f}", plain(y, digits + 1)]

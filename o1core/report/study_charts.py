@@ -1,17 +1,19 @@
-"""The charts of the studies."""
+"""The charts of the studies. Some of them are their plot.png."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluation import DisharmonyResult, Figures, Interval, Spread, StudyResult, StudyRow
-from .charts import BASE, DASHES, INK, LONGEST_NAME, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short
-from .numbers import Form, minus, percent, span, two_digits
+from ..evaluation import DisharmonyResult, Figures, StudyResult, StudyRow
+from ..metrics import Spread
+from .charts import BASE, DASHES, INK, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short, write_png
+from .tables import Form, interval_of, minus, percent, span, two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,19 @@ AXES = {  # of the studies that vary one setting
     "lambda": "lambda",
     "difficulty": "percentiles of reference accuracy (0 hardest)",
 }
+
+
+def plot_study(result: StudyResult, path: Path) -> None:
+    """Accuracy and length along the values of a setting, or accuracy against length, the score and, where measured, the
+    accuracy under token budgets of each method."""
+    measured = any(row.measures for row in result.rows)
+    write_png(study_charts(result)[: 3 if measured else 2], "", path)
+
+
+def plot_disharmony(result: DisharmonyResult, path: Path) -> None:
+    """Accuracy by length interval, a line a difficulty, with 95 % intervals."""
+    title = f"{result.problems} problems, {result.samples} completions of each"
+    write_png([disharmony_chart(result, title)], title, path)
 
 
 def study_charts(result: StudyResult) -> list[Chart]:
@@ -70,16 +85,16 @@ def draw_budgets(lines: Sequence[Line], axes: Axes) -> None:
         axes.plot(range(len(line.x)), line.y, linewidth=1.2, markersize=4, linestyle=dash, **look)
     axes.set(xlabel="token budget", ylabel="accuracy (%)")
     axes.margins(x=0.02)
-    names = [line.name for line in lines]
-    width = 0.16 + 0.3 * max(len(short(name)) for name in names) / LONGEST_NAME
-    name_at_right(axes, [(0, line.y[-1]) for line in lines], names, width, looks)
+    name_at_right(axes, [(0, line.y[-1]) for line in lines], [line.name for line in lines], looks)
     budgets = lines[0].x
     shown = range((len(budgets) - 1) % 3, len(budgets), 3)
     axes.set_xticks(shown, [f"{budgets[i]:.0f}" for i in shown])
 
 
 def spread_line(name: str, x: Sequence[float], spread: Spread, factor: float = 1.0) -> Line:
-    return Line(name, x, [factor * spread.mean], [factor * spread.low], [factor * spread.high])
+    """A spread as a line of one point; without an interval both ends are the point itself."""
+    low, high = (spread.mean if end is None else end for end in (spread.low, spread.high))
+    return Line(name, x, [factor * spread.mean], [factor * low], [factor * high])
 
 
 def level_line(row: StudyRow, index: int) -> Line:
@@ -98,8 +113,8 @@ def along_values(result: StudyResult, measure: str) -> Chart:
         "accuracy": (f"Accuracy by {result.study}", "accuracy (%)", "{:.1f}".format, 100.0),
         "mean_tokens": (f"Length by {result.study}", "mean tokens", "{:.0f}".format, 1.0),
     }[measure]
-    values = [spread(row.average) for row in result.variants]
-    low, mean, high = ([factor * getattr(v, end) for v in values] for end in ("low", "mean", "high"))
+    values = [spread_line("", [0], spread(row.average), factor) for row in result.variants]
+    low, mean, high = ([value[0] for value in ends] for ends in zip(*((v.low, v.y, v.high) for v in values)))
     names = [f"{row.value:g}" if isinstance(row.value, float) else str(row.value) for row in result.variants]
     base = factor * spread(result.base.average).mean
     return steps_of(title, unit, Line(title, [], mean, low, high), base, names, AXES[result.study], form)
@@ -118,18 +133,17 @@ def trade_off(points: Sequence[Line], title: str = "Accuracy against length, all
             axes.plot(p.x, [100 * p.y[0]], linestyle="", markersize=6.5, **look)
         axes.margins(0.1)
         axes.set(xlabel="mean tokens", ylabel="accuracy (%)")
-        longest = max(len(short(p.name)) for p in points)
-        marks = [(p.x[0], 100 * p.y[0]) for p in points]
-        name_at_right(axes, marks, [p.name for p in points], 0.16 + 0.3 * longest / LONGEST_NAME, looks)
+        name_at_right(axes, [(p.x[0], 100 * p.y[0]) for p in points], [p.name for p in points], looks)
 
-    rows = [[p.name, f"{p.x[0]:.1f}", percent(p.y[0]), over_seeds(p, percent)] for p in points]
+    rows = [[p.name, f"{p.x[0]:.1f}", percent(p.y[0]), ends_of(p, 0, percent)] for p in points]
     note = "Up and to the left is better: more right with fewer tokens. Names from the most to the least accurate."
     size = (SIZE[0], max(SIZE[1], 0.21 * len(points) + 1))
-    return Chart(title, note, ["", "tokens", "accuracy", "over seeds"], rows, draw, size)
+    return Chart(title, note, ["", "tokens", "accuracy", "interval"], rows, draw, size)
 
 
-def over_seeds(line: Line, form: Form) -> str:
-    return span(line.low[0], line.high[0], form) if line.low[0] < line.high[0] else "one value"
+def ends_of(line: Line, i: int, form: Form) -> str:
+    """The interval of the i-th point, in the factor of its figures."""
+    return span(Spread(line.y[i], line.low[i], line.high[i]), form) or "none"
 
 
 def bars(title: str, points: Sequence[Line], note: str, unit: str, form: Form) -> Chart:
@@ -153,8 +167,8 @@ def bars(title: str, points: Sequence[Line], note: str, unit: str, form: Form) -
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel(unit)
 
-    rows = [[p.name, form(p.y[0]), over_seeds(p, form)] for p in points]
-    return Chart(title, note, ["", unit, "over seeds"], rows, draw, (SIZE[0], max(1.6, 0.27 * len(points) + 0.75)))
+    rows = [[p.name, form(p.y[0]), ends_of(p, 0, form)] for p in points]
+    return Chart(title, note, ["", unit, "interval"], rows, draw, (SIZE[0], max(1.6, 0.27 * len(points) + 0.75)))
 
 
 def steps_of(title: str, unit: str, line: Line, base: float, names: Sequence[str], axis: str, form: Form) -> Chart:
@@ -177,12 +191,9 @@ def steps_of(title: str, unit: str, line: Line, base: float, names: Sequence[str
         axes.margins(y=0.16)
 
     rows = [["base", form(base), ""]]
-    rows += [
-        [n, form(y), span(a, b, form) if a < b else "one value"]
-        for n, y, a, b in zip(names, line.y, line.low, line.high)
-    ]
+    rows += [[n, form(y), ends_of(line, i, form)] for i, (n, y) in enumerate(zip(names, line.y))]
     note = f"{unit[0].upper() + unit[1:]}; the base (dashed) has {form(base)}."
-    return Chart(title, note, ["", unit, "over seeds"], rows, draw)
+    return Chart(title, note, ["", unit, "interval"], rows, draw)
 
 
 def disharmony_chart(result: DisharmonyResult, note: str) -> Chart:
@@ -209,10 +220,6 @@ def disharmony_chart(result: DisharmonyResult, note: str) -> Chart:
     return Chart("Accuracy by length interval", note, head, rows, draw, (SIZE[0], 1.2 * SIZE[1]))
 
 
-def interval_of(part: Interval) -> str:
-    return span(part.accuracy_low, part.accuracy_high, percent)
-
-
 def draw_disharmony(lines: Sequence[Line], tokens: Sequence[float], axes: Axes) -> None:
     """lines: the first in bold; tokens: its mean lengths, which are written below the axis."""
     for line in lines:
@@ -228,5 +235,5 @@ def draw_disharmony(lines: Sequence[Line], tokens: Sequence[float], axes: Axes) 
     axes.set(xlabel="length interval, and its mean tokens", ylabel="accuracy (%)")
     axes.margins(x=0.06)
     axes.set_xticks(lines[0].x)
-    name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines], 0.26)
+    name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines])
     axes.set_xticks(lines[0].x, [f"{x:.0f}\n{n:.0f}" for x, n in zip(lines[0].x, tokens)])

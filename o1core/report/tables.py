@@ -1,14 +1,70 @@
-"""One model of tables: what a run and a study say in figures, and how a terminal and Markdown print it.
+"""What a run and a study say in figures: as tables, in a few headlines, and how both are written.
 
-The report page prints the same tables as HTML (page/page.html).
+A terminal and Markdown print the tables here; the report page prints the same ones as HTML (page/page.html).
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..evaluation import DisharmonyResult, Evaluation, Figures, Outcome, RunResult, Spread, StudyResult, StudyRow
+from ..evaluation import (
+    MOSTLY,
+    DisharmonyResult,
+    Evaluation,
+    Figures,
+    Interval,
+    Outcome,
+    RunResult,
+    StudyResult,
+    StudyRow,
+)
+from ..metrics import Spread
 from ..text import one_line
-from .numbers import Form, change, percent, points, score, span, two_digits
+
+Form = Callable[[float], str]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as "12.3 %"."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def change(value: float) -> str:
+    """A relative change as "+12.3 %"."""
+    return f"{100 * value:+z.1f} %"
+
+
+def points(value: float) -> str:
+    """A difference of fractions as "+1.2 points"."""
+    return f"{100 * value:+z.1f} points"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, without the word."""
+    return f"{100 * value:+z.1f}"
+
+
+def two_digits(value: float) -> str:
+    """A number with two digits; nothing but rounding has no sign."""
+    return f"{value:z.2f}"
+
+
+def span(spread: Spread, form: Form) -> str:
+    """The ends of an interval as "1.0 to 2.0 %", the percent sign written once; nothing where there is none."""
+    if spread.low is None or spread.high is None or spread.low >= spread.high:
+        return ""
+    return f"{form(spread.low).removesuffix(' %')} to {form(spread.high)}"
+
+
+def plain(value: float, digits: int) -> str:
+    """A number with some significant digits; what is nothing but rounding reads 0."""
+    return "0" if abs(value) < 1e-9 else f"{value:.{digits}g}"
+
+
+def minus(text: str) -> str:
+    """With true minus signs before its numbers; other hyphens stay."""
+    return re.sub(r"(?<![\w)])-(?=[\d.])", "−", text)
 
 
 @dataclass(frozen=True)
@@ -94,59 +150,84 @@ def escaped(text: str) -> str:
     return text
 
 
-def run_table(result: RunResult, changes: bool = True) -> Table:
-    """Base against pruned, a pair of rows for each test and one for the average over several.
-
-    changes: with the columns of what changed, for which a terminal is not wide enough.
-    """
+def run_table(result: RunResult) -> Table:
+    """Base, pruned and what changed, three rows for each test and three for the average over several."""
     tests = result.comparison.tests
     shown = tests | {"average": result.comparison.average} if len(tests) > 1 else tests
-    heads = ("mean tokens", "median", "ran out", "tokens/s")
     columns = [Column("test", label=True), Column("model", label=True), Column("accuracy (95 % interval)")]
-    columns += [Column(head) for head in heads]
-    columns += [Column(head, "change") for head in ("tokens", "accuracy", "AES")] if changes else []
+    columns += [Column(head) for head in ("cut off", "mean tokens", "median", "AES")]
     rows = []
     for name, outcome in shown.items():
-        changed = [Cell(text) for text in changes_of(outcome)] if changes else []
-        rows.append([Cell(name), Cell("base"), *evaluation_cells(outcome.base), *(Cell() for _ in changed)])
-        rows.append([Cell(name), Cell("pruned"), *evaluation_cells(outcome.pruned), *changed])
-    counts = "; ".join(
-        f"{name}: {o.base.problems} problems, {o.base.samples} completions of each" for name, o in tests.items()
-    )
-    return Table("Result", columns, rows, f"{counts}. “Ran out”: the completion reached the limit of tokens.")
+        for model, cells in (
+            ("base", evaluation_cells(outcome.base)),
+            ("pruned", evaluation_cells(outcome.pruned)),
+            ("change", change_cells(outcome)),
+        ):
+            rows.append([Cell(name), Cell(model), *cells])
+    return Table("Result", columns, rows, note_of(result))
+
+
+def note_of(result: RunResult) -> str:
+    """What was measured, by which rules, and what should make a reader careful."""
+    tests = result.comparison.tests
+    parts = [f"{name}: {o.base.problems} problems, {o.base.samples} completions of each" for name, o in tests.items()]
+    text = "; ".join(parts) + ". "
+    if any(outcome.paired for outcome in tests.values()):
+        text += "Changes are paired over the problems, with their 95 % intervals. "
+    text += "Cut off: the completion met the limit of tokens. "
+    if result.settings.get("truncated") != "keep":
+        text += "It is wrong then, unless a complete box stands after its thought. "
+    text += "AES: the length cut, plus 3 times the relative gain of accuracy or less 5 times its loss."
+    for name, o in tests.items():
+        cut = [f"{side} {percent(e.truncated, 0)}" for side, e in (("base", o.base), ("pruned", o.pruned))]
+        if max(o.base.truncated, o.pruned.truncated) > MOSTLY:
+            text += f" Most completions of {name} were cut off ({', '.join(cut)}): raise --max-new-tokens."
+    return text
 
 
 def evaluation_cells(e: Evaluation) -> list[Cell]:
-    interval = ""
-    if e.accuracy_low is not None and e.accuracy_high is not None:
-        interval = span(e.accuracy_low, e.accuracy_high, percent)
+    accuracy = Spread(e.accuracy, e.accuracy_low, e.accuracy_high)
     return [
-        Cell(percent(e.accuracy), interval),
+        spread_cell(accuracy, percent),
+        Cell(percent(e.truncated)),
         Cell(f"{e.mean_tokens:.1f}"),
         Cell(f"{e.median_tokens:.0f}"),
-        Cell(percent(e.truncated)),
-        Cell(f"{e.tokens_per_second:.0f}"),
+        Cell(),
     ]
 
 
-def changes_of(outcome: Outcome) -> list[str]:
-    """What changed in tokens and in accuracy, and the score."""
-    return [change(-outcome.length_cut), points(outcome.accuracy_gain), score(outcome.aes)]
+def change_cells(outcome: Outcome) -> list[Cell]:
+    """What changed in accuracy and tokens, and the score."""
+    gain, tokens = outcome.gain, outcome.cut.scaled(-1)
+    return [
+        Cell(points(gain.mean), span(gain, signed)),
+        Cell(),
+        Cell(change(tokens.mean), span(tokens, change)),
+        Cell(),
+        spread_cell(outcome.score, two_digits),
+    ]
 
 
 def study_table(result: StudyResult) -> Table:
-    """All rows of a study; a mean is qualified by the least and the most over the seeds."""
+    """All rows of a study, each figure with its interval."""
     several = len(result.tests) > 1
     first = "average" if several else result.tests[0]
-    columns = [Column("", label=True), *(Column(head, first) for head in ("accuracy", "tokens", "cut", "AES"))]
+    columns = [Column("", label=True)]
+    columns += [Column(head, first) for head in ("accuracy", "tokens", "gain, points", "cut", "AES")]
     for test in result.tests if several else []:
         columns += [Column(head, test, joined=True) for head in ("accuracy", "tokens", "AES")]
     timed = any(row.inference for row in result.rows)
     columns += [Column("inference time, × the base's")] if timed else []
     rows = [study_cells(row, result, several, timed) for row in result.rows]
-    seeds = result.seeds
-    note = "One seed." if seeds == 1 else f"Means over {seeds} seeds, with the least and the most."
-    return Table("Result", columns, rows, note)
+    return Table("Result", columns, rows, over_what(result))
+
+
+def over_what(result: StudyResult) -> str:
+    """What the study's means and intervals are over."""
+    if result.seeds == 1:
+        return "One seed" + ("; 95 % intervals over the problems." if result.intervals else ".")
+    ends = "their 95 % intervals over the seeds (Student’s t)" if result.intervals else "the least and the most"
+    return f"Means over {result.seeds} seeds, with {ends}."
 
 
 def study_tables(result: StudyResult) -> list[Table]:
@@ -156,7 +237,7 @@ def study_tables(result: StudyResult) -> list[Table]:
 
 
 def measures_table(result: StudyResult) -> Table:
-    """Measures beside AES, and what each method cost; a mean is qualified by the least and the most over the seeds."""
+    """Measures beside AES, and what each method cost."""
     budgets = next(row.measures.budgets for row in result.rows if row.measures)
     columns = [
         Column("", label=True),
@@ -205,10 +286,14 @@ def measures_cells(row: StudyRow) -> list[Cell]:
 def study_cells(row: StudyRow, result: StudyResult, several: bool, timed: bool) -> list[Cell]:
     average = row.average
     cells = [Cell(row.label), *level_cells(average)]
-    cells += [spread_cell(average.length_cut, percent), score_cell(average)] if row.runs else [Cell(), Cell()]
+    if row.runs:
+        cells += [spread_cell(average.accuracy_gain, signed), spread_cell(average.length_cut, percent)]
+        cells += [spread_cell(average.aes, two_digits)]
+    else:
+        cells += [Cell()] * 3
     for test in result.tests if several else []:
         figures = row.tests[test]
-        cells += [*level_cells(figures), score_cell(figures) if row.runs else Cell()]
+        cells += [*level_cells(figures), spread_cell(figures.aes, two_digits) if row.runs else Cell()]
     if timed:
         time = row.inference
         cells.append(Cell(f"{time.ratio:.2f} ×", f"{time.seconds:.2f} s") if time else Cell())
@@ -219,14 +304,8 @@ def level_cells(figures: Figures) -> list[Cell]:
     return [spread_cell(figures.accuracy, percent), spread_cell(figures.mean_tokens, "{:.1f}".format)]
 
 
-def score_cell(figures: Figures) -> Cell:
-    return spread_cell(figures.aes, two_digits)
-
-
 def spread_cell(spread: Spread | None, form: Form) -> Cell:
-    if spread is None:
-        return Cell("none")
-    return Cell(form(spread.mean), span(spread.low, spread.high, form) if spread.low < spread.high else "")
+    return Cell("none") if spread is None else Cell(form(spread.mean), span(spread, form))
 
 
 def disharmony_table(result: DisharmonyResult) -> Table:
@@ -238,11 +317,14 @@ def disharmony_table(result: DisharmonyResult) -> Table:
     for row in result.rows:
         cells = [Cell(row.label), Cell(str(row.problems))]
         for part in row.intervals:
-            interval = span(part.accuracy_low, part.accuracy_high, percent)
-            cells.append(Cell(percent(part.accuracy), f"{interval}; {part.mean_tokens:.0f} tokens"))
-        gap = [f"{100 * value:+z.1f}" for value in (row.gap.mean, row.gap.low, row.gap.high)]
-        rows.append([*cells, Cell(gap[0], f"{gap[1]} to {gap[2]}")])
+            cells.append(Cell(percent(part.accuracy), f"{interval_of(part)}; {part.mean_tokens:.0f} tokens"))
+        rows.append([*cells, spread_cell(row.gap, signed)])
     return Table("Accuracy by length interval", columns, rows, sampled_note(result))
+
+
+def interval_of(part: Interval) -> str:
+    """The interval of the accuracy of one part of the lengths."""
+    return span(Spread(part.accuracy, part.accuracy_low, part.accuracy_high), percent)
 
 
 def disharmony_tables(result: DisharmonyResult) -> list[Table]:
@@ -256,3 +338,76 @@ def sampled_note(result: DisharmonyResult) -> str:
         f"{result.problems} problems, {result.samples} completions of each; each problem's completions are cut into "
         f"{result.intervals} intervals of equal count, short to long. 95 % intervals over problems."
     )
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One figure, its value before where it has changed, by how much, and what it means."""
+
+    label: str
+    value: str
+    before: str = ""
+    change: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        value = f"{self.before} to {self.value}" if self.before else self.value
+        return f"{self.label} {value} ({self.change})" if self.change else f"{self.label} {value}"
+
+
+def in_one_line(headlines: list[Headline]) -> str:
+    text = ", ".join(map(str, headlines))
+    return text[:1].upper() + text[1:]
+
+
+def run_headlines(result: RunResult) -> list[Headline]:
+    average = result.comparison.average
+    base, pruned, gain, tokens, score = (
+        average.base,
+        average.pruned,
+        average.gain,
+        average.cut.scaled(-1),
+        average.score,
+    )
+    before, right = f"{base.mean_tokens:.0f}", f"{100 * base.accuracy:.1f}"
+    value = "none" if score is None else two_digits(score.mean)
+    return [
+        Headline(
+            "mean tokens", f"{pruned.mean_tokens:.0f}", before, with_span(change(tokens.mean), span(tokens, change))
+        ),
+        Headline("accuracy", percent(pruned.accuracy), right, with_span(points(gain.mean), span(gain, signed))),
+        Headline("AES", value, change=span(score, two_digits) if score else "", note="higher is better"),
+    ]
+
+
+def with_span(text: str, ends: str) -> str:
+    return f"{text}; {ends}" if ends else text
+
+
+def study_headlines(result: StudyResult) -> list[Headline]:
+    """The row with the best AES."""
+    scored = [(row.average.aes, row) for row in result.variants if row.average.aes]
+    if not scored:
+        return []
+    value, best = max(scored, key=lambda pair: pair[0].mean)
+    base, mine = result.base.average, best.average
+    cut = mine.mean_tokens.mean / base.mean_tokens.mean - 1 if base.mean_tokens.mean else 0.0
+    tokens, accuracy = f"{base.mean_tokens.mean:.0f}", f"{100 * base.accuracy.mean:.1f}"
+    gain = points(mine.accuracy.mean - base.accuracy.mean)
+    shorter = with_span(change(cut), span(mine.length_cut.scaled(-1), change))
+    better = with_span(gain, span(mine.accuracy_gain, signed))
+    return [
+        Headline("best AES", two_digits(value.mean), note=with_span(best.label, span(value, two_digits))),
+        Headline("its mean tokens", f"{mine.mean_tokens.mean:.0f}", tokens, shorter),
+        Headline("its accuracy", percent(mine.accuracy.mean), accuracy, better),
+    ]
+
+
+def disharmony_headlines(result: DisharmonyResult) -> list[Headline]:
+    row = result.rows[0]
+    first, last = row.intervals[0], row.intervals[-1]
+    return [
+        Headline("accuracy, shortest interval", percent(first.accuracy), note=f"{first.mean_tokens:.0f} tokens"),
+        Headline("accuracy, longest interval", percent(last.accuracy), note=f"{last.mean_tokens:.0f} tokens"),
+        Headline("longest - shortest", points(row.gap.mean), note=span(row.gap, signed)),
+    ]

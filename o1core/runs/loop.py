@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
 from ..model import Tokenizer, adapted, model_fingerprint, save_adapter
-from ..policy import Policy, Trainer, opening_ids
+from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
 from ..rollout import free_memory, problems_held, read_groups
@@ -114,7 +114,9 @@ def train(
 def sample_round(policy: Policy, problems: list[Problem], recipe: Recipe, run: RunFolder, index: int) -> Rollouts:
     """The rollouts of a round, sampled or read back."""
     label = f"sample, round {index + 1} of {recipe.sampling.rounds}"
-    return policy.sample(problems, recipe.round_params(index), run.rollouts(index), label, recipe.prompt.opening)
+    rollouts = policy.sample(problems, recipe.round_params(index), run.rollouts(index), label, recipe.prompt.opening)
+    warn_of_cuts(label, rollouts.truncated.float().mean().item(), rollouts.limit)
+    return rollouts
 
 
 def score_round(rollouts: Rollouts, recipe: Recipe, progress: Progress) -> Scored:

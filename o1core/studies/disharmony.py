@@ -6,14 +6,13 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
-from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, Spread, difficulties
+from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, difficulties
 from ..metrics import accuracy_interval, mean_interval
 from ..report import disharmony_tables, plot_disharmony
 from ..run_folder import RunFolder
 from ..runs import Job, Resources, open_session
 from ..seeds import seed_of
-from .study import write_outputs
-from .study_folder import StudyFolder
+from .study import StudyFolder, write_outputs
 
 
 def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources) -> DisharmonyResult:
@@ -66,7 +65,8 @@ def accuracy_by_interval(
             low, high = accuracy_interval(right[chosen])
             mean_tokens = float(tokens[chosen].mean())
             figures.append(Interval(i + 1, float(right[chosen].mean()), low, high, mean_tokens))
-        gap, low, high = mean_interval(parts[-1][1][chosen].mean(axis=1) - parts[0][1][chosen].mean(axis=1))
-        spread = Spread(gap, max(-1.0, low), min(1.0, high))
-        rows.append(DisharmonyRow(label, int(chosen.sum()), figures, spread))
+        longest, shortest = (parts[i][1][chosen] for i in (-1, 0))
+        one = 1 / min(longest.shape[1], shortest.shape[1])  # a completion's share of its part
+        gap = mean_interval(longest.mean(axis=1) - shortest.mean(axis=1), one).within(-1.0, 1.0)
+        rows.append(DisharmonyRow(label, int(chosen.sum()), figures, gap))
     return rows

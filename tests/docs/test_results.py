@@ -70,6 +70,6 @@ def test_the_real_models_figures_are_those_of_its_result_file():
 
 
 def test_the_chart_is_drawn_from_the_result_file(tmp_path):
-    script = runpy.run_path(str(ROOT / "bench" / "tiny_o1_chart.py"))  # plain `pytest` cannot import bench
+    script = runpy.run_path(str(ROOT / "bench" / "tiny_o1.py"))
     script["draw"](TINY_O1, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"

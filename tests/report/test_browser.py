@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from o1core.report.page import browse
-from o1core.report.page.passages import repeated_fraction, repeats
+from o1core.report.page.browse import repeated_fraction, repeats
 from o1core.types import Group
 from tests.report.page_cases import AGAIN, ANSWER, EVIL, FIRST, evil_run, page_of, sample, write_study
 

@@ -6,12 +6,11 @@ import re
 import pytest
 
 from o1core.files import write_json
-from o1core.report.charts import Line, spread_out
-from o1core.report.numbers import minus
+from o1core.report.charts import Line, spread_out, to_svg
 from o1core.report.page import write_page
-from o1core.report.page.svg import to_svg
 from o1core.report.page.writer import embed
 from o1core.report.run_charts import curves
+from o1core.report.tables import minus
 from tests.report.page_cases import (
     AGAIN,
     ANSWER,
@@ -31,10 +30,12 @@ def test_the_table_of_a_run_holds_its_numbers(made, page):
     words = Tags(page).words()
     base = json.loads((made / "run" / "result.json").read_text())["base"]
     assert base["accuracy"] == 0.75  # three of four by hand
-    assert f"arithmetic base 75.0 % 37.5 to 87.5 % {base['mean_tokens']:.1f} " in words
+    assert f"arithmetic base 75.0 % 37.5 to 87.5 % 12.5 % {base['mean_tokens']:.1f} " in words
     pruned = len(FIRST + ANSWER) + 1  # a byte is a token, and one ends the text
-    assert f"arithmetic pruned 75.0 % 37.5 to 87.5 % {pruned}.0 {pruned} 12.5 %" in words
-    assert f"−{100 * (1 - pruned / base['mean_tokens']):.1f} % +0.0 points" in words
+    assert (
+        f"arithmetic pruned 75.0 % 37.5 to 87.5 % 12.5 % {pruned}.0 {pruned} arithmetic change +0.0 points −" in words
+    )
+    assert f"−{100 * (1 - pruned / base['mean_tokens']):.1f} %" in words
     assert "2 problems, 2 completions of each" in words
 
 
@@ -125,8 +126,8 @@ def test_the_page_of_a_study_shows_its_rows_and_its_runs(tmp_path, model):
     words = Tags(page).words()
     assert "base 70.0 % 69.0 to 71.0 % 100.0 " in words
     assert (
-        "o1-pruner 72.0 % 71.0 to 73.0 % 80.0 80.0 to 80.0 20.0 % 19.0 to 21.0 % 0.20 0.19 to 0.21 0.75 × 2.00 s"
-        in words
+        "o1-pruner 72.0 % 71.0 to 73.0 % 80.0 80.0 to 80.0 +2.0 +1.0 to +3.0 "
+        "20.0 % 19.0 to 21.0 % 0.20 0.19 to 0.21 0.75 × 2.00 s" in words
     )
     for title in ("Accuracy against length, all rows", "Accuracy-efficiency score", "Inference time", "Clip fraction"):
         assert title in words

@@ -1,12 +1,14 @@
 """Tables and plots: the same figures in a terminal, in Markdown and in a picture's title."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from o1core.evaluation import Evaluation, RunResult, StudyResult, compare
-from o1core.evaluation.results import Figures, Measures, Spread, StudyRow
+from o1core.evaluation import Evaluation, Figures, Measures, RunResult, Spread, StudyResult, StudyRow, compare
+from o1core.metrics import Answers
 from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.charts import COLOURS, Chart, write_png
 from o1core.report.samples import evenly
@@ -34,18 +36,45 @@ def run_result(**tests: tuple[float, float]) -> RunResult:
 
 
 def test_a_terminal_prints_aligned_columns():
-    assert to_text(run_table(run_result(t=(0.6, 57.4)), changes=False)).splitlines() == [
-        "model   accuracy (95 % interval)  mean tokens  median  ran out  tokens/s",
-        "base     50.0 % (40.0 to 60.0 %)        100.0      99   25.0 %      1234",
-        "pruned   60.0 % (50.0 to 70.0 %)         57.4      56   25.0 %      1234",
+    assert to_text(run_table(run_result(t=(0.6, 57.4)))).splitlines() == [
+        "model   accuracy (95 % interval)  cut off  mean tokens  median   AES",
+        "base     50.0 % (40.0 to 60.0 %)   25.0 %        100.0      99",
+        "pruned   60.0 % (50.0 to 70.0 %)   25.0 %         57.4      56",
+        "change              +10.0 points               -42.6 %          1.03",
     ]
     several = to_text(run_table(run_result(one=(0.6, 57.4), two=(0.6, 60.0)))).splitlines()
-    assert several[0].split()[0] == "test" and several[-1].split()[:2] == ["average", "pruned"]
+    assert several[0].split()[0] == "test" and several[-2].split()[:2] == ["average", "pruned"]
 
 
 def test_markdown_says_what_changed():
     line = to_markdown(run_table(run_result(t=(0.4, 105)))).splitlines()[-1]
-    assert line.endswith("| +5.0 % | -10.0 points | -1.05 |")  # a = -5 * 0.2, less 0.05 for the length
+    assert line == "| t | change | -10.0 points |  | +5.0 % |  | -1.05 |"  # a = -5 * 0.2, less 0.05 for the length
+
+
+def test_changes_have_their_paired_intervals_in_the_table_and_in_one_line():
+    """Three problems, tokens 100 each: by hand, Student's t of two degrees of freedom is 4.303."""
+    right = np.array([[True], [False], [False]])
+    before = Answers("abc", np.array([[100], [100], [100]]), right)
+    after = Answers("abc", np.array([[40], [50], [60]]), ~right)
+    base, pruned = (replace(evaluation(a, n), answers=s) for a, n, s in ((1 / 3, 100, before), (2 / 3, 50, after)))
+    result = RunResult(compare({"t": base}, {"t": pruned}), 1.0, "pruned", {})
+    table, line = run_table(result), in_one_line(run_headlines(result))
+    half = 4.302652729749464 * 10 / 3**0.5
+    ends = f"{-50 - half:.1f} to {-50 + half:.1f} %"
+    assert table.rows[-1][2].text == "+33.3 points" and str(table.rows[-1][4]) == f"-50.0 % ({ends})"
+    assert "Changes are paired over the problems" in table.note
+    assert f"(-50.0 %; {ends})" in line and "(+33.3 points; -100.0 to +100.0)" in line
+
+
+def test_a_test_that_was_mostly_cut_off_is_named_with_what_helps():
+    def note(share: float, **settings) -> str:
+        mostly = replace(evaluation(0.5, 100), truncated=share)
+        return run_table(RunResult(compare({"t": mostly}, {"t": evaluation(0.6, 50)}), 1.0, "pruned", settings)).note
+
+    assert "Most completions of t were cut off (base 75 %, pruned 25 %): raise --max-new-tokens." in note(0.75)
+    assert "--max-new-tokens" not in note(0.5)
+    rule = "wrong then, unless a complete box stands after its thought"
+    assert rule in note(0.5) and rule not in note(0.5, truncated="keep")
 
 
 @pytest.mark.parametrize(
@@ -68,11 +97,11 @@ def test_a_study_of_several_tests_joins_their_columns_in_markdown():
     ]
     lines = to_markdown(*study_tables(StudyResult("compare", ["a", "b"], 2, rows, {}))).splitlines()
     assert lines[0] == (
-        "|  | average accuracy | average tokens | average cut | average AES | a: accuracy / tokens / AES | "
-        "b: accuracy / tokens / AES |"
+        "|  | average accuracy | average tokens | average gain, points | average cut | average AES | "
+        "a: accuracy / tokens / AES | b: accuracy / tokens / AES |"
     )
     assert lines[-1] == (
-        "| x | 50.0 % | 90.0 (80.0 to 100.0) | 10.0 % | none | 40.0 % / 90.0 / none | 60.0 % / 90.0 / none |"
+        "| x | 50.0 % | 90.0 (80.0 to 100.0) | +50.0 | 10.0 % | none | 40.0 % / 90.0 / none | 60.0 % / 90.0 / none |"
     )
 
 

@@ -1,21 +1,39 @@
-"""What the sample browser of a page holds: some problems of a test, and completions of each before and after.
+"""What the sample browser of a page holds: some problems of a test, and completions of each before and after, with the
+passages marked that they repeat: the re-checks that pruning is meant to take away.
 
 It is bounded: a page must open on a phone. Which problems: in turn one with a long cut, one that became right, one that
 became wrong, and one from anywhere, until the bounds are met. The page says what was left out.
+
+A completion is cut into clauses, at line ends and at , . ; : ! ? before a space. A clause repeats where the same clause,
+in normal form, occurs earlier in the same completion. The normal form forgets case, spaces around operators, LaTeX's
+dollars and spacing, and the words a thought turns over with ("Wait, ", "then", "so"): "47+8=55" is found again in
+"Then 47 + 8 = 55.". Clauses that say too little to be a re-check, such as "Yes" and "x=5", do not count.
+
+Left out on purpose: paraphrases. Finding them takes a model, and a model can be wrong.
 """
 
+import re
+import unicodedata
 from dataclasses import dataclass
 
 from ...model import Tokenizer
 from ...text import clean
 from ...types import Group, Problem, Sample
 from ..samples import short_to_long
-from .passages import repeated_fraction, repeats
 
 MOST_PROBLEMS, MOST_COMPLETIONS = 60, 6  # of a test; of a problem and side
 MOST_CHARACTERS = 12_000  # of a completion
 PAGE_CHARACTERS = 8_000_000  # of all completions on a page
 MEASURED_PROBLEMS = 100  # for how much of the text repeats itself
+CUT = re.compile(r"(?:[,.;:!?]+(?=\s|$)|\n)\s*")
+TURNING = "first then so wait hmm now next and but or again also finally yes no ok okay well thus hence therefore alternatively"
+TURNS = frozenset(TURNING.split())
+LATEX = (
+    (r"\\(?:left|right|displaystyle|,|;|!|\(|\)|\[|\])|\$", ""),
+    (r"\\(?:times|cdot)(?![a-z])|×|·", "*"),
+    ("[−–]", "-"),
+)
+FEWEST_WORDS, FEWEST_CHARACTERS = 4, 5  # of a clause without an equation; of an equation
 
 
 @dataclass(frozen=True)
@@ -189,3 +207,59 @@ def repeated_share(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[float, floa
 
     measured = pairs[:MEASURED_PROBLEMS]
     return mean_share([p.before for p in measured]), mean_share([p.after for p in measured])
+
+
+def normal_form(clause: str) -> str:
+    """What two clauses share when they say the same; empty where the clause says too little."""
+    text = unicodedata.normalize("NFKC", clause).lower()
+    for pattern, plain in LATEX:
+        text = re.sub(pattern, plain, text)
+    text = re.sub(r"\s*([=+*/<>^-])\s*", r"\1", text)
+    words = re.findall(r"[^\s,;:!?\"'`]+", text)
+    while words and words[0].strip(".*#") in TURNS:
+        del words[0]
+    text = " ".join(words).strip(".* ")
+    equation = "=" in text and len(text) >= FEWEST_CHARACTERS
+    return text if equation or len(words) >= FEWEST_WORDS else ""
+
+
+def repeats(text: str) -> list[tuple[str, bool]]:
+    """The text in parts, each with whether it repeats an earlier one; the parts joined are the text.
+
+    Neighbouring repeats are one part, with what is between them.
+    """
+    seen: set[str] = set()
+    parts: list[tuple[str, bool]] = []  # each with whether it repeats
+    start = 0
+    while start < len(text):
+        found = CUT.search(text, start)
+        end, after = found.span() if found else (len(text), len(text))
+        form = normal_form(text[start:end])
+        again = bool(form) and form in seen
+        seen.add(form)
+        if parts and parts[-1][1] == again:
+            parts[-1] = (parts[-1][0] + text[start:after], again)
+        else:
+            parts.append((text[start:after], again))
+        start = after
+    return without_trailing_marks(parts)
+
+
+def without_trailing_marks(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Move the punctuation and space at the end of a repeat to the part after it."""
+    done: list[tuple[str, bool]] = []
+    carry = ""
+    for text, repeated in parts:
+        text, carry = carry + text, ""
+        if repeated:
+            bare = text.rstrip(" \n\t,.;:!?")
+            text, carry = bare, text[len(bare) :]
+        if text:
+            done.append((text, repeated))
+    return [*done, (carry, False)] if carry else done
+
+
+def repeated_fraction(parts: list[tuple[str, bool]]) -> float:
+    """The fraction of the characters that repeat."""
+    total = sum(len(text) for text, _ in parts)
+    return sum(len(text) for text, repeated in parts if repeated) / total if total else 0.0

@@ -10,20 +10,80 @@ Left out on purpose: a clock. The same runs give the same bytes.
 import hashlib
 import json
 from base64 import b64encode
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from ...evaluation import read_result
+from ...errors import UserError
+from ...evaluation import DisharmonyResult, Result, RunResult, StudyResult, answers_of, read_problems, read_result
 from ...files import write_atomic
+from ...model import Tokenizer
+from ...rollout import read_groups
+from ...run_folder import SIDES, RunFolder
 from ...text import clean
 from ...typed_json import to_json
-from ..numbers import minus
-from .browse import MOST_COMPLETIONS, PAGE_CHARACTERS, BrowserSet, browser_set
-from .sections import Section, section_of
-from .svg import to_svg
+from ..charts import Chart, to_svg
+from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, training_charts
+from ..samples import check_inside, logged_steps, open_tokenizer, settings_of
+from ..study_charts import disharmony_chart, study_charts
+from ..tables import (
+    Headline,
+    Table,
+    disharmony_headlines,
+    disharmony_tables,
+    minus,
+    percent,
+    run_headlines,
+    run_table,
+    sampled_note,
+    study_headlines,
+    study_tables,
+)
+from .browse import MOST_COMPLETIONS, PAGE_CHARACTERS, BrowserSet, Pair, browser_set, pair_up, repeated_share
+
+
+@dataclass(frozen=True)
+class Block:
+    """Charts under a heading; closed: they are folded away."""
+
+    title: str
+    charts: list[Chart]
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the sample browser shows of one test of one run."""
+
+    label: str
+    pairs: list[Pair]
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of the page on one run or study. notes: what is not there, and why."""
+
+    name: str
+    kind: str
+    headlines: list[Headline]
+    tables: list[Table]
+    blocks: list[Block]
+    settings: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of a run, before and after; without a source where the rollouts are not there (any more)."""
+
+    name: str
+    charts: list[Chart]
+    source: Source | None
 
 
 def write_page(runs: list[Path], out: Path) -> Path:
@@ -45,6 +105,100 @@ def names_of(runs: list[Path]) -> list[str]:
     full = [run.resolve() for run in runs]
     alike = [sum(f.name == other.name for other in full) > 1 for f in full]
     return [f"{f.parent.name}/{f.name}" if twice else f.name for f, twice in zip(full, alike)]
+
+
+def section_of(folder: Path, name: str, result: Result) -> Section:
+    """The section of a run's or a study's folder."""
+    if isinstance(result, DisharmonyResult):
+        return disharmony_section(folder, name, result)
+    if isinstance(result, StudyResult):
+        return study_section(folder, name, result)
+    return run_section(RunFolder(folder), name, result)
+
+
+def run_section(run: RunFolder, name: str, result: RunResult) -> Section:
+    """The part of the page on one run."""
+    tests = [read_test(run, test, name) for test in result.comparison.tests]
+    blocks = [Block(f"Test: {test.name}", test.charts) for test in tests if test.charts]
+    notes = [f"{test.name}: no rollouts are there, so no charts and no samples." for test in tests if not test.source]
+    if training := training_charts({name: logged_steps(run)}):
+        blocks.append(Block("Training", training))
+    else:
+        notes.append("No optimiser step was logged, so there are no training curves.")
+    sources = [test.source for test in tests if test.source]
+    headlines = [*run_headlines(result), *repeated_headline(sources)]
+    return Section(name, "run", headlines, [run_table(result)], blocks, settings_of(run), notes, sources)
+
+
+def repeated_headline(sources: list[Source]) -> list[Headline]:
+    """How much of a completion repeats itself, the mean over the tests."""
+    if not sources:
+        return []
+    shares = [repeated_share(source.pairs, source.tokenizer) for source in sources]
+    before, after = (sum(side) / len(shares) for side in zip(*shares))
+    note = "of the mean completion"
+    return [Headline("text that repeats itself", percent(after), f"{100 * before:.1f}", note=note)]
+
+
+def read_test(run: RunFolder, name: str, label: str) -> Test:
+    """Charts of one test of a run, and its pairs as a source of the sample browser."""
+    before, after = (run.evaluation(side, name) for side in SIDES)
+    for folder in (before, after):
+        check_inside(run.path, folder.path)
+    if before.path.parent != run.path / SIDES[0] or before.path.name != name:
+        raise UserError(f"{run.result}: {name!r} is not the name of a test")
+    groups = [read_groups(folder.rollouts) for folder in (before, after)]
+    if not all(groups):
+        return Test(name, [], None)
+    pairs = pair_up(read_problems(before), *groups)
+    if not pairs:
+        raise UserError(f"{before.problems}: does not match {before.rollouts}; they belong to different runs")
+    sides = [p.before for p in pairs], [p.after for p in pairs]
+    for folder, side in zip((before, after), sides):
+        if len({len(group.samples) for group in side}) > 1:
+            raise UserError(f"{folder.rollouts}: its problems have different numbers of samples; sample them again")
+    first, second = map(answers_of, sides)
+    charts = [
+        lengths(first, second),
+        accuracy_by_length(first, second),
+        each_problem(first, second),
+        by_difficulty(first, second, [p.problem for p in pairs]),
+    ]
+    return Test(name, charts, Source(f"{label}, {name}", pairs, open_tokenizer(run)))
+
+
+def study_section(folder: Path, name: str, result: StudyResult) -> Section:
+    """The part of the page on a study whose rows are runs: its table, its charts, and its runs of the first seed."""
+    for row in result.variants:
+        for place in row.runs:
+            check_inside(folder, folder / place)
+    runs = {row.label: RunFolder(folder / row.runs[0]) for row in result.variants}
+    for run in runs.values():
+        if not run.path.is_dir():
+            raise UserError(f"{run.path}: is not there; `o1core study {result.study} --out {folder}` makes it again")
+    blocks = [Block("The study in charts", study_charts(result))]
+    if training := training_charts({label: logged_steps(run) for label, run in runs.items()}):
+        blocks.append(Block("Training, first seed", training))
+    notes: list[str] = []
+    sources: list[Source] = []
+    for label, run in runs.items():
+        tests = [read_test(run, test, f"{name}, {label}") for test in result.tests]
+        drawn = [replace(chart, title=f"{chart.title}, {test.name}") for test in tests for chart in test.charts]
+        if drawn:
+            blocks.append(Block(f"{label}: before and after, first seed", drawn, closed=True))
+        notes += [f"{label}: the rollouts of {test.name} are not there." for test in tests if not test.source]
+        sources += [test.source for test in tests if test.source]
+    kind, settings = f"study {result.study}", settings_of(RunFolder(folder))
+    return Section(name, kind, study_headlines(result), study_tables(result), blocks, settings, notes, sources)
+
+
+def disharmony_section(folder: Path, name: str, result: DisharmonyResult) -> Section:
+    """The part of the page on the study of accuracy by length."""
+    blocks = [Block("Are the long answers the right ones?", [disharmony_chart(result, sampled_note(result))])]
+    tables = disharmony_tables(result)
+    return Section(
+        name, "study disharmony", disharmony_headlines(result), tables, blocks, settings_of(RunFolder(folder))
+    )
 
 
 def render(sections: list[Section], sets: list[BrowserSet]) -> str:
