@@ -19,8 +19,7 @@ trainer = o1core.Trainer(policy, lr=3e-4, ratio="token", eps_low=0.5, eps_high=1
 def reward(
     lengths: torch.Tensor, correct: torch.Tensor
 ) -> torch.Tensor:  # [P, K] each; o1core/rewards.py says what else a reward may ask for
-    accuracy = correct.float()
-    return lengths.float().mean(1, keepdim=True) / lengths - 1 + 2 * (accuracy - accuracy.mean(1, keepdim=True))
+    return lengths.mean(1, keepdim=True) / lengths - 1 + 2 * (correct - correct.mean(1, keepdim=True))
 
 
 before = policy.evaluate(test)

@@ -1,7 +1,7 @@
 """The rewards: how much each sampled completion is worth; and the advantages, which hold a reward against the others.
 
 A reward is a function of [P, K] tables: P problems, K samples of each. It takes `lengths` (generated tokens, end-of-text
-included, at least 1) and `correct` (bool, or 0 and 1) and, by the name of its parameters, whatever else it needs:
+included, at least 1) and `correct` (0 and 1), both float32, and by the name of its parameters whatever else it needs:
 
     limits              float32 [P] tokens: the budgets that the prompts state, or --length-limit
     truncated           bool [P, K]: ran out of tokens

@@ -61,7 +61,7 @@ def load(
     """
     path = Path(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    compute = resolve_dtype(path, dtype) if isinstance(dtype, str) else dtype
+    compute = resolve_dtype(None if path == EMBEDDED else path, dtype) if isinstance(dtype, str) else dtype
     return open_policy(path, compute, Recipe.of(max_new_tokens=max_new_tokens), Resources(device))
 
 

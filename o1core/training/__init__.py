@@ -2,7 +2,7 @@
 
 from .objectives import Objective, objective_of
 from .optimisers import learning_rate, load_optimiser_modules, select_trained
-from .pick import Picked, Rollouts, Scored
+from .pick import Picked, Rollouts, Scored, try_reward
 from .round_files import kept_reference, open_log, read_log, trim_log
 from .state import Progress, durable, has_states, load_state, rewind, save_state
 from .teacher import forget_teachers, open_teacher
@@ -35,5 +35,6 @@ __all__ = [
     "save_state",
     "select_trained",
     "trim_log",
+    "try_reward",
     "with_reference",
 ]

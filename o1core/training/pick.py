@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..own_code import is_own, load_own
 from ..recipe import ObjectiveSettings, RewardSettings, parse_percentiles
 from ..rewards import REWARDS, Reward, State, clip_reward, score
-from ..types import Example, Group, lengths_and_verdicts
+from ..types import Example, Group, Sample, lengths_and_verdicts
 from .objectives import RewardTable, objective_of
 from .update import with_reference
 
@@ -65,8 +65,8 @@ class Rollouts:
         function = find_reward(reward) if isinstance(reward, str) else reward
         of = RewardSettings(**settings | ({"kind": reward} if isinstance(reward, str) else {}))
         named = {
-            "lengths": self.lengths,
-            "correct": self.correct,
+            "lengths": self.lengths.float(),  # means and differences of integers and bools are errors in torch
+            "correct": self.correct.float(),
             "truncated": self.truncated,
             "limits": self.limits(of),
             "problems": [group.problem for group in self.groups],
@@ -183,6 +183,22 @@ def find_reward(name: str) -> Reward:
     if name not in REWARDS:
         raise UserError(f"--reward {name}: is none of {', '.join(REWARDS)}, nor FILE.py:function")
     return REWARDS[name]
+
+
+def try_reward(settings: RewardSettings) -> None:
+    """Call a reward of one's own on two made-up problems, before hours of sampling. Raises UserError where it fails."""
+    if not is_own(settings.kind):
+        return
+    ids = torch.arange(8, dtype=torch.int32)
+    groups = [
+        Group(
+            name,
+            ids[:2],
+            tuple(Sample(ids[: 2 * k + 2], torch.zeros(2 * k + 2), "stop", None, k in right) for k in range(4)),
+        )
+        for name, right in (("a", (0, 2)), ("b", ()))
+    ]
+    Rollouts(groups, 8).score(settings.kind, **{n: v for n, v in vars(settings).items() if n != "kind"})
 
 
 def example_of(group: Group, k: int, weight: float, earned: float) -> Example:
