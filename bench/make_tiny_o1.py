@@ -31,11 +31,11 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.thoughts import LAW, ThoughtLaw, instructed, text_of, write_thought
 from bench.tiny_o1_behaviour import EVALUATED, behaviour
 from o1core.errors import UserError
 from o1core.model import Tokenizer, Transformer, initialise, read_config, save_checkpoint
 from o1core.problems.arithmetic import arithmetic_tasks
-from o1core.problems.thoughts import LAW, ThoughtLaw, instructed, text_of, write_thought
 from o1core.rollout import keep_freed_memory
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

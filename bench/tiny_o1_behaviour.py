@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 
 import o1core.model
+from bench.thoughts import HASTY
 from o1core.grading import extract_answer
 from o1core.problems import instruct
 from o1core.problems.arithmetic import arithmetic_tasks
-from o1core.problems.thoughts import HASTY
 from o1core.rollout import Engine, SamplingParams
 from o1core.runs import EMBEDDED
 from o1core.types import Problem

@@ -3,7 +3,7 @@
     python -m bench.tiny_o1_ceiling [--seeds 3] [--problems 300]
 
 It slips as often as the thoughts that tiny-o1 was trained on, and chooses when to check as well as can be: not at all at levels
-2 and 3, until two results agree at levels 4 and 5 (`IDEAL` in o1core/problems/thoughts.py). Its thoughts are written by the
+2 and 3, until two results agree at levels 4 and 5 (`IDEAL` in bench/thoughts.py). Its thoughts are written by the
 generator, `SAMPLES` for each problem, and counted by tiny-o1's tokenizer. A trained model may get above its accuracy, where it
 slips less than its teacher.
 """
@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.thoughts import IDEAL, answer_of, text_of, write_thought
 from o1core.model import Tokenizer, read_config
 from o1core.problems import parse_levels
 from o1core.problems.arithmetic import Task, arithmetic_tasks
-from o1core.problems.thoughts import IDEAL, answer_of, text_of, write_thought
 from o1core.runs import EMBEDDED
 from o1core.types import Problem
 

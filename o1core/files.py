@@ -59,11 +59,13 @@ def decode(raw: bytes, where: str) -> str:
         raise UserError(f"{where}: not valid JSON: not UTF-8{place}; save the file as UTF-8") from None
 
 
-def parse_json(text: str, where: str, how_to_fix: str = "correct or replace it") -> Any:
-    """The value of a JSON text. Raises UserError that begins with `where`: the text is broken or nested too deeply, or
-    holds half a surrogate pair."""
+def parse_json(
+    text: str, where: str, how_to_fix: str = "correct or replace it", number: Callable[[str], Any] | None = None
+) -> Any:
+    """The value of a JSON text. number: what becomes of a number's digits (None: an int or a float). Raises UserError
+    that begins with `where`: the text is broken or nested too deeply, or holds half a surrogate pair."""
     try:
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=number or _integer, parse_float=number)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

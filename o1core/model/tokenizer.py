@@ -126,11 +126,11 @@ def add_tokens(backend: Backend, folder: Path, config: dict[str, Any], vocab_siz
     path = folder / "tokenizer_config.json"
     stated: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
-        for number, token in as_object(config["added_tokens_decoder"], path, "added_tokens_decoder").items():
-            stated[as_id(number, path)] = as_token(token, path, "added_tokens_decoder")
+        for key, value in as_object(config["added_tokens_decoder"], path, "added_tokens_decoder").items():
+            stated[as_id(key, path)] = as_token(value, path, "added_tokens_decoder")
     else:
-        for text, number in read_beside(folder, "added_tokens.json").items():
-            stated[as_id(number, folder / "added_tokens.json")] = AddedToken(text, normalized=True)
+        for text, value in read_beside(folder, "added_tokens.json").items():
+            stated[as_id(value, folder / "added_tokens.json")] = AddedToken(text, normalized=True)
         stated |= backend.get_added_tokens_decoder()
     named = special_tokens(config, path)
     for token in stated.values():

@@ -1,18 +1,15 @@
 """Problems: where they come from, which are selected, and how they are asked."""
 
 from .arithmetic import arithmetic_problems
-from .filters import parse_levels, parse_subjects, select
 from .formats import load_problems
 from .gym import GYM_PREFIX, gym_problems
-from .overlap import find_overlap, fingerprint
 from .prompts import FORMS, INSTRUCTIONS, ask_in_form, drawn_budget, instruct
-from .thoughts import arithmetic_examples
+from .selection import find_overlap, fingerprint, parse_levels, parse_subjects, select
 
 __all__ = [
     "FORMS",
     "GYM_PREFIX",
     "INSTRUCTIONS",
-    "arithmetic_examples",
     "arithmetic_problems",
     "ask_in_form",
     "drawn_budget",

@@ -1,4 +1,4 @@
-"""Generated arithmetic for tiny-o1: a seeded source of problems of two kinds. The thoughts about them: thoughts.py.
+"""Generated arithmetic for tiny-o1: a seeded source of problems of two kinds. The thoughts about them: bench/thoughts.py.
 
 A sum is a chain of 2 to 5 operations ("What is 6*7+5-8?"). The other kind asks for the larger of two chains that have 2 to 5
 operations together ("Which is larger, 47+8 or 60-9+2?"), and its answer is the larger result. A product comes only first, so

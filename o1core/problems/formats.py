@@ -1,5 +1,8 @@
 """Problem files: JSON lists and JSONL with the published fields of GSM8K, MATH, MATH-500, GaoKao2023en and O1-Pruner's
-own files, multiple choice in five published forms, and plain {problem, answer}. The fields decide, not the file's name.
+own files, multiple choice in its published forms, and plain {problem, answer}. The fields decide, not the file's name.
+
+What a row holds of the question is asked whole, its passage and its choices too, or the row is refused: a model that is
+asked half a question learns to guess. Fields that are not read are named once a file.
 
 Left out on purpose: downloads and the datasets library (a file on disk is the whole interface), and parquet.
 """
@@ -9,21 +12,43 @@ import itertools
 import logging
 import math
 import random
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import UserError
 from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
-from ..grading import extract_answer
 from ..text import clean
 from ..types import Problem
+from .golds import gold_in, gold_of
 
 log = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGHIJ"
+QUESTION = ("problem", "question")
+ANSWER, SOLUTION = ("ground truth answer", "answer"), ("solution",)
+CHOICES = ("choices", "options", "answer choices", "answer options")
+INDEX = ("answer index", "answer idx")
+RIGHT = (*INDEX, "answer", "answerkey", "correct", "correct option", "label")  # which of the choices is right
+WRONG = (  # the choices beside "correct_answer"
+    ("distractor1", "distractor2", "distractor3"),
+    ("incorrect answer 1", "incorrect answer 2", "incorrect answer 3"),
+)
+PASSAGES = (  # what a question is about: asked before it
+    *("article", "passage", "context", "body", "story", "background", "paragraph", "document", "premise", "scenario"),
+    *("table", "hint"),
+)
+UNPLACED = ("text", "input", "instruction", "sentence", "statement", "facts", "dialogue")  # what else may be asked
+UNSEEN = ("image", "images", "picture", "pictures", "figure", "figures", "diagram", "image path", "audio", "video")
+ID, LEVEL, SUBJECT, SYSTEM = ("unique id", "id"), ("level",), ("subject", "type"), ("system",)
+COLUMNS = ("{0}", "option {1}", "choice {1}", "op{1}", "option{2}", "option {2}", "choice{2}", "choice {2}")  # A, a, 1
+READ = {"correct answer", *WRONG[0], *WRONG[1]}.union(
+    *(QUESTION, ANSWER, SOLUTION, CHOICES, RIGHT, PASSAGES, UNPLACED, UNSEEN, ID, LEVEL, SUBJECT, SYSTEM),
+    [form.format(name, name, at) for form in COLUMNS for at, name in enumerate(LETTERS.lower(), 1)],
+)
 MAX_CHARS = 1_000_000  # of a question or a solution: more than any context window
 MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that tables show
 MAX_LINE_BYTES = 32 << 20  # of a problem of JSONL
@@ -40,16 +65,20 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
     | MATH-500 | problem | answer |
     | GaoKao2023en, plain | question or problem | answer, without dollars around it; its last \boxed{} if it has one |
     | O1-Pruner | problem | ground_truth_answer |
-    | multiple choice | question or problem, and choices: [...] | answer: a letter, or MMLU's index from 0 |
+    | multiple choice | question or problem, and choices or options | answer: a letter, the text, or the index from 0 |
     | ARC | question, and choices: {text: [...], label: [...]} | answerKey: a label |
+    | MMLU-Pro, MedQA, AQuA | question, and options: [...] or {A: ...} | answer, answer_index, answer_idx or correct |
     | SciQ | question | correct_answer, beside distractor1, distractor2, distractor3 |
     | GPQA | Question | Correct Answer, beside Incorrect Answer 1, 2, 3 |
+    | RACE, SVAMP | article, Body or context, then question | answer |
 
-    Choices become lines "(A) ...", and the answer is the letter. SciQ and GPQA name the right choice and give no order.
-    A hash of question and choice gives one, so it is the same in every run and reveals nothing of the answer.
+    Capitals and underscores of a field's name do not count. A passage (PASSAGES) stands before its question. Choices
+    become lines "(A) ...", and the answer is the letter. SciQ and GPQA name the right choice and give no order. A hash of
+    question and choice gives one, so it is the same in every run and reveals nothing of the answer. Numbers keep the
+    digits that the file has: 0.00005 is "0.00005".
 
-    Optional fields: unique_id or id, level ("Level 3" reads as "3"), subject or type, system. A problem without an id
-    gets the hash of its text; a repeated id gets "-2", "-3". A few published rows have an empty answer (2 in
+    Optional fields: unique_id or id, level ("Level 3" and 3.0 read as "3"), subject or type, system. A problem without an
+    id gets the hash of its text; a repeated id gets "-2", "-3". A few published rows have an empty answer (2 in
     GaoKao2023en, 2 in MATH train). They stay, so that the published counts hold. They always grade wrong, and a warning
     names them.
 
@@ -65,8 +94,11 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
     empty: list[str] = []  # places
     ids: set[str] = set()
     repeats: Counter[str] = Counter()
-    for where, row in _rows(Path(path)):
-        problem = _problem(row, where)
+    unread: dict[str, None] = {}  # names of fields, in their order
+    for where, value in _rows(Path(path)):
+        row = _row(value, where)
+        problem = _problem(row)
+        unread |= dict.fromkeys(name for folded, (name, _) in row.fields.items() if folded not in READ)
         unique = problem.id
         while unique in ids:
             repeats[problem.id] += 1
@@ -82,6 +114,8 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
         log.warning(
             "%s: %d of %d answers are empty, always wrong: %s", clean(str(path)), len(empty), len(problems), places
         )
+    if unread:
+        log.info("%s: fields that are not read: %s", clean(str(path)), _names(unread))
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(problems)
     return problems[:limit]
@@ -105,7 +139,7 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
                 where = f"{path}, line {at}"
                 text = decode(line, where)
                 if text.strip():
-                    yield where, parse_json(text, where, _FIX)
+                    yield where, parse_json(text, where, _FIX, Number)
 
 
 def _is_list(file: BinaryIO) -> bool:
@@ -123,140 +157,245 @@ def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, object]]:
         raise UserError(
             f"{path}: a JSON list of more than {MAX_JSON_BYTES >> 20} MiB; write it as JSONL, one object a line"
         )
-    for at, row in enumerate(parse_json(decode(raw, str(path)), str(path), _FIX), 1):
+    for at, row in enumerate(parse_json(decode(raw, str(path)), str(path), _FIX, Number), 1):
         yield f"{path}, item {at}", row
 
 
-def _problem(row: object, where: str) -> Problem:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a {type(row).__name__} where an object with question and answer is needed")
-    question = _text(row, ("problem", "question", "Question"), where)
+class Number(str):
+    """A number of a file, as the file spells it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An object of a file: where it stands, and its fields that are not null, by folded name: name, value."""
+
+    where: str
+    fields: dict[str, tuple[str, Any]]
+
+    def text(self, names: tuple[str, ...], longest: int = MAX_CHARS) -> str | None:
+        """The first of these fields that is there, as text."""
+        found = next((self.fields[name] for name in names if name in self.fields), None)
+        return None if found is None else _as_text(found[1], found[0], self.where, longest)
+
+    def name(self, names: tuple[str, ...]) -> str | None:
+        """The same for a field that is shown in tables."""
+        return self.text(names, MAX_NAME_CHARS)
+
+    @property
+    def found(self) -> str:
+        """The names of the fields, for an error."""
+        return f"(found: {_names([name for name, _ in self.fields.values()])})"
+
+
+def _row(value: object, where: str) -> Row:
+    if not isinstance(value, dict):
+        kind = "number" if isinstance(value, Number) else type(value).__name__
+        raise UserError(f"{where}: a {kind} where an object with question and answer is needed")
+    fields: dict[str, tuple[str, Any]] = {}
+    for name, content in value.items():
+        if content is None:
+            continue
+        other, same = fields.setdefault(fold(name), (name, content))
+        if other != name and same != content:
+            raise UserError(
+                f"{where}: {_quoted(other)} and {_quoted(name)} are one field and differ; take one of them out"
+            )
+    return Row(where, fields)
+
+
+def fold(name: str) -> str:
+    """A field's name as it is looked up."""
+    return re.sub(r"[\s_]+", " ", name).strip().casefold()
+
+
+def _problem(row: Row) -> Problem:
+    question = row.text(QUESTION)
     if question is None or not question.strip():
-        raise UserError(f'{where}: no question; give it in the field "question" or "problem" (found: {_fields(row)})')
-    choices = _choices(row, question, where)
+        raise UserError(f'{row.where}: no question; give it in the field "question" or "problem" {row.found}')
+    choices = _choices(row, question)
+    asked = "\n\n".join([*_passages(row, question), question])
     if choices is None:
-        answer = _answer(row, where)
+        answer = _answer(row)
     else:
         texts, gold = choices
-        question = "\n".join([question, *(f"({name}) {text}" for name, text in zip(LETTERS, texts))])
+        asked = "\n".join([asked, *(f"({name}) {text}" for name, text in zip(LETTERS, texts))])
         answer = LETTERS[gold]
-    level = _name(row, ("level",), where)
     return Problem(
-        id=_name(row, ("unique_id", "id"), where) or hashlib.sha256(question.encode()).hexdigest()[:16],
-        question=question,
+        id=row.name(ID) or hashlib.sha256(asked.encode()).hexdigest()[:16],
+        question=asked,
         answer=answer,
-        level=level.removeprefix("Level ") if level else None,
-        subject=_name(row, ("subject", "type"), where),
-        system=_text(row, ("system",), where),
+        level=_level(row),
+        subject=row.name(SUBJECT),
+        system=row.text(SYSTEM),
     )
 
 
-def _answer(row: dict[str, Any], where: str) -> str:
+def _level(row: Row) -> str | None:
+    level = row.name(LEVEL)
+    whole = re.fullmatch(r"(?:Level )?(\d+)\.0+", level or "")  # a table with a gap turns its whole numbers into floats
+    return whole[1] if whole else level.removeprefix("Level ") if level else None
+
+
+def _passages(row: Row, question: str) -> list[str]:
+    """What stands before the question, in the row's order, unless the question says it already. Raises UserError where a
+    field may belong to the question and cannot be asked."""
+    found = []
+    for folded, (name, content) in row.fields.items():
+        if folded in UNSEEN and content:
+            raise UserError(
+                f"{row.where}: the field {_quoted(name)} belongs to the question and cannot be asked as text; take the "
+                "problem out"
+            )
+        if folded in UNPLACED and isinstance(content, str) and content.strip() and not _overlap(content, question):
+            raise UserError(
+                f"{row.where}: the field {_quoted(name)} may belong to the question; rename it to context, to be asked "
+                "before the question, or take it out"
+            )
+        if folded in PASSAGES and content not in ("", [], {}):
+            text = _as_text(content, name, row.where).strip()
+            if text and text not in question:
+                found.append(text)
+    return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.strip() in other or other.strip() in one
+
+
+def _answer(row: Row) -> str:
     """The gold answer of a row without choices."""
-    answer = _text(row, ("ground_truth_answer", "answer"), where)
+    answer = row.text(ANSWER)
     if answer is not None:
-        if "####" in answer or "<<" in answer:  # GSM8K's solution
-            final = answer.rpartition("####")[2].strip() if "####" in answer else ""
-            if not final:
-                raise UserError(f'{where}: no final answer in the field "answer"; end it with a line "#### 72"')
-            return final
-        if r"\boxed" in answer:
-            return extract_answer(answer) or ""
-        answer = answer.strip()
-        in_dollars = len(answer) > 1 and answer[0] == answer[-1] == "$" and answer.count("$") == 2
-        return answer[1:-1].strip() if in_dollars else answer
-    solution = _text(row, ("solution",), where)
+        gold = gold_of(answer)
+        if gold is None:
+            raise UserError(f'{row.where}: no final answer in the field "answer"; end it with a line "#### 72"')
+        return gold
+    solution = row.text(SOLUTION)
     if solution is None:
         raise UserError(
-            f'{where}: no answer; give it in the field "answer", "ground_truth_answer" or "solution" '
-            f"(found: {_fields(row)})"
+            f'{row.where}: no answer; give it in the field "answer", "ground_truth_answer" or "solution" {row.found}'
         )
-    if r"\boxed" not in solution and r"\fbox" not in solution:
-        raise UserError(rf'{where}: no \boxed{{}} in the field "solution"; box the answer or add the field "answer"')
-    return extract_answer(solution) or ""
+    gold = gold_in(solution)
+    if gold is None:
+        raise UserError(
+            rf'{row.where}: no \boxed{{}} in the field "solution"; box the answer or add the field "answer"'
+        )
+    return gold
 
 
-_UNORDERED = {  # the field of the right choice: those of the wrong ones
-    "correct_answer": ("distractor1", "distractor2", "distractor3"),
-    "Correct Answer": ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-}
-
-
-def _choices(row: dict[str, Any], question: str, where: str) -> tuple[list[str], int] | None:
+def _choices(row: Row, question: str) -> tuple[list[str], int] | None:
     """The choices of a multiple-choice row and the index of the right one; None for another row."""
-    for right, wrong in _UNORDERED.items():
-        if right in row and any(name in row for name in wrong):
-            return _unordered(row, question, where, right, wrong)
-    return _ordered(row, where) if "choices" in row else None
+    if "correct answer" in row.fields:
+        for wrong in WRONG:
+            if any(name in row.fields for name in wrong):
+                return _unordered(row, question, wrong)
+    stated = [row.fields[name] for name in CHOICES if name in row.fields and row.fields[name][1] not in ([], {}, "")]
+    if not stated:
+        columns = _columns(row)
+        return None if columns is None else (columns, _right(row, columns, list(LETTERS[: len(columns)])))
+    if any(content != stated[0][1] for _, content in stated):
+        raise UserError(f"{row.where}: {_names([name for name, _ in stated])} differ; take one of them out")
+    texts, labels = _listed(*stated[0], row.where)
+    return texts, _right(row, texts, labels)
 
 
-def _unordered(
-    row: dict[str, Any], question: str, where: str, right: str, wrong: tuple[str, ...]
-) -> tuple[list[str], int]:
-    texts: dict[str, str] = {}
-    for name in (right, *wrong):
-        text = _text(row, (name,), where)
+def _unordered(row: Row, question: str, wrong: tuple[str, ...]) -> tuple[list[str], int]:
+    texts: list[str] = []
+    for folded in ("correct answer", *wrong):
+        text = row.text((folded,))
         if text is None or not text.strip():
-            raise UserError(f'{where}: no text in the field "{name}"; give the choice or delete the line')
-        texts[name] = text
-    order = sorted(texts.values(), key=lambda text: hashlib.sha256(f"{question}\x1f{text}".encode()).digest())
-    return order, order.index(texts[right])
+            name = row.fields[folded][0] if folded in row.fields else folded
+            raise UserError(f"{row.where}: no text in the field {_quoted(name)}; give the choice or delete the line")
+        texts.append(text)
+    order = sorted(texts, key=lambda text: hashlib.sha256(f"{question}\x1f{text}".encode()).digest())
+    return order, order.index(texts[0])
 
 
-def _ordered(row: dict[str, Any], where: str) -> tuple[list[str], int]:
-    choices = row["choices"]
+def _columns(row: Row) -> list[str] | None:
+    """Choices in fields of their own: A, B, C, D, or option_a and option_b, or option1 and option2."""
+    for form in COLUMNS:
+        keys = [form.format(name, name, at) for at, name in enumerate(LETTERS.lower(), 1)]
+        held = [row.fields[key] for key in keys if key in row.fields]
+        if form == COLUMNS[0]:  # a row may have numbers a and b
+            held = [(name, content) for name, content in held if name.isupper()]
+        if len(held) > 1 and [fold(name) for name, _ in held] == keys[: len(held)]:
+            return [_as_text(content, name, row.where) for name, content in held]
+    return None
+
+
+def _listed(name: str, choices: Any, where: str) -> tuple[list[str], list[str]]:
+    """The texts and the labels of a field of choices."""
     texts: Any = choices
     labels: Any = list(LETTERS)
-    if isinstance(choices, dict):
-        texts, labels = choices.get("text"), choices.get("label")
+    if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
+        texts, labels = ([choice.get(part) for choice in choices] for part in ("text", "label"))
+    elif isinstance(choices, dict) and "text" in choices:
+        texts, labels = choices["text"], choices.get("label")
+    elif isinstance(choices, dict):  # {"A": ..., "B": ...}, in whatever order
+        labels = sorted(choices)
+        texts = [choices[label] for label in labels]
     lists = isinstance(texts, list) and isinstance(labels, list)
     if not lists or not 2 <= len(texts) <= min(len(labels), len(LETTERS)):
         raise UserError(
-            f'{where}: the field "choices" must be a list of 2 to {len(LETTERS)} texts, or ARC\'s '
+            f"{where}: the field {_quoted(name)} must be a list of 2 to {len(LETTERS)} texts, or ARC's "
             '{"text": [...], "label": [...]}'
         )
-    texts = [_as_text(text, "choices", where) for text in texts]
-    labels = [_as_text(label, "label", where, MAX_NAME_CHARS) for label in labels[: len(texts)]]
-    gold = row.get("answer", row.get("answerKey"))
-    if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(texts):
-        return texts, gold
-    key = _name(row, ("answer", "answerKey"), where)
-    if key is None:
-        raise UserError(f'{where}: no answer; give it in the field "answer" or "answerKey" (found: {_fields(row)})')
-    if key.strip(" ()").upper() not in labels:
+    texts = [_as_text(text, name, where) for text in texts]
+    labels = [_as_text(label, "label", where, MAX_NAME_CHARS).strip().upper() for label in labels[: len(texts)]]
+    own = [re.match(rf"\(?{re.escape(label)}\s?[).:]\s*", text) for label, text in zip(labels, texts)]
+    if all(own):  # AQuA's "A)21"
+        texts = [text[match.end() :] for text, match in zip(texts, own) if match]
+    return texts, labels
+
+
+def _right(row: Row, texts: list[str], labels: list[str]) -> int:
+    """The index of the right choice. Raises UserError where the fields that name it name none, or two."""
+    named = [row.fields[folded] for folded in RIGHT if folded in row.fields]
+    if not named:
+        raise UserError(f'{row.where}: no answer; give it in the field "answer" or "answerKey" {row.found}')
+    readings = [_readings(content, name, row.where, texts, labels) for name, content in named]
+    known = [found for found in readings if found]
+    if not known:
+        name, content = named[0]
         raise UserError(
-            f'{where}: the field "answer" is {_quoted(key)}; with {len(texts)} choices it must be a letter from '
-            f"{_quoted(labels[0])} to {_quoted(labels[-1])}, or a number from 0 to {len(texts) - 1}"
+            f"{row.where}: the field {_quoted(name)} is {_quoted(str(content))}; with {len(texts)} choices it must be a "
+            f"letter from {_quoted(labels[0])} to {_quoted(labels[-1])}, or a number from 0 to {len(texts) - 1}"
         )
-    return texts, labels.index(key.strip(" ()").upper())
+    agreed = [at for at in known[0] if all(at in found for found in known)]
+    if not agreed:
+        raise UserError(
+            f"{row.where}: {_names([name for name, _ in named])} name different choices; correct one of them"
+        )
+    return agreed[0]
 
 
-def _text(row: dict[str, Any], names: tuple[str, ...], where: str, longest: int = MAX_CHARS) -> str | None:
-    """The first of these fields that is there, as text."""
-    found = next((name for name in names if row.get(name) is not None), None)
-    return None if found is None else _as_text(row[found], found, where, longest)
-
-
-def _name(row: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
-    """The same for a field that is shown in tables."""
-    return _text(row, names, where, MAX_NAME_CHARS)
+def _readings(content: Any, name: str, where: str, texts: list[str], labels: list[str]) -> list[int]:
+    """The choices that a value may name, the likeliest first: by its label, by its index from 0, by its text."""
+    text = _as_text(content, name, where, MAX_CHARS).strip()
+    letter = re.fullmatch(r"(?:option|choice)?\s*[(\[]?\s*(\w+)\s*[)\].:]?", text, re.IGNORECASE)
+    found = [labels.index(letter[1].upper())] if letter and letter[1].upper() in labels else []
+    if isinstance(content, Number):
+        found = [] if fold(name) in INDEX else found
+        return found or ([int(text)] if text.isdecimal() and len(text) < 3 and int(text) < len(texts) else [])
+    same = [at for at, choice in enumerate(texts) if choice.strip() == text]
+    return found + [at for at in same if len(same) == 1 and at not in found]
 
 
 def _as_text(value: object, field: str, where: str, longest: int = MAX_CHARS) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | float):
         raise UserError(f'{where}: the field "{field}" is a {type(value).__name__}; it must be text or a number')
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) or (isinstance(value, Number) and not math.isfinite(float(value))):  # NaN; 1e999
         raise UserError(f'{where}: the field "{field}" is no finite number; write it as text, in quotes')
-    text = str(value)
-    if len(text) > longest:
-        raise UserError(f'{where}: the field "{field}" has {len(text):,} characters; at most {longest:,} are read')
-    return text
+    if len(value) > longest:
+        raise UserError(f'{where}: the field "{field}" has {len(value):,} characters; at most {longest:,} are read')
+    return str(value)
 
 
-def _fields(row: dict[str, Any]) -> str:
-    """The names of the fields that there are, for an error."""
-    shown = ", ".join(_quoted(name) for name in list(row)[:20]) or "none"
-    return f"{shown} and {len(row) - 20} more" if len(row) > 20 else shown
+def _names(names: Iterable[str]) -> str:
+    """Names of fields, for an error."""
+    listed = list(names)
+    shown = ", ".join(_quoted(name) for name in listed[:20]) or "none"
+    return f"{shown} and {len(listed) - 20} more" if len(listed) > 20 else shown
 
 
 def _quoted(text: str) -> str:

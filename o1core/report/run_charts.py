@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..evaluation import THIRDS, RunResult, answers_of, difficulties
 from ..metrics import Answers
 from ..rollout import read_groups
@@ -64,8 +65,12 @@ def plot_run(run: RunFolder, result: RunResult) -> None:
 
 
 def pooled(run: RunFolder, side: str, tests: Sequence[str]) -> Answers:
-    """All answers of one side, whatever the test."""
-    found = [answers_of(read_groups(run.evaluation(side, test).rollouts)) for test in tests]
+    """All answers of one side, whatever the test. Raises UserError where those of a test were removed meanwhile."""
+    sampled = {run.evaluation(side, test).rollouts: read_groups(run.evaluation(side, test).rollouts) for test in tests}
+    for folder, groups in sampled.items():
+        if not groups:
+            raise UserError(f"{folder}: was removed; rerun the same command, which samples it again")
+    found = [answers_of(groups) for groups in sampled.values()]
     problems = [f"{test}/{name}" for test, answers in zip(tests, found) for name in answers.problems]
     return Answers(problems, np.concatenate([a.lengths for a in found]), np.concatenate([a.correct for a in found]))
 

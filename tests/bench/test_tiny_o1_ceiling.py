@@ -2,8 +2,8 @@
 
 import pytest
 
+from bench.thoughts import IDEAL, LAW
 from bench.tiny_o1_ceiling import SAMPLES, asked, ceiling
-from o1core.problems.thoughts import IDEAL, LAW
 from o1core.recipe import EvaluationSettings, SelectionSettings
 from o1core.runs.job import BY_LEVEL, generated_by_level, generated_tests
 

@@ -1,22 +1,18 @@
 """A completion depends on (seed, prompt, sample index) alone, to the bit, at real widths.
 
-    python -m tests.campaigns.bits [--prompts 12 --samples 8 --new-tokens 24 --layers 1] [--vocab 151936]
+    python -m tests.campaigns bits [--prompts 12 --samples 8 --new-tokens 24 --layers 1] [--vocab 151936]
 
 A random model of 896 / 4864 / 151936 (Qwen2.5-0.5B) in bf16 and fp32, with 1 and 2 threads, samples the same completions
 with 64 slots, with 8, with 96, in reversed order, each prompt alone, and as a job that is killed with SIGKILL after a
 shard and resumed. Prints a table of completions and of those whose ids or log-probs differ from the first way's.
 """
 
-import argparse
-import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +20,8 @@ from o1core import Completion, Engine, SamplingParams, Transformer, policy
 from o1core.model import ModelConfig, initialise
 from o1core.rollout import read_groups
 from o1core.types import Problem
+
+from .harness import in_a_child, start_child
 
 WIDTHS = {
     "vocab_size": 151936,
@@ -73,6 +71,10 @@ class Case:
     layers: int = 1
     vocab: int = WIDTHS["vocab_size"]
 
+    def policy(self) -> tuple[Transformer, Words]:
+        assert torch.get_num_threads() == self.threads
+        return real_widths(DTYPES[self.dtype], self.layers, self.vocab), Words(self.vocab)
+
     def params(self) -> SamplingParams:
         return SamplingParams(n=self.samples, max_new_tokens=self.new_tokens, seed=1)
 
@@ -87,7 +89,7 @@ def run_bits(**sizes: int) -> int:
     for dtype in DTYPES:
         for threads in (1, 2):
             case = Case(dtype, threads, **sizes)
-            found = run_child(case, "ways", None) | {"killed": run_killed(case)}
+            found = in_a_child(sample_in_ways, vars(case), threads=threads) | {"killed": run_killed(case)}
             for way, (count, differ) in found.items():
                 print(f"{dtype:6}{threads:8}  {way:10}{count:12}{differ:8}", flush=True)
                 total += differ
@@ -98,8 +100,8 @@ def run_killed(case: Case) -> tuple[int, int]:
     """(completions, differing ones) of a job that was killed once after a shard and resumed, against one that was not."""
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder) / "whole", Path(folder) / "cut"
-        run_child(case, "job", whole)
-        child = start_child(case, "job", cut)
+        in_a_child(sample_job, vars(case), str(whole), threads=case.threads)
+        child = start_child(sample_job, vars(case), str(cut), threads=case.threads)
         while child.poll() is None and not list(cut.glob("*.jsonl")):
             time.sleep(0.01)
         assert child.poll() is None, "the job ended before it could be killed"
@@ -107,7 +109,7 @@ def run_killed(case: Case) -> tuple[int, int]:
         child.wait()
         held = len(read_groups(cut))
         assert 0 < held < case.prompts, f"{held} of {case.prompts} groups were there at the kill"
-        run_child(case, "job", cut)
+        in_a_child(sample_job, vars(case), str(cut), threads=case.threads)
         groups = [{group.problem: group for group in read_groups(path)} for path in (whole, cut)]
         assert groups[0].keys() == groups[1].keys() and len(groups[0]) == case.prompts
         pairs = [
@@ -117,29 +119,18 @@ def run_killed(case: Case) -> tuple[int, int]:
         return len(differ), sum(differ)
 
 
-def start_child(case: Case, task: str, folder: Path | None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.campaigns.bits", "--child", task, json.dumps(vars(case)), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+def sample_job(case: dict[str, Any], folder: str) -> None:
+    """Sample the case's completions into a folder, a shard for each problem."""
+    of = Case(**case)
+    model, words = of.policy()
+    policy.SHARD_COMPLETIONS = of.samples  # a shard per group
+    sampler = policy.Policy(Path(folder), model, words, Engine(model, words, slots=16), 1)
+    sampler.sample(of.problems(), of.params(), Path(folder))
 
 
-def run_child(case: Case, task: str, folder: Path | None) -> dict[str, tuple[int, int]]:
-    child = start_child(case, task, folder)
-    output = child.communicate()[0]
-    assert child.returncode == 0, f"{task} of {case} ended with {child.returncode}"
-    return json.loads(output.splitlines()[-1])
-
-
-def child_main(task: str, case: Case, folder: Path) -> None:
-    model, words = real_widths(DTYPES[case.dtype], case.layers, case.vocab), Words(case.vocab)
-    assert torch.get_num_threads() == case.threads
-    if task == "job":
-        policy.SHARD_COMPLETIONS = case.samples  # a shard per group
-        engine = Engine(model, words, slots=16)
-        policy.Policy(folder, model, words, engine, 1).sample(case.problems(), case.params(), folder)
-        print("{}")
-    else:
-        print(json.dumps(compare_ways(model, words, case)))
+def sample_in_ways(case: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    of = Case(**case)
+    return compare_ways(*of.policy(), of)
 
 
 def compare_ways(model: Transformer, words: Words, case: Case) -> dict[str, tuple[int, int]]:
@@ -155,21 +146,3 @@ def compare_ways(model: Transformer, words: Words, case: Case) -> dict[str, tupl
     flat = {way: [c for group in groups for c in group] for way, groups in found.items()}
     reference = [c for group in expected for c in group]
     return {way: (len(made), sum(a != b for a, b in zip(made, reference))) for way, made in flat.items()}
-
-
-def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for field in ("prompts", "samples", "new_tokens", "layers", "vocab"):
-        default = getattr(Case, field)
-        ap.add_argument(f"--{field.replace('_', '-')}", type=int, default=default, help="default: %(default)s")
-    ap.add_argument("--child", nargs=3, metavar=("TASK", "CASE", "FOLDER"), help=argparse.SUPPRESS)
-    args = vars(ap.parse_args())
-    child = args.pop("child")
-    if child:
-        child_main(child[0], Case(**json.loads(child[1])), Path(child[2]))
-    else:
-        raise SystemExit(run_bits(**args) > 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """One hostile recipe, command line or run folder.
 
-fuzz_cli(rng, folder) says "ok" (the command ended well; a damaged run that was resumed has the weights of an undisturbed
-one), "refused" (one clean line and exit status 2), or what is bad.
+A damaged run that was resumed must have the weights of an undisturbed one.
 """
 
 import functools
@@ -12,7 +11,6 @@ import random
 import shutil
 import signal
 import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -24,13 +22,10 @@ from o1core.recipe import SPECS
 from o1core.run_folder import RunFolder
 from o1core.runs.loop import Round
 
+from .harness import VALUES, cut, flip_bit, outcome, remove, replace_bytes
 from .kill import make_command
 
-VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 10**9, 10**400, -(10**400), 2**63, 0.5, -0.5, 1e-300, 1e300, 1e-9),
-    *("", "x", "none", "3-5", "70-30", "\x1b]0;t\x07", "a" * 5000, "\x00", "\ud800", [], {}, [[]], {"a": 1}),
-)
-NUMBERS = ("0", "-1", "1", "nan", "inf", "-inf", "1e300", "1e-300", "9" * 400, "none", "", "x", "0x10", "1_0", "٣")
+NUMBER_TEXTS = ("0", "-1", "1", "nan", "inf", "-inf", "1e300", "1e-300", "9" * 400, "none", "", "x", "0x10", "1_0", "٣")
 
 
 def fuzz_cli(rng: random.Random, folder: Path) -> str:
@@ -56,11 +51,11 @@ def hostile_flags(rng: random.Random, folder: Path) -> str:
     names = [name for name, spec in SPECS.items() if spec.kind is not bool]
     words = []
     for name in rng.sample(names, rng.randint(1, 3)):
-        value = rng.choice(NUMBERS if SPECS[name].kind is not str else [str(v) for v in VALUES])
+        value = rng.choice(NUMBER_TEXTS if SPECS[name].kind is not str else [str(v) for v in VALUES])
         words.append(f"--{name.replace('_', '-')}={value}")
     recipe = rng.choice(("a\x00b", "/dev/zero", "/", "x" * 300))
-    other = rng.choice(([], ["--slots", rng.choice(NUMBERS)], ["--recipe", recipe]))
-    command = rng.choice((["prune"], ["sample"], ["eval"], ["study", "lambda", f"--values={rng.choice(NUMBERS)}"]))
+    other = rng.choice(([], ["--slots", rng.choice(NUMBER_TEXTS)], ["--recipe", recipe]))
+    command = rng.choice((["prune"], ["sample"], ["eval"], ["study", "lambda", f"--values={rng.choice(NUMBER_TEXTS)}"]))
     return outcome([*command, *words, *other, "--dry-run", "--out", str(folder / "run")])
 
 
@@ -70,17 +65,7 @@ def damaged_run(rng: random.Random, folder: Path) -> str:
     run = RunFolder(folder / "run")
     shutil.copytree(source, run.path)
     file = rng.choice(sorted(path for path in run.path.rglob("*") if path.is_file()))
-    raw = bytearray(file.read_bytes())
-    match rng.choice(("flip", "flip", "cut", "remove", "other")):
-        case "flip" if raw:
-            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-            file.write_bytes(raw)
-        case "cut":
-            file.write_bytes(raw[: rng.randrange(len(raw) + 1)])
-        case "remove":
-            file.unlink()
-        case _:
-            file.write_text(json.dumps(rng.choice([v for v in VALUES if v != "\ud800"])))
+    rng.choice((flip_bit, flip_bit, cut, remove, replace_bytes))(rng, file)
     verdict = outcome([*command, "--out", str(run.path)])
     if verdict == "ok" and file_digest(run.pruned / "model.safetensors") != wanted:
         return f"bad: {file.relative_to(run.path)} was damaged, and the run ended with other weights"
@@ -113,16 +98,3 @@ def quietly(call: Callable[[], int]) -> tuple[int, str]:
     with redirect_stdout(out), redirect_stderr(err):
         status = call()
     return status, out.getvalue() + err.getvalue()
-
-
-def outcome(command: list[str]) -> str:
-    """How a command ended."""
-    try:
-        status, printed = quietly(lambda: main(command))
-    except SystemExit as stop:  # argparse's own refusal
-        return "refused" if stop.code == 2 else f"bad: exit status {stop.code}"
-    except BaseException:
-        return f"bad: {traceback.format_exc().strip().splitlines()[-1][:200]} from {' '.join(command)[:200]!r}"
-    if any(not c.isprintable() and c not in "\r\n" for c in printed.replace("\x1b[A", "")):
-        return f"bad: control characters printed by {' '.join(command)[:200]!r}"
-    return "ok" if status == 0 else "refused" if status == 2 else f"bad: exit status {status}"

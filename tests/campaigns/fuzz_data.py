@@ -4,14 +4,12 @@ A case is good where the file is read, or is refused by a UserError of one clean
 Whatever was read must then survive what a run does with it: fingerprints, overlaps, filters, prompts and JSON.
 """
 
-import contextlib
 import functools
 import json
 import os
 import random
-import signal
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from o1core.problems import (
 from o1core.text import LONGEST_LINE
 
 from .fuzz_answers import grade_hostile, items
+from .harness import TooLong, time_limit
 
 LIMIT = 60  # seconds: a busy machine takes some to start a worker, and what is quadratic takes hours
 HUGE = 40_000_000  # characters of the largest field
@@ -74,26 +73,10 @@ def fuzz_data(rng: random.Random, folder: Path) -> str:
     try:
         with time_limit(LIMIT):
             return grade_hostile(rng, folder) if rng.random() < 0.3 else load_hostile(rng, folder)
-    except TimeoutError:
+    except TooLong:
         return f"bad: longer than {LIMIT} s"
     except Exception as error:
         return f"bad: {type(error).__name__}: {str(error)[:300]!r}"
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after that time. In the main thread alone, as signals are."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # Problem files

@@ -1,35 +1,18 @@
 """One hostile run: the files of a small finished run or study, damaged in one to three ways, shown by the command line.
 
-fuzz_report(rng, folder) says "ok" (the command ended well), "refused" (one clean line and exit status 2), or what is bad:
-a traceback, a hang, raw control characters in what was printed or in the page, or another exit status.
-
-    python -m tests.campaigns.fuzz_report [--cases 1000] [--seed 0]
+Bad are a traceback, a hang, raw control characters in what was printed or in the page, or another exit status.
 """
 
-import argparse
-import collections
-import io
 import json
-import math
-import os
 import random
-import re
 import shutil
-import signal
-import sys
 import tempfile
-import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-import o1core
-from o1core.cli import main
 from o1core.evaluation import (
     Cost,
     DisharmonyResult,
@@ -52,37 +35,8 @@ from o1core.run_folder import SIDES, RunFolder
 from o1core.typed_json import to_json
 from o1core.types import Group, Problem, Sample
 
-TINY = Path(o1core.__file__).parent / "tiny_o1"
-SECONDS = 120  # of one command, on a machine that does other things too
-ESCAPE = "\x1b]0;title\x07\x9b31m"
-TEXTS = (
-    "",
-    "x",
-    ESCAPE,
-    "\u202eright to left",
-    "\ud800",
-    "\0",
-    "a\nb\rc\u2028d\x85e",
-    "a | b",
-    "$\\foo$ $x_1^2$",
-    "</script><script>alert(1)</script><!--",
-    "&amp;]]>",
-    "\ufffe\uffff",
-    "\U000e0041\u200b",
-    "é" * 300,
-    "x" * 100_000,
-    "../../etc/passwd",
-    "/etc",
-    ".",
-    "{{ x }}{% for %}",
-    "%s%n",
-    "-5",
-    "#0b6e99",
-)
-NUMBERS = (0, 1, -1, 2, 2**31, 2**63, 10**12, 10**400, -(10**400), 0.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
-VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[2]], {"a": {"b": []}}, ["x", None], *TEXTS, *NUMBERS)
-BYTES = (b"", b"\0", b"null", b"{", b"[1,", b"\xff\xfe{}", b"[" * 100_000, b'{"a":' * 100_000, b"\n\n", b"1" * 10_000)
-CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+from .harness import BYTES, ESCAPE, TEXTS, TINY, VALUES, cut, make_folder, outcome, remove, replace_bytes
+
 KINDS = ("run", "run", "study", "disharmony")
 
 
@@ -101,37 +55,6 @@ def fuzz_report(rng: random.Random, folder: Path) -> str:
     return outcome(command, out)
 
 
-def outcome(command: list[str], page: Path) -> str:
-    """What comes of a command: "ok", "refused" or what is bad."""
-    printed, errors = io.StringIO(), io.StringIO()
-    previous = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
-    try:
-        with redirect_stdout(printed), redirect_stderr(errors):
-            status = main(command)
-    except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {str(error)[:200]!r}"
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
-    for name, text in (("stdout", printed.getvalue()), ("stderr", errors.getvalue())):
-        if found := CONTROL.search(text):
-            return f"raw {found[0]!r} on {name}"
-    if status == 2:
-        line = errors.getvalue()
-        return "refused" if line.startswith("o1core: error: ") and line.count("\n") == 1 else f"noise: {line[:200]!r}"
-    if status != 0:
-        return f"exit status {status}"
-    if page.exists() and (found := CONTROL.search(page.read_text(encoding="utf-8"))):
-        return f"raw {found[0]!r} in the page"
-    return "ok"
-
-
-def too_long(signum: int, frame: FrameType | None) -> None:
-    raise TimeoutError(f"longer than {SECONDS} seconds")
-
-
 def damage(rng: random.Random, path: Path) -> None:
     """Damage one file of a folder in one way."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", ".safetensors"))
@@ -141,28 +64,10 @@ def damage(rng: random.Random, path: Path) -> None:
     file = rng.choice(results if results and rng.random() < 0.4 else files)
     ways: list[Callable[[random.Random, Path], None]] = [cut, replace_bytes, remove, make_folder]
     if file.suffix == ".json":
-        ways += [partial(change_json)] * 8
+        ways += [change_json] * 8
     if file.suffix == ".jsonl":
         ways += [change_line] * 8
     rng.choice(ways)(rng, file)
-
-
-def cut(rng: random.Random, file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: rng.randrange(len(content) + 1)])
-
-
-def replace_bytes(rng: random.Random, file: Path) -> None:
-    file.write_bytes(rng.choice(BYTES))
-
-
-def remove(rng: random.Random, file: Path) -> None:
-    file.unlink()
-
-
-def make_folder(rng: random.Random, file: Path) -> None:
-    file.unlink()
-    file.mkdir()
 
 
 def change_json(rng: random.Random, file: Path) -> None:
@@ -281,24 +186,3 @@ def make_disharmony(path: Path) -> None:
     path.mkdir(parents=True)
     write_json(path / "settings.json", {"model": str(TINY)})
     write_json(path / "result.json", to_json(DisharmonyResult("disharmony", 3, 2, 2, rows)))
-
-
-def campaign() -> int:
-    """Many cases; prints a count of each outcome and every case that is bad."""
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--cases", type=int, default=1000)
-    ap.add_argument("--seed", type=int, default=0)
-    args = ap.parse_args()
-    counts: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for case in range(args.seed, args.seed + args.cases):
-            found = fuzz_report(random.Random(case), Path(folder) / "case")
-            counts[found if found in ("ok", "refused") else "bad"] += 1
-            if found not in ("ok", "refused"):
-                print(f"case {case}: {found}", flush=True)
-    print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    return os.EX_OK if not counts["bad"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(campaign())

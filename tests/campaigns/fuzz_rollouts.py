@@ -11,6 +11,8 @@ from o1core.errors import UserError
 from o1core.rollout import read_groups, write_shard
 from o1core.types import Group, Sample
 
+from .harness import cut, flip_bit, random_bytes, remove
+
 Damage = Callable[[random.Random, Path], None]
 
 
@@ -21,8 +23,8 @@ def fuzz_rollouts(rng: random.Random, folder: Path) -> str:
     one line names the file, else what is bad.
     """
     groups = random_groups(rng)
-    cut = rng.randint(1, len(groups))
-    for part in (groups[:cut], groups[cut:]):
+    first = rng.randint(1, len(groups))
+    for part in (groups[:first], groups[first:]):
         if part:
             write_shard(folder, part)
     written = {group.problem: content(group) for group in groups}
@@ -32,7 +34,7 @@ def fuzz_rollouts(rng: random.Random, folder: Path) -> str:
         for part in (path.with_suffix(".jsonl"), path.with_suffix(".safetensors")):
             part.rename(part.with_stem("shard-00000"))
         path = path.with_stem("shard-00000")
-    damage = rng.choice((cut_short, delete, other_shape, nothing) if numbered else DAMAGES)
+    damage = rng.choice((cut, remove, other_shape, nothing) if numbered else DAMAGES)
     damage(rng, path)
     try:
         found = {group.problem: content(group) for group in read_groups(folder)}
@@ -73,25 +75,6 @@ def nothing(rng: random.Random, path: Path) -> None:
     """Leave the file as it is."""
 
 
-def cut_short(rng: random.Random, path: Path) -> None:
-    raw = path.read_bytes()
-    path.write_bytes(raw[: rng.randrange(len(raw))])
-
-
-def flip_bit(rng: random.Random, path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-    path.write_bytes(raw)
-
-
-def delete(rng: random.Random, path: Path) -> None:
-    path.unlink()
-
-
-def garbage(rng: random.Random, path: Path) -> None:
-    path.write_bytes(rng.randbytes(rng.randrange(200)))
-
-
 def swap(rng: random.Random, path: Path) -> None:
     """Give the file the content of another one of its kind."""
     others = [other for other in path.parent.glob(f"*{path.suffix}") if other != path]
@@ -111,4 +94,4 @@ def other_shape(rng: random.Random, path: Path) -> None:
     path.write_text("\n".join(lines))
 
 
-DAMAGES: tuple[Damage, ...] = (nothing, cut_short, flip_bit, delete, garbage, swap, other_shape)
+DAMAGES: tuple[Damage, ...] = (nothing, cut, flip_bit, remove, random_bytes, swap, other_shape)

@@ -1,17 +1,13 @@
 """Memory that does not creep: peak memory of 30 update steps on completions of ever other lengths.
 
-    python -m tests.campaigns.memory [--steps 30] [--layers 24] [--vocab 151936] [--tokens 1024] [--batch 8]
+    python -m tests.campaigns memory [--steps 30] [--layers 24] [--vocab 151936] [--tokens 1024] [--batch 8]
 
 A child process trains a random model of Qwen2.5-0.5B's shape as the `prune` command does, with the memory settings of
 rollout/memory.py; before every fifth step it samples with an engine that gives its cache back. Prints the peak of each
 step in MiB. Passes where the last step's running peak is at most 3 % above that of step 3.
 """
 
-import argparse
-import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +23,7 @@ from o1core.training import Updater
 from o1core.types import Example
 
 from .bits import Words
+from .harness import in_a_child
 
 SIZES = {"layers": 24, "vocab": 151936, "tokens": 1024, "hidden": 896, "batch": 8}
 SLOTS = 16  # completions that are sampled at a time
@@ -35,11 +32,7 @@ MOST_CREEP = 1.03  # running peak after the last step over that after step 3
 
 def run_memory(steps: int = 30, **sizes: int) -> int:
     """Print the peaks; returns 1 where memory creeps, else 0."""
-    command = [sys.executable, "-m", "tests.campaigns.memory", "--steps", str(steps), "--child"]
-    for name, value in (SIZES | sizes).items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_a_child(train, steps, SIZES | sizes)
     peaks, seconds = found["peaks"], found["seconds"]
     print("step      " + " ".join(f"{i + 1:6}" for i in range(steps)))
     print("peak, MiB " + " ".join(f"{peak:6.0f}" for peak in peaks))
@@ -49,7 +42,8 @@ def run_memory(steps: int = 30, **sizes: int) -> int:
     return int(creep > MOST_CREEP)
 
 
-def child_main(steps: int, sizes: dict[str, int]) -> None:
+def train(steps: int, sizes: dict[str, int]) -> dict[str, list[float]]:
+    """The peak, in MiB, and the seconds of each step."""
     keep_freed_memory()
     map_large_blocks()  # as a run does where memory is scarce
     model = random_model(sizes)
@@ -68,7 +62,7 @@ def child_main(steps: int, sizes: dict[str, int]) -> None:
         updater.step(examples, [e.logprobs for e in examples], 1e-6)
         peaks.append(peak_mib())
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"peaks": peaks, "seconds": seconds}))
+    return {"peaks": peaks, "seconds": seconds}
 
 
 def random_model(sizes: dict[str, int]) -> Transformer:
@@ -108,21 +102,3 @@ def peak_mib() -> float:
     """The process's peak of resident memory since it was last reset."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--steps", type=int, default=30, help="optimiser steps (default: %(default)s)")
-    for name, default in SIZES.items():
-        ap.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    ap.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = vars(ap.parse_args())
-    child, steps = args.pop("child"), args.pop("steps")
-    if child:
-        child_main(steps, args)
-    else:
-        raise SystemExit(run_memory(steps, **args))
-
-
-if __name__ == "__main__":
-    main()

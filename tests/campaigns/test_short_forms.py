@@ -4,7 +4,9 @@ import random
 
 import pytest
 
+from .attacks import ATTACKS
 from .fuzz_cli import fuzz_cli
+from .fuzz_data import fuzz_data
 from .fuzz_model import fuzz_model
 from .fuzz_report import fuzz_report
 from .fuzz_rollouts import fuzz_rollouts
@@ -21,6 +23,16 @@ def test_runs_that_are_killed_end_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize("seed", range(4))
 def test_hostile_files_are_read_or_refused(tmp_path, fuzz, seed):
     assert fuzz(random.Random(seed), tmp_path) in ("ok", "refused")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_hostile_data_is_read_or_refused(tmp_path, seed):
+    assert fuzz_data(random.Random(seed), tmp_path) in ("ok", "refused")
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_attack_that_succeeded_once_fails(tmp_path, attack):
+    assert attack(tmp_path) == "ok"
 
 
 def test_memory_of_updates_between_samplings_does_not_creep():

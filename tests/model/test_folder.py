@@ -150,7 +150,7 @@ def test_what_stands_beside_the_weights_is_copied(checkpoint, tmp_path):
     for name in BESIDE:
         (checkpoint / name).write_text(f"of {name}")
     (checkpoint / "additional_chat_templates" / "notes.txt").write_text("not a template")
-    save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+    save_checkpoint(o1core.model.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
     assert {name: (tmp_path / "pruned" / name).read_text() for name in BESIDE} == {
         name: f"of {name}" for name in BESIDE
     }
@@ -173,13 +173,13 @@ def test_no_private_template_is_copied(checkpoint, tmp_path, name):
         home.mkdir()
         (home / name).symlink_to(private / name)
     with pytest.raises(UserError, match=r"rag\.jinja: is a link to .*, outside the checkpoint's folder"):
-        save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+        save_checkpoint(o1core.model.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 
 
 @pytest.mark.parametrize("name", [*FILES[1:], "merges.txt", "chat_template.jinja", "tokenizer.model"])
 def test_a_sparse_file_is_refused_before_it_is_read_or_copied(checkpoint, tmp_path, name):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     with open(checkpoint / name, "ab") as file:
         file.truncate(4608 << 20)
     size = rf"{name}: has 4,608 MiB, more than the 128 that such a file may have; fetch it again"
@@ -189,7 +189,7 @@ def test_a_sparse_file_is_refused_before_it_is_read_or_copied(checkpoint, tmp_pa
     assert os.listdir(tmp_path) == ["model"]
     if name not in ("merges.txt", "tokenizer.model"):  # which are not read
         with pytest.raises(UserError, match=size):
-            o1core.load(checkpoint)
+            o1core.model.load(checkpoint)
 
 
 def test_every_byte_of_a_checkpoint_is_in_its_fingerprint(checkpoint, tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from statistics import mean
 import pytest
 
 import o1core.model
+from bench.thoughts import arithmetic_examples
 from o1core.files import read_json
 from o1core.model import Tokenizer, read_config
-from o1core.problems import arithmetic_examples, arithmetic_problems
+from o1core.problems import arithmetic_problems
 from o1core.problems.arithmetic import (
     LARGER_WORDINGS,
     LARGEST,

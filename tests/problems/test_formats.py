@@ -115,6 +115,164 @@ def test_forms_that_name_the_right_choice_get_an_order(tmp_path, question, right
     assert load_problems(write(tmp_path / "data.jsonl", *turned)) == problems
 
 
+PRIME = "Which of these is a prime number?"
+TEN = ["4", "6", "7", "8", "9", "10", "12", "14", "15", "16"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": TEN, "answer": "C", "answer_index": 2, "cot_content": "", "category": "math"},  # MMLU-Pro
+        {"options": dict(zip("ABCDEFGHIJ", TEN)), "answer": "7", "meta_info": "step1", "answer_idx": "C"},  # MedQA
+        {"options": dict(zip("JIHGFEDCBA", TEN[::-1])), "answer_idx": "C"},
+        {"options": [f"{name}){text}" for name, text in zip("ABCDEFGHIJ", TEN)], "correct": "C"},  # AQuA
+        {"options": [f"({name}) {text}" for name, text in zip("ABCDEFGHIJ", TEN)], "answer": "C."},
+        {"choices": [{"label": name, "text": text} for name, text in zip("ABCDEFGHIJ", TEN)], "answerKey": "C"},
+        {"choices": {"text": TEN, "label": list("abcdefghij")}, "answer": "Option C"},
+        dict(zip("ABCDEFGHIJ", TEN)) | {"Answer": "(C)"},
+        {f"option_{name}": text for name, text in zip("abcdefghij", TEN)} | {"answer": "7"},
+        {f"option{at}": text for at, text in enumerate(TEN, 1)} | {"answer": "c"},
+        {"options": [4, 6, 7, 8, 9, 10, 12, 14, 15, 16], "choices": None, "answer": "7"},
+    ],
+)
+def test_options_are_asked_whatever_their_form(tmp_path, row):
+    (problem,) = load_problems(write(tmp_path / "data.jsonl", {"question": PRIME} | row))
+    lines = [f"({name}) {text}" for name, text in zip("ABCDEFGHIJ", TEN)]
+    assert (problem.question, problem.answer) == ("\n".join([PRIME, *lines]), "C")
+
+
+def test_an_answer_that_is_a_label_and_a_text_follows_the_index(tmp_path):
+    """MedQA states the text and the label: a text that looks like another choice's label names its own."""
+    row = {"question": "Which?", "options": {"A": "B", "B": "A", "C": "D", "D": "C"}, "answer": "A", "answer_idx": "B"}
+    texts = {"question": "Which?", "options": ["3", "1", "2"], "answer": "2"}
+    first = {"question": "Which?", "choices": {"label": ["1", "2", "3"], "text": ["3", "1", "2"]}, "answerKey": 2}
+    problems = load_problems(write(tmp_path / "data.jsonl", row, texts, first))
+    assert [problem.answer for problem in problems] == ["B", "C", "B"]
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        ({"article": "Tom bought three apples.", "question": "What did Tom buy?", "options": ["nuts", "apples"]}, 1),
+        ({"Body": "Tom has 3 pens.", "Question": "How many?", "Equation": "( 3.0 )", "Type": "Addition"}, 1),
+        ({"question": "How many?", "context": "Tom has 3 pens."}, 1),
+        ({"passage": "Tom has 3 pens.", "problem": "How many?", "hint": "Count them."}, 2),
+        ({"context": "Tom has 3 pens.", "question": "Tom has 3 pens. How many?"}, 0),  # said already
+        ({"context": "", "question": "How many?", "image": None, "text": "Q: How many? A: 3"}, 0),
+    ],
+)
+def test_what_a_question_is_about_is_asked_before_it(tmp_path, row, before):
+    (problem,) = load_problems(write(tmp_path / "data.jsonl", row | {"answer": "B"}))
+    question = row.get("question") or row.get("Question") or row["problem"]
+    parts = problem.question.split("\n(A)")[0].split("\n\n")
+    assert parts[-1] == question and len(parts) == before + 1
+    names = ("article", "Body", "context", "passage", "hint")
+    assert all(row[name] in problem.question for name in names if name in row)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": "a ) 38 , b ) 27", "answer": "a"}, '"options" must be a list of 2 to 10 texts'),
+        ({"options": {"A": "1"}, "answer": "A"}, '"options" must be a list of 2 to 10 texts'),
+        ({"options": [str(at) for at in range(11)], "answer": "A"}, '"options" must be a list of 2 to 10 texts'),
+        ({"options": ["1", "2"], "choices": ["1", "3"], "answer": "A"}, '"choices", "options" differ; take one'),
+        ({"options": ["1", "2"], "answer": "A", "answer_index": 1}, '"answer_index", "answer" name different choices'),
+        ({"options": ["same", "same"], "answer": "same"}, '"answer" is "same"; with 2 choices it must be a letter'),
+        ({"context": ["Tom has 3 pens."], "answer": "3"}, 'the field "context" is a list; it must be text'),
+        ({"image": "a.png", "answer": "3"}, 'the field "image" belongs to the question and cannot be asked as text'),
+        ({"input": "3, 4", "answer": "3"}, 'the field "input" may belong to the question; rename it to context'),
+        ({"Answer": "3", "answer": "4"}, '"Answer" and "answer" are one field and differ; take one of them out'),
+        ({"Question": "y", "answer": "4"}, '"question" and "Question" are one field and differ'),
+    ],
+)
+def test_half_a_question_is_refused(tmp_path, row, message):
+    path = write(tmp_path / "data.jsonl", GOOD, {"question": "x"} | row)
+    with pytest.raises(UserError, match=rf"^{path}, line 2: .*{message}"):
+        load_problems(path)
+
+
+def test_fields_that_are_not_read_are_named_once(tmp_path, caplog):
+    rows = [GOOD | {"cot_content": "x", "src": None}, GOOD | {"cot_content": "y", "\x1b[2J": 1}, GOOD]
+    with caplog.at_level(logging.INFO):
+        load_problems(write(tmp_path / "data.jsonl", *rows))
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+        'fields that are not read: "cot_content", "\ufffd[2J"'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("2+3=<<2+3=5>>5\n#### 5\nThe answer is: 5", "5"),
+        ("2+3 is 5.\n#### 5 apples\n\nNote: count them.", "5"),
+        ("#### Step 1\nAdd 2 and 3.\n#### Step 2\nSo the answer is 5.", "5"),
+        ("The answer is 5.", "5"),
+        ("#### Step 1\nAdd.\n#### 5\n#### Note\nDone.", "5"),
+        ("#### 1. Add 2 and 3\nIt is 5.\n#### 2. Conclude\nThe final answer is $5$.", "5"),
+        ("Add.\n#### Answer: 5", "5"),
+        ("Add.\n#### Final Answer\n**5**\nThat is all.", "5"),
+        ("It is 5.\n#### **5**", "5"),
+        ("<<2+3=5>>\n####5.", "5"),
+        ("It is.\n#### $1,234.50", "$1,234.50"),
+        ("It is.\n#### -3", "-3"),
+        ("It is.\n#### 3/4 cups", "3/4"),
+        ("It is.\n#### 5 million", "5 million"),
+        ("It is.\n#### 5 p.m.", "5 p.m."),
+        ("It is.\n#### 2 hours 30 minutes", "2 hours 30 minutes"),
+        ("It is.\n#### 3 tenths", "3 tenths"),
+        ("It is.\n#### x + 1", "x + 1"),
+        ("It is.\n#### Yes", "Yes"),
+        ("#### Step 1\nAdd.\n#### Step 2\nSo it is \\boxed{5}.", "5"),
+        ("Add. So the answer is $x^2 + 1$.", "x^2 + 1"),
+        ("The answer is: 2 apples", "2"),
+        ("### Step 1\nAnswer: 7\nThen more.\nAnswer: 8", "8"),
+        ("x + 1", "x + 1"),
+        ("Paris", "Paris"),
+        ("5 apples", "5 apples"),
+    ],
+)
+def test_the_answer_in_a_solution(tmp_path, answer, gold):
+    (problem,) = load_problems(write(tmp_path / "data.jsonl", {"question": "?", "answer": answer}))
+    assert problem.answer == gold
+
+
+@pytest.mark.parametrize("answer", ["#### Step 1\nAdd 2.\n#### Step 2\nIt is 5.", "####", "<<2+3=5>>5", "#### Answer:"])
+def test_a_solution_without_a_final_answer_is_refused(tmp_path, answer):
+    with pytest.raises(UserError, match='line 1: no final answer in the field "answer"; end it with a line "#### 72"'):
+        load_problems(write(tmp_path / "data.jsonl", {"question": "?", "answer": answer}))
+
+
+def test_a_solution_is_searched_as_an_answer_is(tmp_path):
+    rows = [{"problem": "?", "solution": text} for text in ("Add.\n#### 5", "So the answer is 5.", r"It is \boxed{5}.")]
+    assert [p.answer for p in load_problems(write(tmp_path / "data.jsonl", *rows))] == ["5"] * 3
+
+
+@pytest.mark.parametrize(
+    "digits",
+    ["0.00005", "1e16", "5E-5", "0.50", "-0.0", "1234567890123456789012", "0.1000000000000000055511151231257827"],
+)
+def test_a_number_keeps_the_digits_of_the_file(tmp_path, digits):
+    choices = f'{{"question": "?", "choices": [{digits}, 7], "answer": "A"}}'
+    plain, chosen = load_problems(write(tmp_path / "data.jsonl", f'{{"question": "?", "answer": {digits}}}', choices))
+    assert (plain.answer, chosen.question) == (digits, f"?\n(A) {digits}\n(B) 7")
+
+
+@pytest.mark.parametrize(
+    ("level", "read"),
+    [("3.0", "3"), ("3", "3"), ('"Level 3"', "3"), ('"3.0"', "3"), ("null", None), ('"hard"', "hard"), ("2.5", "2.5")],
+)
+def test_a_level_is_a_whole_number_where_it_is_one(tmp_path, level, read):
+    (problem,) = load_problems(write(tmp_path / "d.jsonl", f'{{"question": "?", "answer": 1, "level": {level}}}'))
+    assert problem.level == read
+
+
+@pytest.mark.parametrize("text", ["answer " * 140_000, "final " * 160_000, "####" * 240_000, "#### 1" + "9" * 900_000])
+def test_a_long_solution_takes_linear_time(tmp_path, text):
+    # Anything quadratic in a million characters would take hours and meet the test's time limit.
+    load_problems(write(tmp_path / "d.jsonl", {"question": "?", "answer": text + "\nThe answer is 5."}))
+
+
 def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes('\ufeff{"question": "a\u2028b", "answer": "1"}\r\n{"question": "c", "answer": "2"}'.encode())
@@ -188,7 +346,7 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
         ([{"question": "x", "answer": "1", "level": "\udfff"}], "line 1: a text holds half a surrogate pair"),
         ([{"quest\x1b]0;ion\x07": "x"}], 'line 1: no question; .*found: "quest\ufffd]0;ion\ufffd"'),
         (["[" * 100_000], "not readable as JSON"),
-        (["1" * 10_000], "line 1: a float where an object"),
+        (["1" * 10_000], "line 1: a number where an object"),
         (["", " "], "no problems in this file"),
         (["[]"], "no problems in this file"),
     ],

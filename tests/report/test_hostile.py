@@ -40,7 +40,8 @@ from o1core.rollout import write_shard
 from o1core.run_folder import RunFolder
 from o1core.typed_json import to_json
 from o1core.types import Group, Problem, Sample
-from tests.campaigns.fuzz_report import CONTROL, ESCAPE, TEXTS, TINY, evaluation, fuzz_report
+from tests.campaigns.fuzz_report import evaluation, fuzz_report
+from tests.campaigns.harness import CONTROL, ESCAPE, TEXTS, TINY
 
 NAMES = (ESCAPE, "\u202ea | b\n$\\foo$")  # of tests, which are folders
 STORED = [text for text in TEXTS if "\ud800" not in text]  # a file that holds half a surrogate pair is refused

@@ -15,9 +15,8 @@ from statistics import mean
 import pytest
 
 import o1core
-from o1core.problems import arithmetic_examples
+from bench.thoughts import BUDGETS, IDEAL, LAW, arithmetic_examples, instructed, text_of, tokens, write_thought
 from o1core.problems.arithmetic import LARGEST, arithmetic_tasks
-from o1core.problems.thoughts import BUDGETS, IDEAL, LAW, instructed, text_of, tokens, write_thought
 
 TINY = Path(o1core.__file__).parent / "tiny_o1"
 EXPRESSION = re.compile(r"\d+(?:[-+*]\d+)+")

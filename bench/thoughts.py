@@ -1,4 +1,4 @@
-r"""Generated thoughts for tiny-o1: what a fallible writer notes down about a problem of arithmetic.py.
+r"""Generated thoughts for tiny-o1: what a fallible writer notes down about a problem of o1core.problems.arithmetic.
 
 A thought derives the answer step by step. Then it checks, the other way round, whether the same comes out:
 
@@ -25,9 +25,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..types import Problem
-from .arithmetic import LARGEST, LEVELS, Chain, Task, arithmetic_tasks
-from .prompts import INSTRUCTIONS, instruct
+from o1core.problems import INSTRUCTIONS, instruct
+from o1core.problems.arithmetic import LARGEST, LEVELS, Chain, Task, arithmetic_tasks
+from o1core.types import Problem
 
 DOING = {"+": "add {1} to {0}", "-": "take {1} from {0}", "*": "multiply {0} by {1}"}
 BUDGETS = (40, 300)  # tokens that an instruction may name
@@ -76,7 +76,7 @@ def arithmetic_examples(split: str, count: int, seed: int, law: ThoughtLaw = LAW
 
 
 def instructed(task: Task, problem: Problem, rng: random.Random) -> tuple[Problem, list[Line]]:
-    """The problem with a random instruction of o1core's own (prompts.py), and a thought that heeds it a little.
+    """The problem with a random instruction of o1core's own (o1core.problems.prompts), and a thought that heeds it a little.
 
     Asked to be fast or concise, the writer checks somewhat less often. Told a number of tokens, half of the time he does not
     start a check that would go beyond it; told to think for exactly so many, he checks on until then.
