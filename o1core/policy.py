@@ -39,7 +39,7 @@ from .distributed import (
 )
 from .errors import UserError
 from .evaluation import MOSTLY, Evaluation, evaluation_of
-from .grading import Attempt, Grader, leaves_thought_open
+from .grading import FAULTS, Attempt, Grader, leaves_thought_open
 from .model import Tokenizer, Transformer, add_adapters, draw_adapters, fold_adapters, merged_weights, read_config
 from .recipe import OptimiserSettings, Recipe
 from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 
 # A shard is written after so many completions or seconds, whichever comes first: that is what a kill can lose.
 SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
-FAULTS = ("timeout", "memory", "death", "too long")  # of an answer, which then counts as wrong
 
 Finished = tuple[Problem, list[int], list[Completion]]  # a problem, its prompt's ids and what was sampled
 
@@ -121,7 +120,7 @@ class Policy:
         total = len(problems) * params.n
         written = time.monotonic()
         bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
-        grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated)
+        grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
         with keep_large_blocks(), grader, bar:
 
             def flush() -> None:
@@ -142,7 +141,7 @@ class Policy:
             if pending:
                 flush()
             self.engine.release()
-        if faults := {name: n for name, n in grader.counts.items() if name in FAULTS}:
+        if faults := {name: n for name, n in grader.counts.items() if name in (*FAULTS, "too long")}:
             log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
         gather(label)
         if any(p.id not in done for p in problems):  # other ranks have sampled them
@@ -156,7 +155,7 @@ class Policy:
             in_thought = leaves_thought_open(self.tokenizer.decode(prompt, special=True), self.tokenizer.tags)
             for c in completions:
                 text, cut_off = self.tokenizer.decode(c.ids), c.finish_reason == "length"
-                attempts.append(Attempt(text, p.answer, p.task, in_thought, cut_off))
+                attempts.append(Attempt(text, p.answer, p.task, p, in_thought, cut_off))
         verdicts = iter(grader.grade_many(attempts))
         groups = []
         for problem, prompt, completions in finished:
