@@ -17,8 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import o1core
 import o1core.errors
+import o1core.model
 from tests.campaigns.harness import BYTES, NUMBERS, SECONDS, TEXTS, TINY, VALUES
 from tests.campaigns.hostile import PARTS, TEMPLATES
 
@@ -228,8 +228,11 @@ def opened(model: Path) -> str:
     ours.close()
     if outcome == "death":
         return f"death: exit code {process.exitcode}"
-    noise = (model.parent / "stderr").read_text(errors="replace")
-    return outcome if not noise or outcome not in ("ok", "refused") else f"stderr: {noise[:300]!r}"
+    lines = (model.parent / "stderr").read_text(errors="replace").splitlines()
+    noise = [
+        line for line in lines if not (line.startswith(str(model)) and line.isprintable())
+    ]  # a warning names its file
+    return outcome if not noise or outcome not in ("ok", "refused") else f"stderr: {noise[:3]!r}"
 
 
 def child(model: Path, answer: Connection) -> None:
@@ -241,7 +244,7 @@ def child(model: Path, answer: Connection) -> None:
 
 def outcome_of(model: Path, before: int) -> str:
     try:
-        _, tokenizer = o1core.load(model)
+        _, tokenizer = o1core.model.load(model)
         for question, system in (("2 + 2?", None), ("\ud800", None), ("二加二 é \0 😀", "Be brief.")):
             try:
                 tokenizer.decode(tokenizer.prompt(question, system))

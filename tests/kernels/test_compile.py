@@ -83,8 +83,8 @@ def test_the_persistent_forward_loads_by_tma_alone(compiled):
 
 def test_the_sampler_stays_in_its_budget_of_instructions(compiled):
     """Of a thread for one row of 151,665 bf16 ids, from the loops in the machine code, as if each ran through and every block
-    held a candidate: 19 passes of 8,192 columns, 32 steps of a bisection, each with two barriers. The kernel for whole rows ends
-    at once, but where they are nearly uniform."""
+    held a candidate: 19 passes of 8,192 columns, 32 steps of a bisection, each with two barriers. The kernel for whole rows
+    ends at once, but where they are nearly uniform."""
 
     def executed(record):
         times = [19 if reads else -(-32 // max(barriers // 2, 1)) for _, reads, barriers in record["loops"]]
