@@ -7,6 +7,7 @@ Llama 3) and as tokenizers have them (151,646 of Marco-o1, 151,665 of Qwen2.5); 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ ROWS = (1, 8192, 4097)
 DECODED = (1, 256, 77)  # rows of a decode step
 HEADS = ((152064, 151665, 3584), (151936, 151646, 896), (128256, 128256, 4096), (151936, 151669, 5120))  # V, ids, H
 GROUPS = ((28, 4, 128), (14, 2, 64), (40, 8, 128), (32, 8, 128))  # query heads, key heads, head size
-SAMPLED = ({}, {"temperature": 0.0}, {"temperature": 0.5, "top_p": 0.8}, {"top_k": 20, "top_p": 0.95})
+SAMPLED: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.5, "top_p": 0.8},
+    {"top_k": 20, "top_p": 0.95},
+)
 CLIP = {"eps_low": 0.2, "eps_high": 0.2, "normalizer": 64.0}
 
 
@@ -86,8 +92,8 @@ def decode(dtype: torch.dtype, rows: int, heads: int, kv_heads: int, size: int) 
     keys, values = (meta(rows * pages, kv_heads, kernels.PAGE_TOKENS, size, dtype=dtype) for _ in range(2))
     table, lengths = meta(rows, pages, dtype=torch.int32), meta(rows, dtype=torch.int32)
     new = meta(rows, heads + 2 * kv_heads, size, dtype=dtype).split([heads, kv_heads, kv_heads], 1)
-    rotation = [meta(rows, size // 2, dtype=dtype) for _ in range(2)]
-    kernels.write_pages(*new, *rotation, keys, values, table, lengths)
+    cos, sin = (meta(rows, size // 2, dtype=dtype) for _ in range(2))
+    kernels.write_pages(new[0], new[1], new[2], cos, sin, keys, values, table, lengths)
     kernels.paged_attention(meta(rows, heads, size, dtype=dtype), keys, values, table, lengths, 1200)
 
 

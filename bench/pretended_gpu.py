@@ -44,7 +44,7 @@ class Address:
     """A tensor as Triton looks at it. Memory begins at a multiple of 4,096, as an allocator's does."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.dtype, self.at = tensor.dtype, 4096 + tensor.storage_offset() * tensor.element_size()
+        self.dtype, self.at = tensor.dtype, 4096 + int(tensor.storage_offset()) * tensor.element_size()
 
     def data_ptr(self) -> int:
         return self.at

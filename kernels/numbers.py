@@ -72,6 +72,11 @@ class RowNumbers(NamedTuple):
     log_total: Tensor
     entropy: Tensor | None = None
 
+    def of(self, part: slice) -> "RowNumbers":
+        """Those of some rows."""
+        entropy = None if self.entropy is None else self.entropy[part]
+        return RowNumbers(self.logp[part], self.top[part], self.log_total[part], entropy)
+
 
 class RowCoefficients(NamedTuple):
     """Each [N], in the dtype of logp; linear is None where there is no gradient of the entropy."""
@@ -82,7 +87,9 @@ class RowCoefficients(NamedTuple):
 
     def of(self, part: slice) -> "RowCoefficients":
         """Those of some rows."""
-        return RowCoefficients(*(None if t is None else t[part] for t in self))
+        return RowCoefficients(
+            self.at_target[part], self.constant[part], None if self.linear is None else self.linear[part]
+        )
 
 
 def row_coefficients(known: RowNumbers, upstream: Upstream, inv_temperature: float) -> RowCoefficients:

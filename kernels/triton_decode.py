@@ -177,8 +177,8 @@ def write_pages_kernel(
             at = new_keys + row * key_stride + head * (2 * HALF) + dim
             first = tl.load(at).to(ACC)
             second = tl.load(at + HALF).to(ACC)
-            tl.store(keys + to, (first * c - second * s).to(keys.dtype.element_ty))
-            tl.store(keys + to + HALF, (second * c + first * s).to(keys.dtype.element_ty))
+            tl.store(keys + to, (first * c - second * s).to(turned.dtype.element_ty))
+            tl.store(keys + to + HALF, (second * c + first * s).to(turned.dtype.element_ty))
             at = new_values + row * value_stride + head * (2 * HALF) + dim
             tl.store(values + to, tl.load(at))
             tl.store(values + to + HALF, tl.load(at + HALF))

@@ -66,7 +66,7 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax, w
     for start in range(0, rows, wave):
         part = slice(start, min(start + wave, rows))
         partial_sums(hidden[part], weight, targets[part], softmax, parts, target_logits[part])
-        merge(parts, tiles, target_logits[part], RowNumbers(*(None if t is None else t[part] for t in found)))
+        merge(parts, tiles, target_logits[part], found.of(part))
     return found
 
 

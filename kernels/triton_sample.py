@@ -399,7 +399,7 @@ def sample(
     (rows, vocab), device = logits.shape, logits.device
     wide = configs.elementwise(configs.SAMPLE_ROW, device).options()
     options = configs.elementwise(configs.SAMPLE, device).options()
-    room = options.pop("ROOM")
+    room = int(options.pop("ROOM"))
     ids = torch.empty(rows, dtype=torch.int64, device=device)
     logp = torch.empty(rows, dtype=torch.float32, device=device)
     flags = torch.empty(rows, dtype=torch.int32, device=device)
