@@ -92,7 +92,7 @@ SAMPLE = {
     "interpreter": Launch({"BLOCK_R": 1024, "BLOCK_V": 64, "ROOM": 64}, 1, 1),
 }
 SAMPLE_ROW = {  # where a row is read many times, or has more than 2 bytes a number
-    "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 4096}, 16, 1),
+    "gpu": Launch({"BLOCK_R": 1, "BLOCK_V": 4096}, 8, 1),
     "interpreter": Launch({"BLOCK_R": 1024, "BLOCK_V": 64}, 1, 1),
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
