@@ -1,7 +1,7 @@
 """Text in, right or wrong out: the answer in a completion, and whether it equals the gold answer."""
 
-from .compare import quick_equal, tidy
-from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, leaves_thought_open
+from .compare import quick_equal
+from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box, leaves_thought_open
 from .pool import MAX_ANSWER_CHARS, MAX_TASK_ANSWER_CHARS, Attempt, Grader, Verdict, grade
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "extract_answer",
     "extract_final",
     "grade",
+    "last_box",
     "leaves_thought_open",
     "quick_equal",
-    "tidy",
 ]

@@ -8,41 +8,125 @@ import re
 from decimal import Decimal
 
 from .extract import WRAPPED
+from .quantities import changing_words, in_first_unit, read_clock, read_compound, read_quantity, without_wrappers
+from .spelling import plain_spelling
 
 _PLAIN = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)?(?:\.\d{1,6})?")
 _THOUSANDS = re.compile(r",\s*\\!\s*(?=\d{3})")
-_NOISE = re.compile(r"(?<!\\)\\[!,;:]|\\?\$|[€£¥]|\\displaystyle|\\dollars?\b")
+_NOISE = re.compile(r"(?<!\\)\\[!,;:]|\\?\$|[€£¥]|\\displaystyle(?![a-zA-Z])|\\dollars?\b")
 _LETTER = re.compile(r"\(?\s*([A-Ja-j])\s*\)?(?:([.:)])\s(.*))?", re.DOTALL)
 _MIXED = re.compile(r"([-+]?\d+)\s+(\d+)\s?/\s?(\d+)")
 _BLANK = re.compile(r"(?<!\d) | (?!\d)")
-_PERCENT = re.compile(r"\s*(?:percent|percentage points?|pct)$", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(?:\\text\{\s*)?\b(?:percent|percentage points?|pct)\s*\}?$", re.IGNORECASE)
 _SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
-_QUANTITY = re.compile(
-    r"([-+]?[\d.,/]*\d)(?:\s*(?:cm|mm|km|dm|ft|in|yd|mi|kg|mg|lbs?|oz|hrs?|ml|mL|sq)\b|\s+([A-Za-z]{3,}))"
-    r"[A-Za-z\s.]*(?:\^\{?[23]\}?|[²³])?"
-)
-# Words after a number that are no unit: they change its value.
-_NO_UNIT = {
-    *("hundred", "thousand", "million", "billion", "trillion", "dozen", "halves", "thirds", "percent", "and", "over"),
-    *("plus", "minus", "times", "mod", "choose", "factorial", "base", "sqrt", "sin", "cos", "tan", "log", "exp"),
-}
+
+
+def decide(predicted: str, gold: str) -> bool | tuple[str, str]:
+    r"""Whether two bare answers mean the same, or the pair in the spelling that algebra is to compare.
+
+    The cheapest comes first: plain numbers and words in microseconds, then one spelling for both (spelling.py), labels of
+    choices, times of day, and numbers with words (quantities.py). A word that changes a number must stand on both sides.
+    """
+    if (equal := quick_equal(predicted, gold)) is not None:
+        return equal
+    predicted, gold = plain_spelling(predicted), plain_spelling(gold)
+    if (equal := quick_equal(predicted, gold)) is not None:
+        return equal
+    label, predicted_value = _read_label(predicted)
+    asked, gold_value = _read_label(gold)
+    if asked and label:
+        return label == asked and not (gold_value == "" and _lists_more(label, predicted_value))
+    if label and not _is_letter(gold):
+        predicted = predicted_value or predicted
+    if asked:
+        gold = gold_value or gold
+    if (equal := _same_time(predicted, gold)) is not None:
+        return equal
+    settled = _settle_quantities(predicted, gold)
+    if isinstance(settled, bool):
+        return settled
+    predicted, gold = (tidy(text) for text in settled)
+    if not predicted or not gold:
+        return False
+    if (equal := quick_equal(predicted, gold)) is not None:
+        return equal
+    return (predicted, gold) if changing_words(predicted) == changing_words(gold) else False
 
 
 def tidy(answer: str) -> str:
     r"""A bare answer without what does not change its meaning: dollars, spacing commands, a sentence's full stop, bold
-    marks, \text{} around the whole, a unit in plain words after a number, the frame of a set builder. The mixed number
-    "1 1/2" becomes 1\frac{1}{2}, as math-verify reads it."""
-    text = _THOUSANDS.sub(",", answer.replace("−", "-"))
-    text = _NOISE.sub("", text).strip().strip("*").rstrip(".").strip()
+    marks, \text{} around the whole, the frame of a set builder. The mixed number "1 1/2" becomes 1\frac{1}{2}, as
+    math-verify reads it."""
+    text = _NOISE.sub("", _THOUSANDS.sub(",", answer)).strip().strip("*").rstrip(".,;").strip()
     if (match := WRAPPED.fullmatch(text)) is not None:
         text = match.group(1).strip().rstrip(".")
-    if (match := _QUANTITY.fullmatch(text)) is not None and (match.group(2) or "").lower() not in _NO_UNIT:
-        return match.group(1)
     if (match := _SET_BUILDER.fullmatch(text)) is not None:
         return match.group(1).strip()
     if (match := _MIXED.fullmatch(text)) is not None:
         return r"{}\frac{{{}}}{{{}}}".format(*match.groups())
     return _PERCENT.sub(r"\\%", text)
+
+
+_LABEL = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*(?:is\s*)?:?\s*)?"
+    r"(?:\(\s*([A-J])\s*\)[.:]?|\[\s*([A-J])\s*\]|([A-J])\s*[.:)](?=\s|\\|\$|\d|-|$)|([A-J])$)\s*(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _read_label(text: str) -> tuple[str, str]:
+    r"""The letter and the rest of an answer that begins with the label of a choice: "(C)\ 12", "\text{C. } 12", "Option
+    C". Two empty texts for other answers; small letters are labels only in brackets, and with nothing after them."""
+    plain = without_wrappers(text).replace("$", "").strip(" *\\")
+    match = _LABEL.fullmatch(plain)
+    if match is None:
+        return "", ""
+    letter, rest = next(group for group in match.groups()[:4] if group), match[5].strip()
+    if letter.islower() and rest:
+        return "", ""
+    return letter.upper(), rest
+
+
+def _is_letter(gold: str) -> bool:
+    letter = gold.strip("()")
+    return len(letter) == 1 and letter in "ABCDEFGHIJ"
+
+
+def _same_time(predicted: str, gold: str) -> bool | None:
+    """Compares times of day. One that leaves its half of the day to the question may be in either."""
+    ours, asked = read_clock(predicted), read_clock(gold)
+    if ours is None or asked is None or not (ours[1] or asked[1]):
+        return None
+    return ours[0] == asked[0] if ours[1] and asked[1] else ours[0] % 720 == asked[0] % 720
+
+
+def _settle_quantities(predicted: str, gold: str) -> bool | tuple[str, str]:
+    """Compares two numbers with units of one kind, or takes the units off: a unit alone makes nothing wrong, as most
+    questions state theirs."""
+    sides = predicted, gold
+    many = [read_compound(side) for side in sides]
+    one = [read_quantity(side) if several is None else None for side, several in zip(sides, many)]
+    # In seconds, millimetres, cents, where both sides say so.
+    totals = [
+        several[:2] if several is not None else in_first_unit(single) if single is not None else None
+        for several, single in zip(many, one)
+    ]
+    ours, asked = totals
+    if ours and asked and ours[0] == asked[0] and ours[1] is not None and asked[1] is not None:
+        return ours[1] == asked[1]
+    values = [
+        ", ".join(several[2]) if several is not None else single.value if single is not None else side
+        for side, several, single in zip(sides, many, one)
+    ]
+    # "12m" is twelve metres beside a number, and twelve times m beside "6m + 6m".
+    for at in (0, 1):
+        single = one[at]
+        if single is not None and single.symbols_only and _VARIABLE.search(values[1 - at]):
+            values[at] = sides[at]
+    return values[0], values[1]
+
+
+_VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
 def quick_equal(predicted: str, gold: str) -> bool | None:
@@ -57,9 +141,8 @@ def quick_equal(predicted: str, gold: str) -> bool | None:
         return gold != ""
     if _PLAIN.fullmatch(predicted) and _PLAIN.fullmatch(gold) and predicted[-1:].isdigit() and gold[-1:].isdigit():
         return Decimal(predicted.replace(",", "")) == Decimal(gold.replace(",", ""))
-    letter = gold.strip("()")
-    if len(letter) == 1 and letter in "ABCDEFGHIJ" and (match := _LETTER.fullmatch(predicted)):
-        return match.group(1).upper() == letter and not _lists_more(match)
+    if _is_letter(gold) and (match := _LETTER.fullmatch(predicted)):
+        return match[1].upper() == gold.strip("()") and not _lists_more(match[1].upper(), match[3] or "", match[2])
     if _squeeze(predicted) == _squeeze(gold):
         return True
     return False if _other_base(predicted, gold) else _same_words(predicted, gold)
@@ -72,9 +155,8 @@ def _squeeze(text: str) -> str:
 _LETTERS_ALONE = re.compile(r"(?:(?:and|or)\b|[A-J]\b|[\s().,:;&/])+")
 
 
-def _lists_more(choice: re.Match[str]) -> bool:
+def _lists_more(letter: str, rest: str, mark: str | None = None) -> bool:
     """Whether a choice letter is the first of several: "A) B) C)", or "A) 12 B) 13"."""
-    letter, mark, rest = choice.group(1).upper(), choice.group(2), choice.group(3) or ""
     if _LETTERS_ALONE.fullmatch(rest):
         return set(re.findall(r"\b[A-J]\b", rest)) - {letter} != set()
     # "A. Carbon (C)" and "D. found in E. coli" are one choice each. A list goes on with the next letter and the same mark.

@@ -30,8 +30,8 @@ from queue import SimpleQueue
 from typing import IO, Literal, NamedTuple
 
 from ..errors import UserError
-from .compare import quick_equal, tidy
-from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, has_box
+from .compare import decide
+from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box
 
 MAX_ANSWER_CHARS = 2000
 MAX_TASK_ANSWER_CHARS = 20_000  # a board, a list of moves
@@ -246,7 +246,7 @@ class Grader:
         final = after_thought(attempt.text, self.tags, attempt.in_thought)
         if final is None:
             return Verdict(False, None, "no answer"), None
-        if attempt.cut_off and self.truncated == "wrong" and not has_box(final):
+        if attempt.cut_off and self.truncated == "wrong" and last_box(final) is None:
             return Verdict(False, None, "cut off"), None
         if attempt.task is not None:
             return _decide_task(final, attempt.gold, attempt.task)
@@ -290,12 +290,10 @@ def _decide(text: str, gold: str) -> tuple[Verdict, _Question | None]:
         return Verdict(False, None, "no answer"), None
     if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
         return Verdict(False, answer, "too long"), None
-    equal = quick_equal(answer, gold)  # before tidying, which costs more: most answers are plain numbers
-    if equal is not None:
-        return Verdict(equal, answer, None), None
-    tidied = tidy(answer), tidy(gold)
-    equal = quick_equal(*tidied) if all(tidied) else False
-    return Verdict(equal is True, answer, None), None if equal is not None else (*tidied, None)
+    decided = decide(answer, gold)
+    if isinstance(decided, bool):
+        return Verdict(decided, answer, None), None
+    return Verdict(False, answer, None), (*decided, None)
 
 
 def _decide_task(text: str, gold: str, task: str) -> tuple[Verdict, _Question | None]:

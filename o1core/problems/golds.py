@@ -2,7 +2,7 @@
 
 import re
 
-from ..grading import extract_answer
+from ..grading import last_box
 
 _WORD = r"[^\W\d_]+\.?"
 _NUMBER = re.compile(
@@ -45,7 +45,7 @@ def gold_in(solution: str) -> str | None:
         if (number := bare_number(text)) is not None:
             return number
     if r"\boxed" in solution or r"\fbox" in solution:
-        return extract_answer(solution) or ""
+        return last_box(solution) or ""
     for text in reversed(marked):
         if text and not _HEADING.match(text) and not text.endswith(":"):
             return without_dollars(text)
