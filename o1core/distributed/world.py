@@ -164,7 +164,7 @@ def silence() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process's life
 
 
-def meet(what: str, value: Any = None) -> list[Any]:
+def gather(what: str, value: Any = None) -> list[Any]:
     """Wait for all ranks; returns what each one brought, a JSON value.
 
     Raises UserError, naming them, where ranks did not come and gave no sign of life for --timeout seconds. what: the
@@ -205,7 +205,7 @@ def sign_of_life() -> None:
         _world.store.add(f"signs/{_world.rank}", 1)
 
 
-def once(what: str, action: Callable[[], T]) -> T:
+def on_rank0(what: str, action: Callable[[], T]) -> T:
     """Let rank 0 act while the others wait; all get what it returns, a JSON value, or the UserError it raises."""
     if _world is None:
         return action()
@@ -215,13 +215,13 @@ def once(what: str, action: Callable[[], T]) -> T:
             outcome = {"value": action()}
         except (UserError, OSError) as error:
             outcome = {"error": str(error)}
-    outcome = meet(what, outcome)[0]
+    outcome = gather(what, outcome)[0]
     if "error" in outcome:
         raise UserError(outcome["error"])
     return outcome["value"]
 
 
-def together(what: str, action: Callable[[], T]) -> T:
+def on_all_ranks(what: str, action: Callable[[], T]) -> T:
     """Let every rank act; where one of them raises a UserError, all of them do. Returns this rank's own result."""
     error, result = None, None
     if _world is None:
@@ -230,15 +230,15 @@ def together(what: str, action: Callable[[], T]) -> T:
         result = action()
     except UserError as raised:
         error = str(raised)
-    for r, other in enumerate(meet(what, error)):
+    for r, other in enumerate(gather(what, error)):
         if other is not None:
             raise UserError(other if r == 0 else f"rank {r}: {other}")
     return result  # type: ignore[return-value] # without an error it is the action's
 
 
-def same(what: str, value: Any) -> None:
+def check_same(what: str, value: Any) -> None:
     """Raise UserError where another rank's JSON value differs from rank 0's."""
-    values = meet(what, value)
+    values = gather(what, value)
     different = [r for r, other in enumerate(values) if other != values[0]]
     if different:
         first = values[different[0]]

@@ -17,7 +17,7 @@ from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_ad
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.training import Updater, load_optimiser_modules
-from o1core.training.step import Taught
+from o1core.training.update import Taught
 from o1core.types import Example
 
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
