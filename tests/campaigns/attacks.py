@@ -5,7 +5,6 @@ or on one that was stopped half way.
 """
 
 import functools
-import json
 import os
 import random
 import shutil
@@ -18,8 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from o1core.files import file_digest
+from o1core.files import file_digest, read_json, write_json
 from o1core.run_folder import RunFolder
+from o1core.training import read_log
 
 from .fuzz_cli import stopped_run
 from .harness import ESCAPE, SECONDS, TINY, judged, outcome
@@ -200,38 +200,40 @@ def killed_rank(folder: Path) -> str:
     return "ok" if ranks[0].returncode == 2 and said else f"bad: status {ranks[0].returncode}: {told[-300:]!r}"
 
 
-def one_byte_of_the_records(folder: Path) -> str:
+def one_bit_of_the_records(folder: Path) -> str:
     """A flipped bit in the settings or the problems is said; in the log, the one line is lost and the rest stays."""
     rng = random.Random(0)
     for name in ("settings.json", "base/problems/problems.json", "log.jsonl"):
-        for _ in range(4):
+        for _ in range(3):
             run = RunFolder(folder / "run")
             shutil.copytree(finished_run()[1], run.path)
             file = run.path / name
             raw = bytearray(file.read_bytes())
             raw[rng.randrange(len(raw) // 4, len(raw) // 2)] ^= 1 << rng.randrange(7)
             file.write_bytes(raw)
-            verdict = outcome(["report", str(run.path)])
-            text = (run.path / "report.html").read_text() if verdict == "ok" else ""
-            said = verdict == "refused" or name in text or "damaged" in text
-            if not said:
-                return f"bad: {name} was changed, and the report says nothing ({verdict})"
+            status, _, errors = shell(f"o1core report {run.path}")
+            if judged(status, errors) not in ("ok", "refused") or f"{name}: " not in errors:
+                return f"bad: {name} was changed: status {status}, told {errors[-300:]!r}"
+            if name == "log.jsonl" and (status or len(read_log(file)) != len(read_log(finished_run()[1] / name)) - 1):
+                return "bad: more than the damaged line of the log is lost"
             shutil.rmtree(run.path)
     return "ok"
 
 
 def run_of_an_older_version(folder: Path) -> str:
-    """Where a default has changed since, a line says which flag continues the run, and the flag does."""
+    """Where a default has changed since, a line says which flags continue the run, and they do."""
     command, source, _ = stopped_run()
     run = RunFolder(folder / "run")
     shutil.copytree(source, run.path)
-    held = json.loads(run.settings.read_text())
-    held = {name: value for name, value in held.items() if name not in ("sha256", "o1core")} | {"cutoff": 3000}
-    run.settings.write_text(json.dumps(held))
+    held = {name: value for name, value in read_json(run.settings).items() if name not in ("sha256", "o1core")}
+    write_json(run.settings, held | {"cutoff": 3000, "dynamic_sampling": True})
     status, _, errors = shell(f"o1core {words(command)} --out {run.path}")
-    if status != 2 or "--cutoff 3000" not in errors:
+    flags = "--dynamic-sampling --cutoff 3000"
+    if status != 2 or f"continue it with {flags}, or choose another --out" not in errors:
         return f"bad: status {status}, told {errors[-300:]!r}"
-    return "ok"
+    status, _, errors = shell(f"o1core {words(command)} --out {run.path} {flags}")
+    states = "written under other settings"  # the training state's own record was not changed with it
+    return "ok" if status == 2 and states in errors else f"bad: status {status}, told {errors[-300:]!r}"
 
 
 ATTACKS: dict[str, Callable[[Path], str]] = {
@@ -247,7 +249,7 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
         rank_that_is_no_number,
         pipe_for_a_lock,
         killed_rank,
-        one_byte_of_the_records,
+        one_bit_of_the_records,
         run_of_an_older_version,
     )
 }
