@@ -114,8 +114,8 @@ def lengths_by_verdict(lengths: np.ndarray, correct: np.ndarray) -> tuple[float 
 
 
 def accuracy_within(lengths: np.ndarray, correct: np.ndarray, budgets: Sequence[int]) -> list[float]:
-    """For each budget the fraction of completions that are right and have at most so many tokens: what a model gets
-    right that is cut there. lengths and correct: [P, K]."""
+    """For each budget the fraction of completions that are right within so many tokens: what a model gets right that is cut
+    there. lengths and correct: [P, K]; a length is that of the completion, or of the part of it that holds the answer."""
     return [float((correct & (lengths <= budget)).mean()) for budget in budgets]
 
 

@@ -9,11 +9,13 @@ import atexit
 import datetime
 import functools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..grading import THINK, ThoughtTags
 from .folder import checkpoint_file, read_text, shown
 from .sandbox import Refused, Sandbox
 
@@ -105,3 +107,41 @@ def read_template(folder: Path, config: dict[str, Any]) -> str | None:
     if text is not None and not isinstance(text, str):
         raise UserError(f"{folder}: chat template cannot be read: expected a string, found {shown(text)}")
     return text
+
+
+_NAME = r"(?:\w+[:_])?(?:think(?:ing)?|thoughts?|reasoning)"
+_OPENS = re.compile(rf"<{_NAME}>|\[{_NAME}\]|<\|(?:begin|start)(?:_of)?_{_NAME}\|>", re.IGNORECASE)
+_FINAL = re.compile(
+    r"<output>|<\|begin_of_solution\|>", re.IGNORECASE
+)  # opens what comes after a thought: closes it too
+
+
+def closing(tag: str) -> str:
+    """The tag that closes a thought which `tag` opens: </think>, [/THINK], <|end_of_thought|>."""
+    if "|" in tag:
+        return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", tag, count=1), count=1)
+    return f"{tag[0]}/{tag[1:]}"
+
+
+def find_thought_tags(texts: list[str], folder: Path, stated: tuple[str, str] | None = None) -> ThoughtTags:
+    """What a checkpoint's thoughts stand between: what its texts (template, added tokens, system turn) name, as
+    <Thought> and <Output> of Marco-o1, or else <think>.
+
+    stated: (opening, closing) tag instead. Raises UserError where those occur in none of the texts: such a thought would
+    never be seen to begin, or never to end.
+    """
+    if stated is not None:
+        missing = [tag for tag in stated if not any(tag in text for text in texts)]
+        if missing and missing != [
+            closing(stated[0])
+        ]:  # Marco-o1's template writes <Thought> and leaves </Thought> to us
+            raise UserError(
+                f"--thought-tags {','.join(stated)}: {missing[0]} occurs neither in the chat template nor among the added "
+                f"tokens of {folder}; correct it, or leave it out"
+            )
+        return ThoughtTags((stated[0],), (stated[1],))
+    opens = tuple(dict.fromkeys(tag for text in texts for tag in _OPENS.findall(text)))
+    if not opens:
+        return THINK
+    final = dict.fromkeys(tag for text in texts for tag in _FINAL.findall(text))
+    return ThoughtTags(opens, (*map(closing, opens), *final))

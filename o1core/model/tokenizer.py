@@ -8,7 +8,8 @@ at the first text. So it is first tried out in a process of its own (worker.py),
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,9 @@ from tokenizers import Tokenizer as Backend
 
 from ..errors import UserError
 from ..files import read_object
-from .chat import SPECIAL, ChatTemplate, special_token
+from ..grading import ThoughtTags
+from ..types import Problem
+from .chat import SPECIAL, ChatTemplate, find_thought_tags, special_token
 from .folder import checkpoint_file, need_file, reason, shown
 from .sandbox import Refused, Sandbox
 
@@ -29,6 +32,7 @@ PROBES = (
     "a" * 200 + "!" + " " * 200 + "1" * 200 + "\n" * 200 + "ab" * 200,
     "Größe, 是吗？ 二加二。 \u00a0\u2003 naïve №① ½ 한국어 हिन्दी עברית ภาษา 👩‍👩‍👧 🇫🇷 e\u0301 \ufffd \U0010ffff",
 )
+TAG = re.compile(r"[<\[{|｜].+[>\]}|｜]", re.DOTALL)  # an added token that is made to stand for no text
 T = TypeVar("T")
 _tried: set[bytes] = set()  # digests of the files that passed in this process
 
@@ -49,14 +53,19 @@ class Tokenizer:
         self.config = read_object(need_file(folder, "tokenizer_config.json"))
         if "added_tokens_decoder" not in self.config:  # transformers before 4.34 wrote two more files
             self.config |= read_beside(folder, "special_tokens_map.json")
+        own = self.backend.get_added_tokens_decoder()
         add_tokens(self.backend, folder, self.config, vocab_size)
         self.size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not 0 < self.size <= vocab_size:
             raise UserError(
                 f"{path}: has {self.size} ids, but vocab_size in config.json is {vocab_size}; they do not belong together"
             )
+        self.added = self.backend.get_added_tokens_decoder()
+        for i, token in own.items():  # special in one file is special, as the library has it
+            self.added[i].special = self.added[i].special or token.special
         self.eos_ids = read_eos(folder, self)
         self.template = ChatTemplate(folder, self.config, template_values, day)
+        self.find_tags()
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text as it is: special tokens in it are recognised, none is added. Raises UserError for text
@@ -65,9 +74,26 @@ class Tokenizer:
         return guarded(lambda: self.backend.encode(text, add_special_tokens=False).ids, failure)
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        """Text of the ids; special tokens are left out unless asked for."""
+        """Text of the ids; special tokens are left out unless asked for, but for the tags of a thought."""
         failure = f"{self.folder / 'tokenizer.json'}: cannot decode {shown(ids)}"
-        return guarded(lambda: self.backend.decode(list(ids), skip_special_tokens=not special), failure)
+        read = ids if special else [i for i in ids if i not in self.hidden]
+        return guarded(lambda: self.backend.decode(list(read), skip_special_tokens=False), failure)
+
+    def find_tags(self, stated: tuple[str, str] | None = None, system: str | None = None) -> ThoughtTags:
+        """What this model's thoughts stand between, from now on: `stated`, or what the chat template, the added tokens
+        and the system turn name. Raises UserError as find_thought_tags does."""
+        texts = [self.template.text or "", *(token.content for token in self.added.values()), system or ""]
+        self.tags = find_thought_tags(texts, self.folder, stated)
+        tags = (*self.tags.opens, *self.tags.closes)
+        self.hidden = {i for i, token in self.added.items() if token.special and token.content not in tags}
+        written = self.template.text or ""
+        self.control = [
+            token.content
+            for token in self.added.values()
+            if token.content not in tags
+            and (token.special or (TAG.fullmatch(token.content) and token.content in written))
+        ]
+        return self.tags
 
     def token_id(self, token: str) -> int | None:
         return self.backend.token_to_id(token)
@@ -77,7 +103,14 @@ class Tokenizer:
         return self.template.render(messages)
 
     def prompt(self, question: str, system: str | None = None) -> list[int]:
-        """Ids of the prompt that asks `question`, with an optional system turn before it."""
+        """Ids of the prompt that asks `question`, with an optional system turn before it. Raises UserError where either
+        holds a token that the chat template is made of, as <|im_end|>: it would end the turn that it stands in."""
+        for token in self.control:
+            if token in question or token in (system or ""):
+                raise UserError(
+                    f"the question or its system turn holds {shown(token)}, a control token of {self.folder}: the model would "
+                    "not read it as text; take the problem out, or spell the token otherwise"
+                )
         turns = [{"role": "system", "content": system}] if system is not None else []
         text = self.render([*turns, {"role": "user", "content": question}])
         if self.template.text is not None:  # a template writes the first token itself
@@ -88,6 +121,23 @@ class Tokenizer:
         while end and encoded.special_tokens_mask[end - 1]:  # some append an end-of-text token: nothing follows that
             end -= 1
         return encoded.ids[:end]
+
+    def prompts(self, problems: Iterable[Problem], room: int | None = None) -> list[list[int]]:
+        """Ids of the prompt of each problem. room: tokens that the model's context holds.
+
+        All of them are rendered, under the template's limits of time and memory, so that a run which could not ask its
+        last problem ends before its first. Raises UserError that names the problem.
+        """
+        found = []
+        for problem in problems:
+            try:
+                found.append(self.prompt(problem.question, problem.system))
+            except UserError as error:
+                raise UserError(f"problem {shown(problem.id)}: {error}") from None
+            if room is not None and len(found[-1]) >= room:
+                size = f"a prompt of {len(found[-1])} tokens, and the model's context holds {room}"
+                raise UserError(f"problem {shown(problem.id)}: {size}; take the problem out")
+        return found
 
 
 def open_backend(path: Path) -> Backend:

@@ -2,7 +2,7 @@
 
 from .page import write_page
 from .run_charts import plot_run
-from .samples import sample_lines
+from .samples import open_tokenizer, sample_lines
 from .study_charts import plot_disharmony, plot_study
 from .tables import (
     Cell,
@@ -23,6 +23,7 @@ __all__ = [
     "Table",
     "disharmony_tables",
     "in_one_line",
+    "open_tokenizer",
     "plot_disharmony",
     "plot_run",
     "plot_study",

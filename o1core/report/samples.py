@@ -35,7 +35,12 @@ def open_tokenizer(run: RunFolder) -> Tokenizer:
         if not isinstance(model, str):
             raise UserError(f"{run.settings}: model: must be the path of a checkpoint; name it there")
         folder = Path(model)
-    return Tokenizer(folder, read_config(folder).vocab_size)
+    tokenizer = Tokenizer(folder, read_config(folder).vocab_size)
+    stated = read_object(run.settings).get("thought_tags") if run.settings.exists() else None
+    if isinstance(stated, str) and stated.count(",") == 1:
+        opens, closes = stated.split(",")
+        tokenizer.find_tags((opens.strip(), closes.strip()))
+    return tokenizer
 
 
 def logged_steps(run: RunFolder) -> list[dict[str, Any]]:

@@ -71,7 +71,9 @@ def budget_chart(result: StudyResult) -> Chart:
         if row.measures
     ]
     rows = [[line.name, str(x), f"{y:.1f} %"] for line in lines for x, y in zip(line.x, line.y)]
-    note = "A completion counts as right where it is right and within the budget. Means over tests and seeds."
+    note = (
+        "What is longer than the budget is cut there, and wrong unless its box is complete. Means over tests and seeds."
+    )
     size = (SIZE[0], max(SIZE[1], 0.21 * len(lines) + 1))
     draw = partial(draw_budgets, lines)
     return Chart("Accuracy under a token budget", note, ["", "budget", "accuracy"], rows, draw, size)

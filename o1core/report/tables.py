@@ -264,7 +264,10 @@ def budgets_table(result: StudyResult) -> Table:
     for row in result.rows:
         curve = [percent(row.measures.accuracy_within[i]) if row.measures else "" for i in shown]
         rows.append([Cell(row.label), *map(Cell, curve)])
-    note = "A completion that is longer than the budget counts as wrong; a mean over all seeds and tests."
+    note = (
+        "What is longer than the budget is cut there and is wrong then, unless a complete box stands after its thought; "
+        "means over all seeds and tests."
+    )
     return Table("Accuracy under token budgets", columns, rows, note)
 
 

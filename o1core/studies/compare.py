@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,15 +25,16 @@ from ..evaluation import (
     read_run_result,
 )
 from ..files import read_record, write_record
-from ..metrics import Answers, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
-from ..model import load
-from ..report import plot_study, study_tables
+from ..grading import after_thought, extract_answer, last_box, leaves_thought_open
+from ..metrics import Answers, Spread, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
+from ..model import Tokenizer, load
+from ..report import open_tokenizer, plot_study, study_tables
 from ..rollout import read_groups
 from ..run_folder import SIDES, RunFolder
 from ..runs import Job, Resources
 from ..training import read_log
 from ..typed_json import Amount, from_json, to_json
-from ..types import Problem
+from ..types import Group, Problem, Sample
 from .study import OpenJob, StudyFolder, Variant, run_variants, write_outputs
 
 CURVE_POINTS = 12  # budgets up to the evaluation's limit, each half of the second after it
@@ -73,8 +75,9 @@ def measures_of(runs: list[RunFolder], side: str, tests: list[str], longest: int
     by_verdict = [[lengths_by_verdict(a.lengths, a.correct) for a in seed] for seed in seeds]
     right = [[found for found, _ in seed if found is not None] for seed in by_verdict]
     wrong = [[found for _, found in seed if found is not None] for seed in by_verdict]
-    curves = [accuracy_within(a.lengths, a.correct, budgets) for seed in seeds for a in seed]
-    areas = [mean(budget_area(a.lengths, a.correct, longest) for a in seed) for seed in seeds]
+    cut = [[answers_under_cuts(run, side, test) for test in tests] for run in runs]
+    curves = [accuracy_within(a.lengths, a.correct, budgets) for seed in cut for a in seed]
+    areas = [mean(budget_area(a.lengths, a.correct, longest) for a in seed) for seed in cut]
     scores = [mean(ockscore(float(a.correct.mean()), float(a.lengths.mean())) for a in seed) for seed in seeds]
     return Measures(
         ockscore=over_seeds(scores),
@@ -91,14 +94,51 @@ def read_side(run: RunFolder, side: str, test: str) -> Answers:
     return answers_of(read_groups(run.evaluation(side, test).rollouts))
 
 
+def answers_under_cuts(run: RunFolder, side: str, test: str) -> Answers:
+    """The same, but for `lengths`: of a right completion the tokens from which on it is right, wherever it is cut.
+
+    The rule is that of every verdict: what is cut off is wrong, unless a complete box stands after its thought.
+    """
+    groups = read_groups(run.evaluation(side, test).rollouts)
+    tokenizer = open_tokenizer(run)
+    answers = answers_of(groups)
+    return replace(answers, lengths=np.array([[tokens_needed(g, s, tokenizer) for s in g.samples] for g in groups]))
+
+
+def tokens_needed(group: Group, sample: Sample, tokenizer: Tokenizer) -> int:
+    """Tokens after which the completion may be cut and keeps its answer: where the box closes, or all of them."""
+    if not sample.correct:
+        return sample.length
+    ids, tags = sample.ids.tolist(), tokenizer.tags
+    in_thought = leaves_thought_open(tokenizer.decode(group.prompt.tolist(), special=True), tags)
+
+    def boxed(tokens: int) -> str | None:
+        """The answer of the first tokens, if it stands in a box."""
+        final = after_thought(tokenizer.decode(ids[:tokens]), tags, in_thought)
+        return extract_answer(final) if final is not None and last_box(final) is not None else None
+
+    answer = boxed(sample.length)
+    if answer is None:
+        return sample.length
+    # The box mostly stands near the end: back in growing steps while it is there, then by halves.
+    enough, step = sample.length, 1
+    while enough > step and boxed(enough - step) == answer:
+        enough, step = enough - step, 2 * step
+    least = max(0, enough - step)
+    while enough - least > 1:
+        middle = (least + enough) // 2
+        least, enough = (least, middle) if boxed(middle) == answer else (middle, enough)
+    return enough
+
+
 def cost_of(runs: list[RunFolder]) -> Cost:
     """The cost of a method's runs, one run a seed."""
     found = [cost_of_run(run) for run in runs]
     seconds = [seconds for _, _, seconds in found if seconds is not None]
     return Cost(
-        over_seeds([samples for samples, _, _ in found], 0.0),
-        over_seeds([tokens for _, tokens, _ in found], 0.0),
-        over_seeds(seconds, 0.0) if len(seconds) == len(found) else None,
+        Spread(mean(samples for samples, _, _ in found)),
+        Spread(mean(tokens for _, tokens, _ in found)),
+        Spread(mean(seconds)) if len(seconds) == len(found) else None,
     )
 
 

@@ -46,7 +46,7 @@ CASES = {  # changes of tokenizer_config.json, added_tokens.json, special_tokens
     "named as an object": [
         {"added_tokens_decoder": THREE, "eos_token": {"__type": "AddedToken", "content": "<|done|>", "lstrip": True}}
     ],
-    "more special tokens": [{"added_tokens_decoder": THREE, "additional_special_tokens": ["<think>", "</think>"]}],
+    "more special tokens": [{"added_tokens_decoder": THREE, "additional_special_tokens": ["<keep>", "<img>"]}],
     "named ones of one's own": [{"added_tokens_decoder": THREE, "extra_special_tokens": {"image_token": "<img>"}}],
     "a letter as a special token": [{"added_tokens_decoder": THREE, "unk_token": "w"}],
     "added_tokens.json": [{}, {"<think>": 259, "</think>": 260}],

@@ -234,7 +234,7 @@ def put_post_processor(folder, single, **config) -> Tokenizer:
 
 
 @pytest.mark.parametrize("config", [{}, {"bos_token": "<|im_start|>", "add_bos_token": True}, {"add_bos_token": False}])
-@pytest.mark.parametrize("question", ["2 + 2 =", "<|im_start|>x", "é"])
+@pytest.mark.parametrize("question", ["2 + 2 =", " x\n", "é"])
 @pytest.mark.parametrize("single", [["<|im_start|>", "A"], ["<|im_start|>", "<|endoftext|>", "A"], ["A"]])
 def test_a_base_model_gets_the_first_token_that_its_tokenizer_adds(checkpoint, single, question, config):
     tokenizer = put_post_processor(checkpoint, single, **config)

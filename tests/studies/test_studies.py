@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 from bench.methods import study_of
 from o1core.cli import main
 from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
+from o1core.model import Tokenizer, read_config
 from o1core.report import disharmony_tables, plot_disharmony, study_tables, to_markdown
+from o1core.runs import EMBEDDED
 from o1core.studies import StudyFolder
+from o1core.studies.compare import tokens_needed
 from o1core.studies.disharmony import accuracy_by_interval
 from o1core.studies.study import comma_list, figures_of
 from o1core.typed_json import to_json
-from o1core.types import Problem
+from o1core.types import Group, Problem, Sample
 
 SETTINGS = [
     "--samples",
@@ -223,6 +227,28 @@ def check_measures_and_cost(out: Path, result: dict) -> None:
     assert measures["ockscore"]["mean"] == pytest.approx(sum(scores) / 2)
     assert measures["accuracy_within"][-1] == pytest.approx(pruned["average"]["accuracy"]["mean"])
     assert (measures["tokens_right"] is None) == (not any(map(any, verdicts)))
+
+
+@pytest.mark.parametrize(
+    "text, holding",
+    [
+        (r"So it is 57. Final answer: \boxed{57}", r"So it is 57. Final answer: \boxed{57}"),
+        (r"\boxed{57} and that is what there is to say about it", r"\boxed{57}"),
+        (r"\boxed{1} or \boxed{57}, both", r"\boxed{1} or \boxed{57}"),
+        (r"<think>\boxed{57}? yes</think> \boxed{57}.", r"<think>\boxed{57}? yes</think> \boxed{57}"),
+        ("57, without a box", "57, without a box"),
+    ],
+)
+def test_a_completion_may_be_cut_where_its_box_is_complete(text, holding):
+    """As many tokens as the tokenizer needs for the text up to there, and no fewer: brute force over every cut."""
+    tokenizer = Tokenizer(EMBEDDED, read_config(EMBEDDED).vocab_size)
+    ids, end = tokenizer.encode(text), max(tokenizer.eos_ids)
+    sample = Sample(torch.tensor([*ids, end]), torch.zeros(0), "stop", "57", True)
+    group = Group("p", torch.tensor(tokenizer.prompt("?")), (sample,))
+    needed = next(n for n in range(len(ids) + 1) if tokenizer.decode(ids[:n]).startswith(holding))
+    assert tokens_needed(group, sample, tokenizer) == (needed if "boxed" in text else len(ids) + 1)
+    wrong = replace(sample, correct=False)
+    assert tokens_needed(group, wrong, tokenizer) == len(ids) + 1
 
 
 def test_lambda_is_resumed_run_by_run(flags, tmp_path, capsys):
