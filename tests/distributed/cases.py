@@ -69,14 +69,14 @@ def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: 
     for step in range(steps):
         examples = make_examples(batch, seed=step)
         reference = reference_logprobs(updater.model, VOCAB, examples, 64)
-        taught = None
+        batch_of_step = with_reference(examples, [r + 0.1 for r in reference])
         if recipe.objective.kind == "crisp":
             prompts = {e.problem: torch.cat((e.prompt, torch.arange(5, dtype=torch.int32))) for e in examples}
             teacher = open_teacher(
                 folder / f"teacher-{made_by()}-{recipe.optimiser.lora_rank}-{step}", updater, examples, prompts
             )
-            taught = teacher.taught(list(range(batch)))
-        metrics.append(updater.step(examples, [r + 0.1 for r in reference], recipe.optimiser.lr, taught))
+            updater.teacher_head, batch_of_step = teacher.head, teacher.teach(batch_of_step)
+        metrics.append(updater.step(batch_of_step, recipe.optimiser.lr))
     weights = {name: whole(p.detach()).clone() for name, p in updater.model.named_parameters()}
     return Trained(weights, [m["grad_norm"] for m in metrics], metrics)
 
@@ -94,7 +94,8 @@ def train_at_real_widths(folder: Path) -> tuple[float, dict[str, Tensor]]:
     vocab = 151936
     updater = updater_on(folder, torch.float32, Recipe.of(lr=1e-3, ratio="token", micro_tokens=64), vocab)
     examples = make_examples(3, 0, vocab)
-    norm = updater.step(examples, [torch.full((len(e.ids),), -12.0) for e in examples], 1e-3)["grad_norm"]
+    examples = with_reference(examples, [torch.full((len(e.ids),), -12.0) for e in examples])
+    norm = updater.step(examples, 1e-3)["grad_norm"]
     weights = ((name, whole(p.detach())) for name, p in updater.model.named_parameters())
     return norm, {name: w[:: max(1, len(w) // 256)].clone() for name, w in weights}
 
