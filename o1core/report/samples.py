@@ -36,7 +36,7 @@ def open_tokenizer(run: RunFolder) -> Tokenizer:
             raise UserError(f"{run.settings}: model: must be the path of a checkpoint; name it there")
         folder = Path(model)
     tokenizer = Tokenizer(folder, read_config(folder).vocab_size)
-    stated = read_object(run.settings).get("thought_tags") if run.settings.exists() else None
+    stated = run.read_settings().get("thought_tags") if run.settings.exists() else None
     if isinstance(stated, str) and stated.count(",") == 1:
         opens, closes = stated.split(",")
         tokenizer.find_tags((opens.strip(), closes.strip()))
