@@ -39,7 +39,7 @@ from .distributed import (
 )
 from .errors import UserError
 from .evaluation import MOSTLY, Evaluation, evaluation_of
-from .grading import THINK, Attempt, Grader, ThoughtTags, leaves_thought_open
+from .grading import FAULTS, Attempt, Grader, leaves_thought_open
 from .model import Tokenizer, Transformer, add_adapters, draw_adapters, fold_adapters, merged_weights, read_config
 from .recipe import OptimiserSettings, Recipe
 from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 
 # A shard is written after so many completions or seconds, whichever comes first: that is what a kill can lose.
 SHARD_COMPLETIONS, SHARD_SECONDS = 2048, 60
-FAULTS = ("timeout", "memory", "death", "too long")  # of an answer, which then counts as wrong
 
 Finished = tuple[Problem, list[int], list[Completion]]  # a problem, its prompt's ids and what was sampled
 
@@ -62,8 +61,8 @@ Finished = tuple[Problem, list[int], list[Completion]]  # a problem, its prompt'
 class Policy:
     """A checkpoint at work.
 
-    folder: where it was read from; model: what samples; trained: what a Trainer changes, the same in one process. tags:
-    of its thoughts; truncated: "wrong", or "keep" as graded what ran out of tokens; grader: FILE.py:function, one of
+    folder: where it was read from; model: what samples; trained: what a Trainer changes, the same in one process.
+    truncated: "wrong", or "keep" as graded what ran out of tokens; grader: FILE.py:function, one of
     your own. longest: the most new tokens of a completion where a call does not say.
     """
 
@@ -72,7 +71,6 @@ class Policy:
     tokenizer: Tokenizer
     engine: Engine
     longest: int
-    tags: ThoughtTags = THINK
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
     micro_tokens: int = 16384  # of a forward pass for reference log-probs
@@ -115,14 +113,14 @@ class Policy:
         done = {group.problem: group for group in read_groups(folder)}
         held = set(on_rank0(label, lambda: list(done)))  # no rank writes before all have read
         todo = [p for p in problems if p.id not in held]
-        prompts = [self.tokenizer.prompt(p.question, p.system) for p in todo]
+        prompts = self.tokenizer.prompts(todo, self.model.config.max_positions)
         begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
         total = len(problems) * params.n
         written = time.monotonic()
         bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
-        grader = Grader(tags=self.tags, truncated=self.truncated)
+        grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
         with keep_large_blocks(), grader, bar:
 
             def flush() -> None:
@@ -143,7 +141,7 @@ class Policy:
             if pending:
                 flush()
             self.engine.release()
-        if faults := {name: n for name, n in grader.counts.items() if name in FAULTS}:
+        if faults := {name: n for name, n in grader.counts.items() if name in (*FAULTS, "too long")}:
             log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
         gather(label)
         if any(p.id not in done for p in problems):  # other ranks have sampled them
@@ -154,10 +152,10 @@ class Policy:
         """Groups of what was sampled, each completion with its verdict."""
         attempts = []
         for p, prompt, completions in finished:
-            in_thought = leaves_thought_open(self.tokenizer.decode(prompt, special=True), self.tags)
+            in_thought = leaves_thought_open(self.tokenizer.decode(prompt, special=True), self.tokenizer.tags)
             for c in completions:
                 text, cut_off = self.tokenizer.decode(c.ids), c.finish_reason == "length"
-                attempts.append(Attempt(text, p.answer, p.task, in_thought, cut_off))
+                attempts.append(Attempt(text, p.answer, p.task, p, in_thought, cut_off))
         verdicts = iter(grader.grade_many(attempts))
         groups = []
         for problem, prompt, completions in finished:

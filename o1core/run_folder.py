@@ -198,6 +198,12 @@ class RunFolder:
 
         on_rank0("the result", act)
 
+    def held(self, name: str) -> Any:
+        """A setting of the run that the folder holds; None where it holds none."""
+        return on_rank0(
+            "the run's folder", lambda: read_object(self.settings).get(name) if self.settings.exists() else None
+        )
+
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
         return on_rank0("the run's folder", self.settings.exists)

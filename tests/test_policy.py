@@ -177,3 +177,22 @@ def hangs(text, problem):
 def raises(text, problem):
     raise ValueError("cannot tell")
 """
+
+
+def test_a_grader_of_ones_own_judges_and_what_it_cannot_is_counted(policy, tmp_path, caplog):
+    own = tmp_path / "own.py"
+    own.write_text(GRADER)
+    policy.grader = f"{own}:even"
+    found = policy.sample(PROBLEMS, n=4, temperature=1.0)
+    texts = [[policy.tokenizer.decode(s.ids.tolist()) for s in g.samples] for g in found.groups]
+    stopped = ~found.truncated
+    expected = torch.tensor([[len(text) % 2 == 0 for text in row] for row in texts])
+    assert torch.equal(found.correct[stopped], expected[stopped])
+    policy.grader = f"{own}:raises"
+    assert not policy.sample(PROBLEMS, n=2, temperature=1.0).correct.any()
+    assert "cannot tell" in caplog.text
+
+
+def test_a_grader_that_is_not_there_is_refused(flags, tmp_path, capsys):
+    assert main(["prune", *flags, "--grader", "nowhere.py:right", "--out", str(tmp_path / "run")]) == 2
+    assert "--grader nowhere.py:right" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -1,30 +1,22 @@
-"""The process that compares two answers symbolically and scores answers to reasoning-gym's tasks.
+"""The room that compares two answers symbolically, scores answers to reasoning-gym's tasks and asks the user's own grader.
 
-    python -P o1core/grading/worker.py SECONDS MEMORY_MIB     (started by the Grader, never by hand)
-
-It is run by its path and imports nothing of o1core, so a worker starts in under a second and holds no torch. It reads
-one request a line on stdin and writes one reply a line on stdout, both JSON: {"predicted", "gold"}, or {"task"} and then
-{"predicted"}. It ends when stdin closes.
-
-The operating system enforces the limits, because sympy spends its time in C code (integer powers) where no Python
-handler runs. SIGPROF kills the process after SECONDS of processor time on one answer. RLIMIT_AS makes memory beyond
-MEMORY_MIB an error. The limit is on processor time rather than wall time, so that a busy machine changes no verdict.
+Requests: {"predicted", "gold"}, {"predicted", "task"} or {"text", "problem", "function"}; the reply is {"equal"}. It is run
+by its path in a process with limits (sandbox.py) and imports nothing of o1core.
 
 Some of reasoning-gym's scorers pass the answer to Python's eval, or to sympy's parse_expr, which uses eval. Text that is
 not a plain expression is never compiled here. While an answer is compared, an audit hook also refuses new processes,
-sockets, foreign functions and every change to a file.
+sockets, foreign functions and every change to a file. The user's own grader is no stranger, and is held by the limits alone.
 """
 
 import ast
 import contextlib
 import functools
-import json
+import importlib.util
 import logging
 import os
 import re
-import resource
-import signal
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -291,70 +283,55 @@ def _refuse(event: str, args: tuple) -> None:
         raise PermissionError(event)
 
 
-def _peak_kib() -> int:
-    """The most memory that this process has held, or 0 where there is no /proc. getrusage would not do: its peak is
-    inherited from the parent, which may hold a model."""
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return 0
+@functools.cache
+def _task(text: str) -> dict[str, Any]:
+    task: dict[str, Any] = ast.literal_eval(text)
+    return task
 
 
-def _apply_limits(memory_mib: int) -> None:
-    for limit, value in (
-        (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_FSIZE, 0),  # untrusted text never makes this process write a file
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
-            resource.setrlimit(limit, (value, value))
+@functools.cache
+def _own_grader(text: str) -> Callable[[str, Any], Any]:
+    """The function of FILE.py:function. Its file may import what lies beside it."""
+    path, _, name = text.rpartition(":")
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    spec = importlib.util.spec_from_file_location("own_grader", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look a module up
+    spec.loader.exec_module(module)
+    found = getattr(module, name)
+    if not callable(found):
+        raise TypeError(f"{name} is not a function")
+    function: Callable[[str, Any], Any] = found
+    return function
 
 
-def main(seconds: float, memory_mib: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not end up among the replies
-
-    def reply(**fields: object) -> None:
-        replies.write(json.dumps(fields) + "\n")
-
-    _apply_limits(memory_mib)
-    sys.dont_write_bytecode = True
+def start() -> None:
     logging.disable(logging.CRITICAL)
+    _guard_numbers()
     # The first call builds the parser's tables, a third of a second that no answer should pay for.
-    try:
-        _guard_numbers()
-        assert equivalent(r"\frac{2}{4}", "0.5")
-    except Exception as error:
-        return reply(error=f"{type(error).__name__}: {error}")
+    assert equivalent(r"\frac{2}{4}", "0.5")
     sys.addaudithook(_refuse)
-    reply(ready=True)
-
-    task: dict[str, Any] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "task" in request:  # for the next answer. Loading its library is no answer's fault and has no limit.
-            try:
-                task = ast.literal_eval(request["task"])
-                _scorer(task["dataset"])
-                reply(ready=True)
-            except Exception as error:
-                reply(error=f"{type(error).__name__}: {error}")
-            continue
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        try:
-            if "gold" not in request:
-                equal = scores_full(request["predicted"], task)
-            else:
-                with _guarded(may_compile=True):  # math-verify passes nothing but plain expressions to a parser
-                    equal = equivalent(request["predicted"], request["gold"])
-        except Exception:
-            equal = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        # math-verify swallows a MemoryError, so the sign of one is a peak of more than half the limit.
-        reply(equal=bool(equal), swollen=_peak_kib() > memory_mib << 9)
 
 
-if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+def load(request: dict[str, Any]) -> None:
+    """Libraries and files that a request needs: loading them is no answer's fault and has no limit."""
+    if "task" in request:
+        _scorer(_task(request["task"])["dataset"])
+    elif "function" in request:
+        _own_grader(request["function"])
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "function" in request:
+        verdict = _own_grader(request["function"])(request["text"], types.SimpleNamespace(**request["problem"]))
+        if not isinstance(verdict, bool | int | float) or verdict not in (0, 1):
+            raise TypeError(f"it returned {verdict!r:.80}, which is neither right (True) nor wrong (False)")
+        return {"equal": bool(verdict)}
+    try:
+        if "task" in request:
+            return {"equal": scores_full(request["predicted"], _task(request["task"]))}
+        with _guarded(may_compile=True):  # math-verify passes nothing but plain expressions to a parser
+            return {"equal": bool(equivalent(request["predicted"], request["gold"]))}
+    except Exception:  # math-verify swallows a MemoryError too: its sign is a process that has swollen
+        return {"equal": False}

@@ -16,12 +16,13 @@ from typing import Any
 
 from ..errors import UserError
 from ..grading import THINK, ThoughtTags
+from ..sandbox import Refused, Sandbox
 from .folder import checkpoint_file, read_text, shown
-from .sandbox import Refused, Sandbox
 
 # What templates are given of tokenizer_config.json, under the names that transformers gives them.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 OURS = ("messages", "tools", "documents", "add_generation_prompt")  # what a prompt is made of: no --template sets these
+ROOM = Path(__file__).with_name("worker.py")
 SECONDS, MEMORY_MIB = 2.0, 512  # for one prompt: published templates take under a millisecond and 30 MiB
 MOST_CHARACTERS = 1 << 22  # of a prompt, which at four a token are more than any context holds
 
@@ -40,7 +41,7 @@ class ChatTemplate:
     ) -> None:
         self.folder, self.day = folder, day or datetime.date.today().isoformat()
         self.text = read_template(folder, config)
-        self.compiled: dict[str, Any] | None = None  # what the worker is told before it renders
+        self.compiled: dict[str, Any] | None = None  # what the worker is told with each request
         read: list[str] = []
         if self.text is not None:
             special = {name: token for name in SPECIAL if (token := special_token(folder, config, name))}
@@ -72,7 +73,7 @@ class ChatTemplate:
 
     def _ask(self, request: dict[str, Any], done: str) -> dict[str, Any]:
         try:
-            return shared_sandbox(os.getpid()).ask(request, self.compiled)
+            return shared_sandbox(os.getpid()).ask((self.compiled or {}) | request)
         except Refused as refused:
             raise UserError(f"{self.folder}: chat template cannot be {done}: {refused}") from None
 
@@ -80,7 +81,7 @@ class ChatTemplate:
 @functools.lru_cache(maxsize=1)
 def shared_sandbox(pid: int) -> Sandbox:
     """The process that renders. By process id: a forked child must not write into its parent's pipes."""
-    sandbox = Sandbox(SECONDS, MEMORY_MIB)
+    sandbox = Sandbox(ROOM, SECONDS, MEMORY_MIB)
     atexit.register(sandbox.close)
     return sandbox
 

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as Backend
 from ..errors import UserError
 from ..files import read_object
 from ..grading import ThoughtTags
+from ..sandbox import Refused, Sandbox
 from ..types import Problem
-from .chat import SPECIAL, ChatTemplate, find_thought_tags, special_token
+from .chat import ROOM, SPECIAL, ChatTemplate, find_thought_tags, special_token
 from .folder import checkpoint_file, need_file, reason, shown
-from .sandbox import Refused, Sandbox
 
 SECONDS, MEMORY_MIB = 30.0, 1024  # to try a tokenizer out: 151,643 tokens take 0.7 s and 170 MiB
 PROBES = (
@@ -91,7 +91,8 @@ class Tokenizer:
             token.content
             for token in self.added.values()
             if token.content not in tags
-            and (token.special or (TAG.fullmatch(token.content) and token.content in written))
+            and (TAG.fullmatch(token.content) or (token.special and not token.content.isspace()))
+            and (token.special or token.content in written)
         ]
         return self.tags
 
@@ -106,7 +107,7 @@ class Tokenizer:
         """Ids of the prompt that asks `question`, with an optional system turn before it. Raises UserError where either
         holds a token that the chat template is made of, as <|im_end|>: it would end the turn that it stands in."""
         for token in self.control:
-            if token in question or token in (system or ""):
+            if token and (token in question or token in (system or "")):
                 raise UserError(
                     f"the question or its system turn holds {shown(token)}, a control token of {self.folder}: the model would "
                     "not read it as text; take the problem out, or spell the token otherwise"
@@ -148,7 +149,7 @@ def open_backend(path: Path) -> Backend:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     digest = hashlib.sha256(content).digest()
     if digest not in _tried:
-        with Sandbox(SECONDS, MEMORY_MIB) as sandbox:
+        with Sandbox(ROOM, SECONDS, MEMORY_MIB) as sandbox:
             try:
                 sandbox.ask({"tokenizer": str(path), "texts": PROBES})
             except Refused as refused:

@@ -1,30 +1,18 @@
-"""The process that runs what a stranger's checkpoint brings along, its chat template and its tokenizer: `python -P
-worker.py SECONDS MEMORY_MIB`, started by o1core.model.sandbox and never by hand.
+"""The room that runs what a stranger's checkpoint brings along, its chat template and its tokenizer.
 
-It is run by its path and imports nothing of o1core, so that it starts in a tenth of a second and holds no torch. One
-request a line on stdin, one reply a line on stdout, both JSON:
+It runs in a process with limits (sandbox.py) and imports nothing of o1core. Requests and replies:
 
-    {"template": text, "values": {name: value}, "day": "2026-11-30"}
-                                      compiles the template that the next requests are about        -> {}
-    {"reads": true}                   the names that it reads                                       -> {"reads": [...]}
-    {"messages": [...], "most": N}    renders them to at most N characters                          -> {"text": ...}
-    {"tokenizer": path, "texts": [...]}
-                                      loads tokenizer.json, encodes and decodes                     -> {}
+    {"template": text, "values": {name: value}, "day": "2026-11-30"} and
+        {"reads": true}                   the names that the template reads           -> {"reads": [...]}
+        {"messages": [...], "most": N}    renders them to at most N characters        -> {"text": ...}
+    {"tokenizer": path, "texts": [...]}   loads tokenizer.json, encodes and decodes   -> {}
 
-What fails is answered by {"error": message}, or by {"swollen": true} where memory ran out.
-
-The limits are the kernel's, because a template spends its time in C code (a power, a repeated string) and a tokenizer
-in Rust, where no Python handler runs: SIGPROF kills the process after SECONDS of processor time on one request, and
-memory beyond MEMORY_MIB cannot be had. Left out on purpose: a limit for each filter and operator, of which one is
-always forgotten.
+Left out on purpose: a limit for each filter and operator of a template, of which one is always forgotten.
 """
 
-import contextlib
 import datetime
+import functools
 import json
-import resource
-import signal
-import sys
 from typing import Any, NoReturn
 
 TOKENS_A_BYTE, CHARACTERS_A_TOKEN, SPARE = 16, 1024, 4096  # a tokenizer that makes more of a probe is out of its mind
@@ -66,6 +54,7 @@ def environment(day: str) -> Any:
     return sandbox
 
 
+@functools.lru_cache(maxsize=8)
 def compiled(text: str, day: str) -> tuple[Any, list[str]]:
     """The template, and the names that it reads and that neither it nor Jinja sets."""
     from jinja2 import meta
@@ -120,45 +109,15 @@ def probe(path: str, texts: list[str]) -> None:
         raise ValueError(f"decodes its {len(every)} tokens to {len(text)} characters")
 
 
-def main(seconds: float, memory_mib: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
-    for limit, value in (
-        (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_FSIZE, 0),  # a stranger's program never makes this process write a file
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS
-            resource.setrlimit(limit, (value, value))
-    sys.dont_write_bytecode = True
-    template: Any = None
-    values: dict[str, Any] = {}
-    reads: list[str] = []
-    for line in sys.stdin:
-        request, reply = json.loads(line), {}
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        try:
-            if "template" in request:
-                template, reads = compiled(request["template"], request["day"])
-                values = request["values"]
-            elif "reads" in request:
-                reply = {"reads": reads}
-            elif "tokenizer" in request:
-                probe(request["tokenizer"], request["texts"])
-            else:
-                given = {"messages": request["messages"], "tools": None, "documents": None}
-                text = template.render(values | given, add_generation_prompt=True)
-                if len(text) > request["most"]:
-                    raise ValueError(f"the prompt has {len(text)} characters, more than the {request['most']} allowed")
-                reply = {"text": text}
-            answer = json.dumps(reply)
-        except MemoryError:
-            answer = '{"swollen": true}'
-        except BaseException as error:  # a panic in Rust is no Exception
-            answer = json.dumps({"error": f"{type(error).__name__}: {error}"[:4000]})
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "tokenizer" in request:
+        probe(request["tokenizer"], request["texts"])
+        return {}
+    template, reads = compiled(request["template"], request["day"])
+    if "reads" in request:
+        return {"reads": reads}
+    given = {"messages": request["messages"], "tools": None, "documents": None}
+    text = template.render(request["values"] | given, add_generation_prompt=True)
+    if len(text) > request["most"]:
+        raise ValueError(f"the prompt has {len(text)} characters, more than the {request['most']} allowed")
+    return {"text": text}

@@ -10,16 +10,15 @@ Left out on purpose: partial scores, settings and curricula (each task has its d
 import difflib
 import hashlib
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..sandbox import Refused, Sandbox
 from ..types import Problem
 
 GYM_PREFIX = "reasoning-gym:"
+SECONDS, MEMORY_MIB = 3600.0, 4096  # for a file of problems; the library is no stranger, but some of its tasks search
 CLOSING = r"Put the final answer, and nothing else, in \boxed{}."
 
 # Their scorers (version 0.1.25) accept junk or the answers of other problems, and a model learns just that from a reward
@@ -49,13 +48,12 @@ def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
     # The library seeds problem i with seed + i, so its own seeds 0 and 1 share all problems but one.
     spread = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4]) >> 1
     problems = []
-    for row in _run_worker(name, count, spread):
-        if "error" in row:
-            raise UserError(f"{GYM_PREFIX}{name}: the library fails ({row['error']}); choose another task")
-        if "names" in row:
-            near = difflib.get_close_matches(name, row["names"], n=5, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(row['names'])}"
-            raise UserError(f"{GYM_PREFIX}{name}: reasoning-gym has no such task; {hint}")
+    made = _make(name, count, spread)
+    if "names" in made:
+        near = difflib.get_close_matches(name, made["names"], n=5, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(made['names'])}"
+        raise UserError(f"{GYM_PREFIX}{name}: reasoning-gym has no such task; {hint}")
+    for row in made["problems"]:
         problems.append(
             Problem(
                 id=f"{name}-{hashlib.sha256(row['question'].encode()).hexdigest()[:16]}",
@@ -70,15 +68,10 @@ def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
     return problems
 
 
-def _run_worker(name: str, count: int, seed: int) -> list[dict]:
-    script = str(Path(__file__).with_name("gym_worker.py"))
-    run = subprocess.run(
-        [sys.executable, "-P", script, name, str(count), str(seed)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-    )
-    if run.returncode:
-        raise UserError(f"{GYM_PREFIX}{name}: the process that makes the problems ended with status {run.returncode}")
-    return [json.loads(line) for line in run.stdout.splitlines()]
+def _make(name: str, count: int, seed: int) -> dict[str, Any]:
+    """What gym_worker.py replies."""
+    with Sandbox(Path(__file__).with_name("gym_worker.py"), SECONDS, MEMORY_MIB, output_mib=1024) as sandbox:
+        try:
+            return sandbox.ask({"name": name, "count": count, "seed": seed})
+        except Refused as refused:
+            raise UserError(f"{GYM_PREFIX}{name}: the library fails ({refused}); choose another task") from None

@@ -1,18 +1,11 @@
-"""The process that makes problems with the reasoning-gym library.
+"""The room that makes problems with the reasoning-gym library.
 
-    python -P o1core/problems/gym_worker.py NAME COUNT SEED     (started by gym.py, never by hand)
-
-It writes one JSON object a line on stdout: COUNT different problems {"question", "answer", "task"}, or the names of the
-tasks there are {"names"}, or {"error"}.
-
-It is a process of its own because six of the library's tasks iterate over sets of strings: they make the same problems
-in every run only under a fixed PYTHONHASHSEED, which gym.py sets. It is run by its path and imports nothing of o1core.
+Request: {"name", "count", "seed"}. Reply: {"problems": [{"question", "answer", "task"}, ...]}, different ones, or {"names":
+[...]}, the tasks there are, where this one is unknown. It runs in a process with limits (sandbox.py), whose fixed hash seed
+matters here: six of the library's tasks iterate over sets of strings. It imports nothing of o1core.
 """
 
 import enum
-import json
-import os
-import sys
 from typing import Any
 
 
@@ -31,34 +24,23 @@ def literal(value: object) -> Any:
     return value if isinstance(value, str | int | float | bytes | None) else str(value)
 
 
-def main(name: str, count: int, seed: int) -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the library prints
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
 
-        if name not in DATASETS:
-            replies.write(json.dumps({"names": sorted(DATASETS)}) + "\n")
-            return
-        tries = 4 * count + 16  # small tasks repeat themselves
-        dataset, questions = reasoning_gym.create_dataset(name, seed=seed, size=tries), set()
-        for at in range(tries):
-            entry = dataset[at]
-            if entry["question"] in questions:
-                continue
-            questions.add(entry["question"])
-            task = {
-                "dataset": name,
-                "entry": {"answer": literal(entry["answer"]), "metadata": literal(entry["metadata"])},
-            }
-            answer = "" if entry["answer"] is None else str(entry["answer"])
-            replies.write(json.dumps({"question": entry["question"], "answer": answer, "task": repr(task)}) + "\n")
-            if len(questions) == count:
-                return
-    except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    name, count, seed = request["name"], request["count"], request["seed"]
+    if name not in DATASETS:
+        return {"names": sorted(DATASETS)}
+    tries = 4 * count + 16  # small tasks repeat themselves
+    dataset = reasoning_gym.create_dataset(name, seed=seed, size=tries)
+    problems: dict[str, dict[str, str]] = {}
+    for at in range(tries):
+        entry = dataset[at]
+        if entry["question"] in problems:
+            continue
+        task = {"dataset": name, "entry": {"answer": literal(entry["answer"]), "metadata": literal(entry["metadata"])}}
+        gold = "" if entry["answer"] is None else str(entry["answer"])
+        problems[entry["question"]] = {"question": entry["question"], "answer": gold, "task": repr(task)}
+        if len(problems) == count:
+            break
+    return {"problems": list(problems.values())}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,17 @@ from .resources import Resources
 log = logging.getLogger(__name__)
 
 
-def open_policy(checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Resources) -> Policy:
-    """A checkpoint as a policy, with the recipe's way to ask and to judge. Raises UserError naming the file and the field
-    where the folder is not a whole checkpoint of a supported family, or the opening fills a completion."""
+def open_policy(
+    checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Resources, day: str | None = None
+) -> Policy:
+    """A checkpoint as a policy, with the recipe's way to ask and to judge. day: what a chat template takes for today.
+
+    Raises UserError naming the file and the field where the folder is not a whole checkpoint of a supported family, or the
+    opening fills a completion.
+    """
     longest = recipe.sampling.max_new_tokens
-    tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size)
+    tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
+    tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
     model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
     engine = where.engine(model, tokenizer, longest)
     policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
@@ -74,6 +81,7 @@ class Session:
     job: Job
     run: RunFolder
     resources: Resources
+    day: str = field(default="", init=False)  # that the run began on: chat templates may ask for it
     finished: bool = field(default=False, init=False)  # whether the run has come to its result
     claimed: bool = field(default=False, init=False)
     planned: bool = field(default=False, init=False)  # whether the memory was found to be enough
@@ -83,9 +91,21 @@ class Session:
         """The policy of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
-            self.loaded = checkpoint, open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources)
+            policy = open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources, self.day)
+            if not self.claimed:
+                self.ask_all(policy)
+            self.loaded = checkpoint, policy
             self.claim()
         return self.loaded[1]
+
+    def ask_all(self, policy: Policy) -> None:
+        """Render every prompt of the run before its folder is claimed, so that what cannot be asked leaves no trace. Raises
+        UserError that names the problem."""
+        job, tags = self.job, policy.tokenizer.tags
+        tests = [problem for test in job.tests.values() for problem in test]
+        asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
+        policy.tokenizer.prompts(asked, policy.model.config.max_positions)
+        log.info("thoughts stand between %s and %s", " or ".join(tags.opens), " or ".join(tags.closes))
 
     def check_memory(self) -> None:
         """Before the first weight is read: raise UserError where a file of them is not whole or training cannot fit, else say
@@ -107,6 +127,7 @@ class Session:
 
     def check(self) -> None:
         """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        self.day = self.run.held("day") or date.today().isoformat()
         self.finished = self.run.check(*self._terms())
 
     def claim(self) -> None:
@@ -118,6 +139,7 @@ class Session:
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
+        here["day"] = self.day
         return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from o1core import sandbox
 from o1core.errors import UserError
-from o1core.grading import MAX_ANSWER_CHARS, Attempt, Grader, pool
+from o1core.grading import MAX_ANSWER_CHARS, Attempt, Grader
 from o1core.grading import worker as grading_worker
+from o1core.sandbox import Sandbox
+from o1core.types import Problem
 
 HERE = Path(__file__).parents[1]
 PUBLISHED = HERE.parents[1] / "shared" / "data"  # the full data sets, where they lie beside the repository
@@ -72,15 +75,15 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_answer_tried_again():
 
 
 def test_a_worker_killed_while_it_starts_is_replaced(monkeypatch):
-    await_ready, killed = pool._await_ready, []
+    line, killed = Sandbox._line, []
 
-    def kill_the_first(process, how_to_fix):
+    def kill_the_first(self, request, seconds):
         if not killed:
-            killed.append(process.pid)
-            process.kill()
-        await_ready(process, how_to_fix)
+            killed.append(self.process.pid)
+            self.process.kill()
+        return line(self, request, seconds)
 
-    monkeypatch.setattr(pool, "_await_ready", kill_the_first)
+    monkeypatch.setattr(Sandbox, "_line", kill_the_first)
     with Grader(workers=1) as grader:
         assert graded(grader, [(boxed("1+x"), "x+1")])[0].correct
         assert [worker_pid(grader)] != killed
@@ -105,10 +108,8 @@ def test_an_answer_that_kills_two_workers_is_wrong_and_counted():
 
 
 def test_the_worker_imports_no_torch():
-    script = Path(grading_worker.__file__)
-    run = subprocess.run(
-        [sys.executable, "-P", "-X", "importtime", script, "5", "1024"], input="", capture_output=True, text=True
-    )
+    command = [sandbox.__file__, grading_worker.__file__, "5", "1024"]
+    run = subprocess.run([sys.executable, "-P", "-X", "importtime", *command], input="", capture_output=True, text=True)
     assert json.loads(run.stdout) == {"ready": True}
     assert "sympy" in run.stderr
     assert "torch" not in run.stderr
@@ -169,3 +170,101 @@ def test_answers_that_are_not_compared_are_counted():
 def test_a_worker_that_cannot_start_is_an_error_and_not_a_wrong_answer():
     with Grader(workers=1, memory_mib=20) as grader, pytest.raises(UserError, match="20 MiB"):
         graded(grader, [(boxed("1+x"), "x+1")])
+
+
+SLOW = "(" * 20 + "x" + ")" * 20  # takes the parser a second
+
+
+def test_a_worker_that_was_stopped_for_a_while_changes_no_verdict():
+    with Grader(workers=1, seconds=4) as grader:
+        assert graded(grader, [(boxed("1+x"), "x+1")])[0].correct
+        pid = worker_pid(grader)
+        threading.Timer(0.2, os.kill, (pid, signal.SIGSTOP)).start()
+        threading.Timer(14.0, os.kill, (pid, signal.SIGCONT)).start()  # past three times its processor time
+        verdict = graded(grader, [(boxed(SLOW), "x")])[0]
+        assert (verdict.correct, verdict.fault) == (True, None)
+        assert worker_pid(grader) == pid
+
+
+def test_busy_processes_beside_change_no_verdict():
+    mixed = [(boxed(f"{n}+x"), f"x+{n}") for n in range(8)] + [
+        (boxed(SLOW), "x"),
+        (boxed(HANGS), "5"),
+        (boxed("2"), "2"),
+    ]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        with Grader(workers=2, seconds=4) as grader:
+            under_load = graded(grader, mixed)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [(v.correct, v.fault) for v in under_load] == [*[(True, None)] * 9, (False, "timeout"), (True, None)]
+
+
+def test_an_answer_whose_worker_got_no_time_is_asked_again_alone():
+    with Grader(workers=2, seconds=4) as grader:
+        rows = [(boxed("1+x"), "x+1"), (boxed("2+x"), "x+2")]
+        assert all(v.correct for v in graded(grader, rows))
+        for worker in grader._workers:
+            worker.patience = 3.0
+        stopped = worker_pid(grader)
+        os.kill(stopped, signal.SIGSTOP)
+        verdicts = graded(grader, [(boxed(f"{n}+x"), f"x+{n}") for n in range(3, 9)])
+        assert [(v.correct, v.fault) for v in verdicts] == [(True, None)] * 6
+        assert grader.counts["timeout"] == 0
+
+
+def write(folder, body):
+    path = folder / "mine.py"
+    path.write_text(body)
+    return f"{path}:judge"
+
+
+def test_the_users_own_grader(tmp_path):
+    body = "def judge(text, problem):\n    print('noise')\n    return problem.answer in text and problem.level == '5'\n"
+    hard, easy = (Problem("1", "2 + 2?", "4", level=level) for level in "51")
+    rows = [Attempt("<think>5</think>It is 4.", "4", problem=hard), Attempt("It is 4.", "4", problem=easy)]
+    rows += [Attempt("<think>4</think>It is 5.", "4", problem=hard), Attempt("<think>4", "4", problem=hard)]
+    rows += [Attempt("It is 4. And", "4", problem=hard, cut_off=True)]
+    with Grader(workers=2, function=write(tmp_path, body)) as grader:
+        verdicts = grader.grade_many(rows)
+        assert [v.correct for v in verdicts] == [True, False, False, False, False]
+        assert [v.fault for v in verdicts] == [None, None, None, "no answer", "cut off"]
+        assert verdicts[0].answer == "4"
+
+
+def test_a_grader_of_ones_own_that_hangs_raises_or_says_nothing_is_counted(tmp_path, caplog):
+    body = """
+def judge(text, problem):
+    if "hang" in text:
+        while True:
+            pass
+    if "raise" in text:
+        raise ValueError("no such word")
+    if "swell" in text:
+        return len(bytearray(10**10)) > 0
+    return None if "nothing" in text else 1
+"""
+    with Grader(workers=1, seconds=1, function=write(tmp_path, body)) as grader:
+        verdicts = graded(grader, [(text, "") for text in ("hang", "raise", "swell", "nothing", "fine")])
+        assert [v.fault for v in verdicts] == ["timeout", "raised", "memory", "raised", None]
+        assert [v.correct for v in verdicts] == [False, False, False, False, True]
+        assert (grader.counts["timeout"], grader.counts["raised"], grader.counts["memory"]) == (1, 2, 1)
+    assert "mine.py:judge: ValueError: no such word" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [(None, "mine.py"), ("x = (", "not Python"), ("def other(): pass", "defines no judge")]
+)
+def test_a_grader_of_ones_own_that_is_not_there(tmp_path, body, said):
+    function = f"{tmp_path / 'mine.py'}:judge" if body is None else write(tmp_path, body)
+    with pytest.raises(UserError, match=said):
+        Grader(function=function)
+
+
+def test_a_grader_of_ones_own_whose_file_raises(tmp_path):
+    function = write(tmp_path, "def judge(text, problem): return 1\nraise OSError('no dictionary')\n")
+    with Grader(workers=1, function=function) as grader, pytest.raises(UserError, match="no dictionary"):
+        graded(grader, [("x", "x")])

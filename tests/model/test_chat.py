@@ -81,7 +81,7 @@ def test_prompts_go_on_after_the_worker_was_killed(tmp_path):
     sandbox = chat.shared_sandbox(os.getpid())
     for when in ("idle", "again"):
         assert tokenizer.render(USER) == "x!", when
-        os.kill(sandbox._process.pid, signal.SIGKILL)
+        os.kill(sandbox.process.pid, signal.SIGKILL)
     assert tokenizer.render(USER) == "x!"
 
 

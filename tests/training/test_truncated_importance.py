@@ -100,5 +100,5 @@ def test_a_run_counts_them_in_its_log_and_is_silent_without_a_bound(flags, tmp_p
 
 
 def test_a_bound_that_is_none_is_refused():
-    with pytest.raises(UserError, match="--truncated-importance: 0 is not above 0"):
+    with pytest.raises(UserError, match=r"--truncated-importance: 0\.0 is not above 0"):
         Recipe.of(truncated_importance=0)
