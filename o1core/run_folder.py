@@ -200,9 +200,7 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return on_rank0(
-            "the run's folder", lambda: read_object(self.settings).get(name) if self.settings.exists() else None
-        )
+        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
