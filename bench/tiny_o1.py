@@ -1,6 +1,7 @@
 """The embedded model pruned under several recipes and seeds: the tables, the chart and the thought of the README.
 
-    python -m bench.tiny_o1 --seeds 3 [--out runs/bench-tiny-o1] [--only tiny-o1 sft]
+    python -m bench.tiny_o1 --seeds 3 [--out runs/bench-tiny-o1]
+    python -m bench.tiny_o1 --seeds 10 --only tiny-o1 sft "sft x 2" --out runs/ten-seeds    # some 40 minutes on one core
 
 Each seed has training and test problems of its own. A recipe's first-round samples and its evaluation of the base are
 those of the other recipes of that seed (the same numbers decide them), so they are made once. A finished run is read, an
@@ -8,7 +9,7 @@ interrupted one resumes: rerun the same command, also with more seeds or more re
 intervals are over the seeds, else over the problems. It prints
 
     the result; its last row is what an ideal policy with the slips of tiny-o1's teacher would do (bench/tiny_o1_ceiling.py)
-    the recipe against SFT, on the same problems
+    the recipe against SFT of one round, and of as many rounds ("sft x 2"), on the same problems
     both kinds of problem, and of the 14 wordings the ones whose tokens are cut least and most and whose accuracy does
         worst: overfitting to one form would show
     one thought before and after: of the first seed's problems the one where on both sides a sample is closest to the
@@ -71,12 +72,14 @@ def recipes() -> dict[str, Recipe]:
     """name: recipe. The paper's and the official one keep their reward, ratio, m, rounds, schedule and batch; what
     depends on the size of the model and the problems (learning rate, lengths, sampling) is tiny-o1's."""
     own = Recipe.of(**read_recipe("tiny-o1"))
+    sft = Recipe.of(**read_recipe("tiny-o1", "sft"))
     settings = own.to_json()
     sized = {name: settings[name] for name in (*SIZED, "lr")}
     return {
         "tiny-o1": own,
         "lambda 0": own.replace(lam=0.0),
-        "sft": Recipe.of(**read_recipe("tiny-o1", "sft")),
+        "sft": sft,
+        "sft x 2": sft.replace(rounds=own.sampling.rounds),
         "paper": Recipe.of(**read_recipe("paper") | sized),
         "official": Recipe.of(**read_recipe("official") | sized),
     }
@@ -103,8 +106,9 @@ def main() -> int:
     (table,) = study_tables(study)
     print(f"\n{time.strftime('%Y-%m-%d')}, {device_name()}. {table.note}\n\n{to_markdown(table)}")
     print(ideal_line(ceilings, study))
-    if {"sft", "tiny-o1"} <= runs.keys():
-        print(f"\n{against_sft(runs)}")
+    for name in ("sft", "sft x 2"):
+        if {name, "tiny-o1"} <= runs.keys():
+            print(f"\n{against(name, runs)}")
     print("\n| recipe | sums: points | cut | larger of two: points | cut | wordings: cut, points |")
     print("|---|---|---|---|---|---|")
     for name, of_recipe in runs.items():
@@ -131,18 +135,16 @@ def ideal_line(ceilings: Sequence[Ceiling], study: StudyResult) -> str:
     return f"| ideal policy | {100 * accuracy:.1f} % | {tokens:.1f} | {gain:+.1f} | {100 * cut:.1f} % |  |"
 
 
-def against_sft(runs: dict[str, list[RunFolder]]) -> str:
-    """How tiny-o1's recipe differs from SFT, over the same problems."""
-    after = SIDES[1]
-    found = paired_over_seeds(
-        [[(read_side(sft, after, TEST), read_side(own, after, TEST))] for sft, own in zip(runs["sft"], runs["tiny-o1"])]
-    )
-    results = [
-        [read_run_result(run.result).comparison.average.aes or 0.0 for run in runs[n]] for n in ("sft", "tiny-o1")
+def against(name: str, runs: dict[str, list[RunFolder]]) -> str:
+    """How tiny-o1's recipe differs from another one, over the same problems."""
+    sides = [[read_side(run, SIDES[1], TEST) for run in runs[label]] for label in (name, "tiny-o1")]
+    found = paired_over_seeds([[pair] for pair in zip(*sides)])
+    scores = [
+        [read_run_result(run.result).comparison.average.aes for run in runs[label]] for label in (name, "tiny-o1")
     ]
-    score = over_seeds([own - sft for sft, own in zip(*results)])
+    score = over_seeds([own - other for other, own in zip(*scores) if own is not None and other is not None])
     points, tokens = signed(found.accuracy.scaled(100)), signed(found.tokens)
-    return f"tiny-o1 against sft, paired: {points} points, {tokens} tokens, AES {signed(score, '+.2f')}"
+    return f"tiny-o1 against {name}, paired: {points} points, {tokens} tokens, AES {signed(score, '+.2f')}"
 
 
 def signed(spread: Spread, form: str = "+.1f") -> str:

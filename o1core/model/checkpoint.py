@@ -101,7 +101,7 @@ def load_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Tran
     """
     config = read_config(folder)
     stored = open_tensors(folder, config)
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes alone: weights that are about to be overwritten are never drawn
         model = Transformer(config).to(dtype)
     model.to_empty(device=device)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -267,6 +267,7 @@ def write_checkpoint(
     described = read_object(need_file(source, "config.json"))
     described["torch_dtype" if "torch_dtype" in described else "dtype"] = str(dtype).removeprefix("torch.")
     remove_partials(folder)
+    # Written beside its place and renamed when it is whole: nobody loads half a checkpoint, whenever this is killed.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -320,7 +321,7 @@ def write_shards(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor
     sizes = {name: math.prod(shape) * dtype.itemsize for name, _, _, shape in layout(config)}
     shards: list[list[str]] = []
     room = 0
-    for name, size in sizes.items():
+    for name, size in sizes.items():  # in the table's order, so a reader of one shard has whole layers
         if not shards or size > room:
             shards.append([])
             room = SHARD_BYTES

@@ -242,17 +242,16 @@ def _name_unread(path: Path, kind: str, rope: dict[str, Any]) -> None:
     """Name what config.json says of the rotary embedding and nothing reads: a misspelt field is an error, since the value
     that stands in for it computes something else; others (published files have a few) are warned of."""
     read = (*ROPE_FIELDS[kind], *ALWAYS_READ)
-    for field in rope:
-        if field in read or rope[field] is None:
-            continue
+    unread = [field for field in rope if field not in read and rope[field] is not None]
+    for field in unread[:100]:
         near = difflib.get_close_matches(field, read, n=1, cutoff=0.75)
         if (
             near and field != "attn_factor"
         ):  # DeepSeek-R1-0528-Qwen3-8B has it: vLLM multiplies by it, transformers does not
             raise UserError(f"{path}: rope_scaling: {shown(field)} is read by nothing; did you mean {near[0]}?")
-        _warn_once(
-            f"{path}: rope_scaling: {shown(field)} is not read where rope_type is {kind}, here as in transformers"
-        )
+    if unread:
+        names = ", ".join(map(shown, unread[:10]))
+        _warn_once(f"{path}: rope_scaling: not read where rope_type is {kind}, here as in transformers: {names}")
 
 
 @functools.cache

@@ -1,9 +1,9 @@
-"""The rotary embedding (Su et al., arXiv 2104.09864) and the two ways in which published models stretch it.
+"""The rotary embedding (Su et al., arXiv 2104.09864) and the three ways in which published models stretch it.
 
-llama3 (Llama 3.1 and its distillations) divides the low frequencies; yarn (Peng et al., arXiv 2309.00071; long-context
-Qwen) does so by the number of rotations within the original context, and scales queries and keys. Both are fixed when
-a model is made. Left out on purpose: "dynamic" and "longrope", whose frequencies change with the length of the text, so
-that a cached key is no longer what training would compute.
+linear divides all frequencies; llama3 (Llama 3.1 and its distillations) divides the low ones; yarn (Peng et al., arXiv
+2309.00071; long-context Qwen) does so by the number of rotations within the original context, and scales queries and
+keys. All are fixed when a model is made. Left out on purpose: "dynamic" and "longrope", whose frequencies change with
+the length of the text, so that a cached key is no longer what training would compute.
 """
 
 import math

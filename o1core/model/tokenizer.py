@@ -91,7 +91,8 @@ class Tokenizer:
             token.content
             for token in self.added.values()
             if token.content not in tags
-            and (token.special or (TAG.fullmatch(token.content) and token.content in written))
+            and (TAG.fullmatch(token.content) or (token.special and not token.content.isspace()))
+            and (token.special or token.content in written)
         ]
         return self.tags
 
@@ -106,7 +107,7 @@ class Tokenizer:
         """Ids of the prompt that asks `question`, with an optional system turn before it. Raises UserError where either
         holds a token that the chat template is made of, as <|im_end|>: it would end the turn that it stands in."""
         for token in self.control:
-            if token in question or token in (system or ""):
+            if token and (token in question or token in (system or "")):
                 raise UserError(
                     f"the question or its system turn holds {shown(token)}, a control token of {self.folder}: the model would "
                     "not read it as text; take the problem out, or spell the token otherwise"

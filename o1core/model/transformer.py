@@ -40,12 +40,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend, layer: int) -> Tensor:
         c = self.config
+        # q, k and v come from one product: a decoded row reads its weights once, and three small launches become one.
         heads = self.qkv(rms_norm(x, self.attention_norm, c)).unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D]
         qk, v = heads.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=-2)
         if c.qk_norm:
             q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
             qk = torch.cat((rms_norm(q, self.q_norm, c), rms_norm(k, self.k_norm, c)), dim=-2)
-        if self.rotates and rotation is not None:
+        if self.rotates and rotation is not None:  # q and k lie side by side, so one call turns both
             qk = rotate(qk, *rotation)
         q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
         x = x + self.o(attend(layer, q, k, v).flatten(-2))
@@ -78,10 +79,11 @@ class Transformer(nn.Module):
         checkpointing, a block at a time.
         Returns [..., H] in the weights' dtype.
         """
+        # The embedding is a plain parameter and no nn.Embedding: where it is tied, it is the head too.
         x = F.embedding(ids, self.embed)
         rotation = None if positions is None else self.rotation(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
-            if recompute:
+            if recompute:  # keep a block's input alone, and run the block again when its gradient is due
                 x = checkpoint(block, x, rotation, attend, layer, use_reentrant=False)
             else:
                 x = block(x, rotation, attend, layer)

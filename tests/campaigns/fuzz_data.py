@@ -44,6 +44,11 @@ GOOD: tuple[Row, ...] = (
     {"problem": "5 + 5?", "ground_truth_answer": "10"},
     {"question": "Which is even?", "choices": ["1", "2"], "answer": 1},
     {"question": "Which is odd?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "A"},
+    {"question": "Which is prime?", "options": {"A": "6", "B": "7"}, "answer": "7", "answer_idx": "B", "src": "own"},
+    {"article": "Tom has 3 pens.", "question": "How many?", "options": ["2", "3"], "answer": "B", "answer_index": 1},
+    {"Body": "Tom has 3 pens.", "Question": "How many?", "Answer": 3.0, "Type": "Addition", "level": 3.0},
+    {"question": "6 + 6?", "answer": "#### Step 1\nAdd.\n#### 12 pens\nThe answer is: 12", "hint": "", "image": None},
+    {"question": "Which?", "option_a": "1", "option_b": "2", "correct": "b"},
     {"question": "Which?", "correct_answer": "a", "distractor1": "b", "distractor2": "c", "distractor3": "d"},
 )
 PLAIN = items(r"""<script>alert(1)</script> {} {{7*7}} {0.__class__} %s%n ../../etc/passwd |a|b| `rm` \ \boxed{ \boxed{}

@@ -228,8 +228,11 @@ def opened(model: Path) -> str:
     ours.close()
     if outcome == "death":
         return f"death: exit code {process.exitcode}"
-    noise = (model.parent / "stderr").read_text(errors="replace")
-    return outcome if not noise or outcome not in ("ok", "refused") else f"stderr: {noise[:300]!r}"
+    lines = (model.parent / "stderr").read_text(errors="replace").splitlines()
+    noise = [
+        line for line in lines if not (line.startswith(str(model)) and line.isprintable())
+    ]  # a warning names its file
+    return outcome if not noise or outcome not in ("ok", "refused") else f"stderr: {noise[:3]!r}"
 
 
 def child(model: Path, answer: Connection) -> None:

@@ -26,10 +26,12 @@ from o1core.evaluation import (
     Spread,
     StudyResult,
     StudyRow,
+    answers_of,
     compare,
     write_problems,
 )
 from o1core.files import write_json
+from o1core.metrics import Answers
 from o1core.model import Tokenizer, read_config
 from o1core.rollout import write_shard
 from o1core.run_folder import SIDES, RunFolder
@@ -143,8 +145,9 @@ def make_run(path: Path) -> None:
         prompt = torch.tensor(tokenizer.encode("What is"), dtype=torch.int32)
         ids = torch.tensor(tokenizer.encode(text), dtype=torch.int32)
         samples = tuple(Sample(ids[: len(ids) - k], torch.zeros(len(ids) - k), "stop", "2", k == 0) for k in range(2))
-        write_shard(folder.rollouts, [Group(p.id, prompt, samples) for p in problems])
-        found[side] = {"arithmetic": evaluation(len(ids) - 0.5)}
+        groups = [Group(p.id, prompt, samples) for p in problems]
+        write_shard(folder.rollouts, groups)
+        found[side] = {"arithmetic": evaluation(len(ids) - 0.5, answers_of(groups))}
     names = ("reward", "mean_length", "ratio_mean", "clip_fraction", "approx_kl", "loss")
     lines = [{"step": i + 1} | dict.fromkeys(names, 0.1 * i) for i in range(6)]
     run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -152,7 +155,7 @@ def make_run(path: Path) -> None:
     write_json(run.result, to_json(RunResult(compare(before, after), 3.0, str(run.pruned), {})))
 
 
-def evaluation(tokens: float) -> Evaluation:
+def evaluation(tokens: float, answers: Answers | None = None) -> Evaluation:
     return Evaluation(
         accuracy=0.5,
         accuracy_low=0.2,
@@ -164,6 +167,7 @@ def evaluation(tokens: float) -> Evaluation:
         samples=2,
         seconds=1.0,
         tokens_per_second=10.0,
+        answers=answers,
     )
 
 
