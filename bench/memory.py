@@ -13,19 +13,19 @@ from statistics import median
 
 import torch
 
-import o1core
+import o1core.model
 from o1core.problems import arithmetic_problems
 from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import keep_freed_memory
 from o1core.runs import EMBEDDED
-from o1core.training import Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs, with_reference
 from o1core.types import Example
 
 
 def one(steps: int) -> float:
     """Median seconds of an optimiser step on made-up completions of 40 to 160 tokens."""
     recipe = Recipe.of(**read_recipe("tiny-o1"))
-    model, tokenizer = o1core.load(EMBEDDED, torch.float32)
+    model, tokenizer = o1core.model.load(EMBEDDED, torch.float32)
     generator = torch.Generator().manual_seed(0)
     examples = []
     for i, problem in enumerate(arithmetic_problems("train", recipe.optimiser.batch, 0)):
@@ -39,7 +39,7 @@ def one(steps: int) -> float:
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        updater.step(examples, reference, lr=0.0)
+        updater.step(with_reference(examples, reference), lr=0.0)
         seconds.append(time.perf_counter() - start)
     return median(seconds[1:])
 

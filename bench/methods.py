@@ -17,7 +17,7 @@ from bench.tiny_o1_ceiling import ceiling
 from o1core.errors import UserError
 from o1core.evaluation import RunResult, StudyResult, read_run_result
 from o1core.report import study_tables, to_markdown
-from o1core.runs.sources import BY_LEVEL
+from o1core.runs.job import BY_LEVEL
 from o1core.studies import StudyFolder, result_of, with_measures
 
 

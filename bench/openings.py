@@ -20,8 +20,9 @@ from o1core.errors import UserError
 from o1core.evaluation import answers_of
 from o1core.metrics import paired
 from o1core.model import DTYPES, Tokenizer, read_config
+from o1core.policy import opening_ids
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory, opening_ids, sample_problems
+from o1core.rollout import keep_freed_memory
 from o1core.run_folder import RunFolder
 from o1core.runs import Job, Resources, open_evaluation, open_session
 from o1core.text import one_line
@@ -70,10 +71,9 @@ def answers(job: Job, out: Path, resources: Resources) -> list[Group]:
     run = RunFolder(out / (hashlib.sha256(opening.encode()).hexdigest()[:12] if opening else OWN.replace(" ", "-")))
     (problems,) = job.tests.values()
     with open_session(job, run, resources) as session:
-        engine, tokenizer = session.open(job.model)
-        params, folder = job.recipe.evaluation_params(), run.rollouts(0)
-        groups = sample_problems(engine, tokenizer, problems, params, folder, one_line(opening) or OWN, opening)
-    return sorted(groups, key=lambda group: group.problem)
+        policy, params = session.open(job.model), job.recipe.evaluation_params()
+        rollouts = policy.sample(problems, params, run.rollouts(0), one_line(opening) or OWN, opening)
+    return sorted(rollouts.groups, key=lambda group: group.problem)
 
 
 def line(opening: str, groups: list[Group], own: list[Group]) -> str:

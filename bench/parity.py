@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-import o1core
+import o1core.model
 from bench.peers import import_transformers
 
 QUESTIONS = ("What is 17 * 23?", "Name the capital of France.", "Write a haiku about long proofs.")
@@ -22,7 +22,7 @@ def main() -> None:
     ap.add_argument("--tokens", type=int, default=64, help="of the greedy completions (default: %(default)s)")
     args = ap.parse_args()
     transformers = import_transformers()
-    model, tokenizer = o1core.load(args.model, torch.float32)
+    model, tokenizer = o1core.model.load(args.model, torch.float32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     prompts = [tokenizer.prompt(q) for q in QUESTIONS]
     with torch.no_grad():

@@ -28,13 +28,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-import o1core
+import o1core.model
 from bench.peers import import_transformers
 from o1core import Tokenizer, Transformer
 from o1core.model import DTYPES, ModelConfig, initialise
 from o1core.problems import load_problems
 from o1core.rollout import keep_freed_memory
-from o1core.training import peak_memory
+from o1core.runs import peak_memory
 
 OURS, THEIRS = ("lanes", "pages"), ("transformers", "transformers, memory kept")
 ENGINES = OURS + THEIRS
@@ -127,7 +127,7 @@ def one_run(args: argparse.Namespace, name: str, case: str, seed: str) -> dict[s
     if args.model is None:
         model, tokenizer, prompts = made_up(args)
     else:
-        model, tokenizer = o1core.load(args.model, dtype)
+        model, tokenizer = o1core.model.load(args.model, dtype)
         prompts = [tokenizer.prompt(p.question, p.system) for p in load_problems(args.data, limit=args.prompts)]
     flops = flops_a_token(model, prompts, args.samples, limit)
     if name in OURS:

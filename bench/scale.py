@@ -24,12 +24,12 @@ from statistics import median
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import o1core
-from o1core.distributed import is_lead, meet, opened, trained_model
+import o1core.model
+from o1core.distributed import gather, is_lead, opened, trained_model
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
 from o1core.runs import EMBEDDED
-from o1core.training import Updater, reference_logprobs, select_trained
+from o1core.training import Updater, reference_logprobs, select_trained, with_reference
 from o1core.training.state import Progress, save_state
 from o1core.types import Example
 
@@ -51,7 +51,7 @@ def child(folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     with opened(torch.device("cpu")):
         recipe = Recipe.of(ratio="token", micro_tokens=2048)
-        plain, tokenizer = o1core.load(folder, torch.float32)
+        plain, tokenizer = o1core.model.load(folder, torch.float32)
         model = trained_model(plain, folder, lambda m: select_trained(m, None))
         updater = Updater(model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
         examples = examples_of(64, tokenizer.size)
@@ -59,9 +59,9 @@ def child(folder: Path, steps: int) -> None:
         seconds = []
         for _ in range(steps + 1):
             start = time.perf_counter()
-            updater.step(examples, reference, lr=0.0)
+            updater.step(with_reference(examples, reference), lr=0.0)
             seconds.append(time.perf_counter() - start)
-        run = RunFolder(Path(meet("a folder", tempfile.mkdtemp() if is_lead() else "")[0]))
+        run = RunFolder(Path(gather("a folder", tempfile.mkdtemp() if is_lead() else "")[0]))
         waited, behind = (
             median(saving_seconds(updater, examples, reference, run, wait, steps)) for wait in (True, False)
         )
@@ -70,7 +70,7 @@ def child(folder: Path, steps: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         tokens = sum(e.tokens for e in examples)
         costs = [1000 * (waited - alone), 1000 * (behind - alone)]
-        of_ranks = meet("the measures", [tokens / alone, sent / 2**20, peak, *costs])
+        of_ranks = gather("the measures", [tokens / alone, sent / 2**20, peak, *costs])
         if is_lead():
             shutil.rmtree(run.path)
             print(json.dumps([sum(column) / len(of_ranks) for column in zip(*of_ranks)]))
@@ -86,7 +86,7 @@ def saving_seconds(
         save_state(run, updater, Progress(0, step, step + wait * steps), {})
         if wait:
             updater.written()
-        updater.step(examples, reference, lr=0.0)
+        updater.step(with_reference(examples, reference), lr=0.0)
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -94,7 +94,7 @@ def saving_seconds(
 def bytes_of_a_step(updater: Updater, examples: list[Example], reference: list[torch.Tensor]) -> int:
     """Bytes of the tensors that one step gives to collectives on this rank."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        updater.step(examples, reference, lr=0.0)
+        updater.step(with_reference(examples, reference), lr=0.0)
     total = 0
     for event in recorded.events():
         if event.name.startswith("gloo:"):

@@ -31,7 +31,7 @@ from o1core.recipe import Recipe
 from o1core.runs import Machine
 from o1core.runs.footprint import held_by_training, update
 from o1core.training import select_trained
-from o1core.training.step import master_of
+from o1core.training.optimisers import master_of
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "data"
 CARDS = ["marco-o1:1", "marco-o1:2", "marco-o1:4", "marco-o1:8", "qwq-32b:8:48", "qwq-32b:8"]

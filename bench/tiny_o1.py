@@ -39,7 +39,7 @@ from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
 from o1core.recipe import Recipe, read_recipe
 from o1core.report import study_tables, to_markdown
 from o1core.report.charts import Line, write_png
-from o1core.report.study_charts import trade_off
+from o1core.report.study_charts import spread_line, trade_off
 from o1core.rollout import keep_freed_memory, read_groups
 from o1core.run_folder import SIDES, RunFolder
 from o1core.runs import Resources, open_job
@@ -209,14 +209,14 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     sides = {"base": [run["base"] for run in next(iter(results.values()))]}
     sides |= {name: [run["pruned"] for run in runs] for name, runs in results.items()}
     points = [line_of(name, found, style) for style, (name, found) in enumerate(sides.items(), -1)]
-    write_png([trade_off(points)], f"tiny-o1, mean of {len(sides['base'])} seeds", path)
+    write_png([trade_off(points)], f"tiny-o1, {len(sides['base'])} seeds, 95 % intervals", path)
 
 
 def line_of(name: str, found: list[dict[str, Any]], style: int) -> Line:
     """A recipe's mark. found: the evaluation of each seed; style: the place of its look, of which the base needs none."""
-    right = [e["accuracy"] for e in found]
+    accuracy = over_seeds([e["accuracy"] for e in found], 0.0, 1.0)
     tokens = mean(e["mean_tokens"] for e in found)
-    return Line(name, [tokens], [mean(right)], [min(right)], [max(right)], max(0, style))
+    return spread_line(name, [tokens], accuracy, style=max(0, style))
 
 
 def mean_length(group: Group) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-import o1core
+import o1core.model
 from bench.thoughts import HASTY
 from o1core.grading import extract_answer
 from o1core.problems import instruct
@@ -38,7 +38,7 @@ class Shown(NamedTuple):
 
 def behaviour(folder: Path) -> str:
     """A Markdown table of what the saved model does at temperature 1 on the validation split."""
-    model, tokenizer = o1core.load(folder, dtype=torch.float32)
+    model, tokenizer = o1core.model.load(folder, dtype=torch.float32)
     tasks, asked = zip(*arithmetic_tasks("validation", EVALUATED, seed=0))
     engine = Engine(model, tokenizer, slots=128)
 

@@ -35,7 +35,8 @@ from bench.peers import import_transformers
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise, read_config
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory
-from o1core.training import Updater, peak_memory
+from o1core.runs import peak_memory
+from o1core.training import Updater, with_reference
 from o1core.types import Example
 
 WAYS = ("o1core", "o1core lora", "o1core checkpointing", "transformers", "transformers lora", "transformers chunked")
@@ -144,7 +145,7 @@ def our_step(args: argparse.Namespace, way: str, config: ModelConfig, examples: 
         draw_adapters(model, 0)
     updater = Updater(model, config.vocab_size, recipe.objective, recipe.optimiser, recipe.execution)
     reference = [e.logprobs for e in examples]
-    return lambda: updater.step(examples, reference, 1e-6)
+    return lambda: updater.step(with_reference(examples, reference), 1e-6)
 
 
 def their_step(args: argparse.Namespace, way: str, config: ModelConfig, examples: list[Example]) -> Callable[[], None]:

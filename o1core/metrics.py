@@ -234,7 +234,7 @@ def bootstrap_aes(tests: Sequence[tuple[Answers, Answers]], seed: int) -> Spread
         columns = np.stack(sides, axis=1).astype(float)  # [P, 4]: accuracy and tokens before, then after
         if columns[:, 0].sum() == 0:
             return None
-        scores.append(aes(*columns.mean(axis=0)))
+        scores.append(aes(*map(float, columns.mean(axis=0))))
         drawn += aes_of(resampled(columns, np.random.default_rng([seed, number])))
     mean, drawn = sum(scores) / len(scores), drawn / len(tests)
     defined = drawn[np.isfinite(drawn)]

@@ -1,59 +1,78 @@
-"""The rewards: how much each sampled completion is worth, from its length and its correctness alone; and the advantages,
-which hold a reward against those of the other samples.
+"""The rewards: how much each sampled completion is worth; and the advantages, which hold a reward against the others.
 
-Pure functions of [P, K] tables: P problems, K samples of each. `lengths` are generated tokens, end-of-text included, at
-least 1; `correct` is bool, or 0 and 1; `limits` [P] are tokens. Every reward is float32 [P, K] and raises ValueError
-where the tables differ in shape. The length-harmonizing reward itself is a kernel
-(o1core.kernels.length_harmonizing_advantage), so that the same code runs on a GPU. Rewards that remember earlier rounds
-are in rewards_over_rounds.py.
+A reward is a function of [P, K] tables: P problems, K samples of each. It takes `lengths` (generated tokens, end-of-text
+included, at least 1) and `correct` (0 and 1), both float32, and by the name of its parameters whatever else it needs:
+
+    limits              float32 [P] tokens: the budgets that the prompts state, or --length-limit
+    truncated           bool [P, K]: ran out of tokens
+    problems            the P problems' ids
+    lam, alpha, length_floor, memory_rate, accuracy_reference: the settings of these names
+    state               what it returned last round, a JSON object; {} in the first round
+
+It returns float32 [P, K]; one that takes `state` returns (reward, state for the next round), and the state is saved with
+the run. A reward of your own, --reward FILE.py:function, is the same thing; REWARDS are ours by their names. They raise
+ValueError where the tables differ in shape. The papers update a state after each optimiser step on fresh samples. Here a
+round is such a step, because all samples of a round are drawn from one policy.
+
+The length-harmonizing reward itself comes from o1core.kernels, so that the same code runs on a GPU.
 """
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .kernels import length_harmonizing_advantage
 
-REWARDS = (
-    *("length-harmonizing", "correct-only", "truncation", "arora-zanette", "kimi", "l1-exact", "l1-max"),
-    *("alp", "shorter-better", "smart-thinker", "prime-rl", "overlong", "grpo-lambda", "accuracy"),
-)
+State = dict[str, Any]
+Reward = Callable[..., Tensor | tuple[Tensor, State]]
+
 WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda")
 BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
 ADVANTAGES = ("reward", "z-score", "centred", "rloo", "group", "batch")
+LEAST_SHARE = 0.3  # of accuracy in LEAD's advantage
+
+
+def score(function: Reward, named: Mapping[str, Any], name: str = "the reward") -> tuple[Tensor, State]:
+    """Call a reward with those of `named` that its parameters ask for. Returns (float32 [P, K], the next round's state).
+
+    named: lengths, correct and the rest of the list above. name: of the reward, for messages. Raises UserError where it
+    asks for something else, raises, or returns anything but finite numbers of the tables' shape.
+    """
+    asked = inspect.signature(function).parameters
+    if unknown := [
+        n for n, p in asked.items() if n not in named and p.default is p.empty and p.kind < p.VAR_POSITIONAL
+    ]:
+        raise UserError(f"--reward {name}: asks for {unknown[0]!r}; a reward may have {', '.join(named)}")
+    try:
+        found = function(**{n: named[n] for n in asked if n in named})
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"--reward {name}: {reason}") from error
+    state = named.get("state") or {}
+    if isinstance(found, tuple) and len(found) == 2:
+        found, state = found
+    shape = list(named["lengths"].shape)
+    if not isinstance(found, Tensor) or list(found.shape) != shape:
+        what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"--reward {name}: returns {what}; it must be a tensor {shape}, one number a sample")
+    if not found.isfinite().all():
+        raise UserError(f"--reward {name}: returns numbers that are not finite")
+    return found.float(), state
 
 
 def reward(kind: str, lengths: Tensor, correct: Tensor, limits: Tensor, lam: float, alpha: float) -> Tensor:
-    """One of the REWARDS. Each takes of the settings what its formula has."""
-    match kind:
-        case "length-harmonizing":
-            return length_harmonizing(lengths, correct, lam)
-        case "correct-only":
-            return correct_only(lengths, correct, lam)
-        case "truncation":
-            return truncation(lengths, correct, limits)
-        case "arora-zanette":
-            return arora_zanette(lengths, correct, alpha)
-        case "kimi":
-            return kimi(lengths, correct, alpha)
-        case "l1-exact":
-            return l1_exact(lengths, correct, limits, alpha)
-        case "l1-max":
-            return l1_max(lengths, correct, limits, alpha)
-        case "alp":
-            return alp(lengths, correct, limits, alpha)
-        case "shorter-better":
-            return shorter_better(lengths, correct, lam, alpha)
-        case "smart-thinker":
-            return smart_thinker(lengths, correct)
-        case "prime-rl":
-            return prime_rl(lengths, correct, alpha)
-        case "overlong":
-            return overlong(lengths, correct, limits, alpha)
-        case "grpo-lambda":
-            return grpo_lambda(lengths, correct, lam, alpha)
-        case "accuracy":
-            return check(lengths, correct)[1]
-    raise ValueError(f"{kind} is none of {REWARDS}")
+    """One of the REWARDS by its name, with what an empty state gives. float32 [P, K]."""
+    check(lengths, correct)
+    if kind not in REWARDS:
+        raise ValueError(f"{kind} is none of {tuple(REWARDS)}")
+    named = {"lengths": lengths, "correct": correct, "limits": limits, "lam": lam, "alpha": alpha, "state": {}}
+    named |= {"problems": list(map(str, range(len(lengths)))), "length_floor": 1.0, "memory_rate": 0.05}
+    return score(REWARDS[kind], named, kind)[0]
 
 
 def length_harmonizing(lengths: Tensor, correct: Tensor, lam: float) -> Tensor:
@@ -138,22 +157,22 @@ def smart_thinker(lengths: Tensor, correct: Tensor) -> Tensor:
     """R = A (1 - a max(0, L - L_opt)): SmartThinker, arXiv 2603.08000.
 
     With m, s^2 the mean and variance of a row's lengths and m_c, s_c^2 those of its right answers,
-    L_opt = (s_c^2 m - s^2 m_c) / (s_c^2 - s^2), cut to the row's shortest and longest (m_c where the variances are equal).
+    L_opt = (s_c^2 m - s^2 m_c) / (s_c^2 - s^2), cut to the row's shortest and longest. Where s_c^2 is at least s^2 that
+    point is a minimum of the two normal densities' ratio and no optimum: there L_opt is the shortest, as in the released code.
     a = (1 - p) / (largest penalty of a right answer - mean penalty of the row), so that no right answer earns less than
     the row's mean; 0 where all are right, as in the released code, or none is too long.
     """
-    lengths, right = check(lengths, correct)
+    lengths, right = (t.double() for t in check(lengths, correct))  # in float32 a penalty of 0 comes out as 1e-5
     mean, variance = lengths.mean(1, keepdim=True), lengths.var(1, correction=0, keepdim=True)
     right_mean, right_std = moments_of_right(lengths, right)
-    gap = right_std**2 - variance
-    best = torch.where(
-        gap != 0, (right_std**2 * mean - variance * right_mean) / torch.where(gap != 0, gap, 1), right_mean
-    )
-    best = best.clamp(lengths.amin(1, keepdim=True), lengths.amax(1, keepdim=True))
+    gap = variance - right_std**2
+    best = (variance * right_mean - right_std**2 * mean) / torch.where(gap > 0, gap, 1)
+    shortest = lengths.amin(1, keepdim=True)
+    best = torch.where(gap > 0, best, shortest).clamp(shortest, lengths.amax(1, keepdim=True))
     penalty = right * (lengths - best).clamp(min=0)
     spread = penalty.amax(1, keepdim=True) - penalty.mean(1, keepdim=True)
-    a = torch.where(spread > 0, (1 - right.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
-    return right - a * penalty
+    a = torch.where(spread > 1e-6, (1 - right.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+    return (right - a * penalty).float()
 
 
 def prime_rl(lengths: Tensor, correct: Tensor, alpha: float) -> Tensor:
@@ -183,6 +202,118 @@ def grpo_lambda(lengths: Tensor, correct: Tensor, lam: float, alpha: float) -> T
     counts = torch.zeros(len(solved), dtype=torch.bool, device=solved.device)
     counts[order[: round(min(lam, 1.0) * len(solved))]] = True
     return torch.where((counts & (solved > 0))[:, None], arora_zanette(lengths, correct, alpha), right)
+
+
+def accuracy(lengths: Tensor, correct: Tensor) -> Tensor:
+    """R = A: what GRPO was made for (arXiv 2402.03300), without a word on length."""
+    return check(lengths, correct)[1]
+
+
+def hapo(lengths: Tensor, correct: Tensor, problems: list[str], state: State, alpha: float) -> tuple[Tensor, State]:
+    """R = A + alpha f, with f = cos(min(L / h, 2) pi / 2), at least -0.7 for right answers and at most 0 for wrong ones:
+    HAPO, arXiv 2505.11225.
+
+    h is the length of the problem's shortest right answer of all earlier rounds, state["shortest"] by problem. Where there
+    is none yet, f is 0, so the first round counts accuracy alone.
+    """
+    lengths, right = check(lengths, correct)
+    known = state.get("shortest", {})
+    shortest = torch.tensor([known.get(problem, torch.inf) for problem in problems], dtype=torch.float32)
+    length = ((lengths / shortest[:, None]).clamp(max=2) * (math.pi / 2)).cos()
+    length = torch.where(right > 0, length.clamp(min=-0.7), length.clamp(max=0.0))
+    earned = right + alpha * torch.where(shortest.isfinite()[:, None], length, 0.0)
+    now = torch.where(right > 0, lengths, torch.inf).amin(1).minimum(shortest).tolist()
+    known = known | {problem: int(tokens) for problem, tokens in zip(problems, now) if tokens != torch.inf}
+    return earned, {"shortest": known} if known else {}
+
+
+def a_dlp(
+    lengths: Tensor,
+    correct: Tensor,
+    state: State,
+    alpha: float,
+    memory_rate: float,
+    accuracy_reference: float | None = None,
+) -> tuple[Tensor, State]:
+    """R = A - penalty L: the direct length penalty of A-DLP, arXiv 2505.18298.
+
+    The penalty, per token, is alpha in the first round; then max(0, penalty + rate (accuracy - reference)), Eq. 3, the
+    reference being accuracy_reference or else the first round's accuracy. state: "penalty" and "reference".
+    """
+    lengths, right = check(lengths, correct)
+    penalty, accuracy = state.get("penalty", alpha), correct.double().mean().item()
+    reference = state.get("reference", accuracy if accuracy_reference is None else accuracy_reference)
+    later = max(0.0, penalty + memory_rate * (accuracy - reference))
+    return right - penalty * lengths, {"penalty": later, "reference": reference}
+
+
+def lead(
+    lengths: Tensor, correct: Tensor, limits: Tensor, state: State, length_floor: float, memory_rate: float
+) -> tuple[Tensor, State]:
+    """share z(A) + (1 - share) z(E), z being the z-score within a row (0 where the row is even): LEAD, arXiv 2605.09806.
+
+    E = max(-1, 1 - |L - L*| / L*) is the efficiency around the target L* (lead_target). The advantage "batch" then divides by
+    the spread over all rows, as LEAD does. share is at least 0.3; it follows each round by lead_share, this one included.
+    """
+    _, right = check(lengths, correct)
+    share = lead_share(lengths, correct, limits, length_floor, state.get("share", 0.5), memory_rate)
+    efficiency = lead_efficiency(lengths, lead_target(lengths, correct, limits, length_floor))
+    weight = max(share, LEAST_SHARE)
+    return weight * advantage("group", right) + (1 - weight) * advantage("group", efficiency), {"share": share}
+
+
+def lead_target(lengths: Tensor, correct: Tensor, longest: Tensor, shortest: float) -> Tensor:
+    """L*, float32 [P]: the mean length of a row's right answers, cut to [shortest, longest]; longest where none is right."""
+    lengths, right = check(lengths, correct)
+    mean = moments_of_right(lengths, right)[0][:, 0]
+    return torch.where(right.any(1), mean.clamp(min=shortest).minimum(longest), longest)
+
+
+def lead_efficiency(lengths: Tensor, target: Tensor) -> Tensor:
+    """max(-1, 1 - |L - L*| / L*), float32 [P, K]."""
+    return (1 - (lengths.float() - target[:, None]).abs() / target[:, None]).clamp(min=-1)
+
+
+def lead_share(lengths: Tensor, correct: Tensor, longest: Tensor, shortest: float, before: float, rate: float) -> float:
+    """The share of accuracy after a round: (1 - rate) before + rate D_c / (D_c + D_e) (LEAD, arXiv 2605.09806).
+
+    D is a reward's coefficient of variation times its headroom: D_c of A over all samples, with headroom 1 - mean, and D_e
+    of the efficiency E over the right ones, with headroom (1 - mean) / 2. Their mean is that of the rows' means, their
+    variance the mean of the rows' variances plus the variance of the rows' means. D_e is 0 where nothing is right, and the
+    share stays as it is where both are 0. before: 1/2 before the first round; rate: 1 - 0.95 in the paper.
+    """
+    _, right = check(lengths, correct)
+    efficiency = lead_efficiency(lengths, lead_target(lengths, correct, longest, shortest))
+    mean, spread = mean_and_spread(right, torch.ones_like(right))
+    of_accuracy = spread / max(mean, 1e-8) * (1 - mean)
+    of_efficiency = 0.0
+    solved = right.any(1)
+    if solved.any():
+        mean, spread = mean_and_spread(efficiency[solved], right[solved])
+        of_efficiency = spread / max(abs(mean), 1e-8) * (1 - mean) / 2
+    both = of_accuracy + of_efficiency
+    return before if both == 0 else (1 - rate) * before + rate * of_accuracy / both
+
+
+REWARDS: dict[str, Reward] = {
+    "length-harmonizing": length_harmonizing,
+    "correct-only": correct_only,
+    "truncation": truncation,
+    "arora-zanette": arora_zanette,
+    "kimi": kimi,
+    "l1-exact": l1_exact,
+    "l1-max": l1_max,
+    "alp": alp,
+    "shorter-better": shorter_better,
+    "smart-thinker": smart_thinker,
+    "prime-rl": prime_rl,
+    "overlong": overlong,
+    "grpo-lambda": grpo_lambda,
+    "accuracy": accuracy,
+    "lead": lead,
+    "hapo": hapo,
+    "a-dlp": a_dlp,
+}
 
 
 def check(lengths: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,3 +365,13 @@ def standardise(reward: Tensor) -> Tensor:
     """z-scores over the whole set, as the official code takes them; zeros where all rewards are equal."""
     spread = reward.std(correction=0)
     return (reward - reward.mean()) / spread if spread > 1e-6 else torch.zeros_like(reward)
+
+
+def mean_and_spread(values: Tensor, counted: Tensor) -> tuple[float, float]:
+    """The mean of the rows' means, and the standard deviation within and between rows, of the counted values (0 and 1, at
+    least one a row). values, counted: [P, K]."""
+    values, counted = values.double(), counted.double()
+    count = counted.sum(1, keepdim=True)
+    means = (values * counted).sum(1, keepdim=True) / count
+    within = (counted * (values - means) ** 2).sum(1, keepdim=True) / count
+    return means.mean().item(), math.sqrt(within.mean().item() + means.var(correction=0).item())

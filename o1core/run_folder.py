@@ -1,4 +1,4 @@
-"""A run's folder: every path in it is named here, once.
+"""A run's folder: every path in it is named here, once, and so are its claim and its lock.
 
     settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
@@ -8,89 +8,75 @@
     adapter/         with --lora-rank, the same as a PEFT adapter
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
-    lock             held by the process that owns the folder (run_lock.py)
+    lock             held by the process that owns the folder
 
 An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
+
+The lock is flock on a file, which the kernel lets go of when the process ends, however it ends. The file holds the owner's
+process id while it is at work and nothing once it has ended properly. So whoever gets the lock and finds an id in the file
+knows that the previous process was killed.
+
+Of many ranks the first one alone touches the folder; all of them call these functions, and get what it found.
 """
 
+import fcntl
 import json
 import logging
 import os
+import shlex
 import shutil
-from collections.abc import Collection
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from . import __version__
+from .distributed import on_rank0
 from .errors import UserError
-from .files import read_object, write_json
+from .files import read_record, refuse_links, write_record
+from .types import Problem
 
 log = logging.getLogger(__name__)
 
 SIDES = ("base", "after")  # the evaluations before and after training
+SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
 
 
-@dataclass(frozen=True)
 class EvaluationFolder:
     """The paths of one test's evaluation."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems, self.rollouts, self.result = path / "problems.json", path / "rollouts", path / "result.json"
 
-    @property
-    def problems(self) -> Path:
-        return self.path / "problems.json"
+    def begin(self, problems: Sequence[Problem]) -> None:
+        """Write problems.json: what a page or a study says of a problem beside its rollouts."""
 
-    @property
-    def rollouts(self) -> Path:
-        return self.path / "rollouts"
+        def write() -> None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            shown = [{name: getattr(p, name) for name in SHOWN} for p in problems]
+            write_record(self.problems, {"problems": shown})
 
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
+        on_rank0("the evaluation", write)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        on_rank0("the evaluation", lambda: write_record(self.result, result))
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run, whether they exist or not."""
+    """The paths of a run, whether they exist or not. A context manager that lets go of the lock. killed: id of the last
+    owner, where it ended without letting go."""
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        return self.path / "settings.json"
-
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "plot.png"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def pruned(self) -> Path:
-        return self.path / "pruned"
-
-    @property
-    def pruned_record(self) -> Path:
-        return self.path / "pruned.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def own_evaluation(self) -> EvaluationFolder:
-        """The evaluation of a folder made by `o1core eval` or a study of samples, which has no sides."""
-        return EvaluationFolder(self.path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings, self.result, self.plot = path / "settings.json", path / "result.json", path / "plot.png"
+        self.log, self.lock = path / "log.jsonl", path / "lock"
+        self.pruned, self.pruned_record, self.adapter = path / "pruned", path / "pruned.json", path / "adapter"
+        self.own_evaluation = EvaluationFolder(path)  # of a folder made by `o1core eval` or a study of samples
+        self.killed: int | None = None
+        self._lock: int | None = None  # file descriptor
 
     def round(self, index: int) -> Path:
         return self.path / f"round-{index:02d}"
@@ -122,41 +108,126 @@ class RunFolder:
         folders = sorted((self.path / side).glob("*/rollouts"))
         return {folder.parent.name: EvaluationFolder(folder.parent) for folder in folders}
 
-    def check(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
-        """The settings that the folder holds. Raises UserError where they differ from those asked for, or where it holds
-        anything but a run.
+    def acquire(self) -> None:
+        """Take the lock, unless it is held already. Raises UserError naming the owner where another process holds it."""
+        if self._lock is not None:
+            return
+        file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise UserError(f"{self.lock}: is not a file; remove it")
+        text = os.read(file, 32).decode(errors="replace").strip()
+        owner = int(text) if text.isdecimal() and text.isascii() else None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise UserError(
+                f"{self.path}: process {owner or 'unknown'} is at work in this folder; wait for it, or choose another --out"
+            ) from None
+        self.killed, self._lock = owner, file
+        self._write_lock(f"{os.getpid()}\n")
+
+    def _write_lock(self, text: str) -> None:
+        assert self._lock is not None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, text.encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._write_lock("")
+            os.close(self._lock)
+            self._lock = None
+
+    def check(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> bool:
+        """Whether the folder holds the result of this run already. Where it holds an unfinished part, the lock is taken.
 
         free: names of settings that decide no result and may differ. `rounds` may be more than it was. defaults: of
-        settings that a folder made by an older version does not name.
+        settings that a folder made by an older version does not name. Raises UserError where the folder belongs to another
+        run, to none, or to a process at work in it.
         """
+
+        def act() -> bool:
+            held = self._held(settings, free, defaults)
+            finished = self.result.exists() and held.get("rounds") == settings.get("rounds")
+            if held and not finished:
+                self.acquire()
+            return finished
+
+        return on_rank0("the run's folder", act)
+
+    def claim(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], model: Path) -> None:
+        """Own the folder from here on; files may be written to it. Raises UserError as `check` does. Changes of free
+        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N."""
+
+        def act() -> None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.acquire()
+            if self.killed is not None:
+                log.warning(
+                    "%s: the previous process here (%d) was killed. If the machine ran out of memory, use a smaller "
+                    "--micro-tokens or --slots, or --checkpointing",
+                    *(self.path, self.killed),
+                )
+            held = self._held(settings, free, defaults)
+            changed = {name for name in settings if held and held.get(name) != settings[name]}
+            for name in sorted(changed & set(free)):
+                log.warning(
+                    "%s: %s was %s and is now %s; the last bits of the weights may differ from an undisturbed run's",
+                    *(self.path, name, json.dumps(held[name]), json.dumps(settings[name])),
+                )
+            if "rounds" in changed:
+                self._archive(held["rounds"])
+            if changed or not held:
+                write_record(self.settings, settings | {"model": str(model), "o1core": __version__})
+            self._sweep()
+
+        on_rank0("the run's folder", act)
+
+    def finish(self, result: dict[str, Any], plot: Callable[[], None]) -> None:
+        """Write what the run has come to: the plot, and result.json last, by which a finished run is known."""
+
+        def act() -> None:
+            plot()
+            write_record(self.result, result)
+
+        on_rank0("the result", act)
+
+    def held(self, name: str) -> Any:
+        """A setting of the run that the folder holds; None where it holds none."""
+        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def is_begun(self) -> bool:
+        """Whether a run has claimed the folder before."""
+        return on_rank0("the run's folder", self.settings.exists)
+
+    def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
+        """The settings that the folder holds."""
+        refuse_links(self.path)
         if not self.settings.exists():
             if holds_something(self.path):
                 raise UserError(f"{self.path}: is not empty and holds no settings.json; choose another --out")
             return {}
-        held = defaults | read_object(self.settings)
-        for name, asked in settings.items():
-            raised = name == "rounds" and isinstance(held.get(name), int) and held[name] < asked
-            if name not in free and not raised and held.get(name) != asked:
-                both = f"{json.dumps(held.get(name))} there, {json.dumps(asked)} requested"
-                raise UserError(f"{self.path}: holds a run with other settings ({name}: {both}); choose another --out")
+        held = defaults | self.read_settings()
+        grown = isinstance(held.get("rounds"), int) and held["rounds"] < settings.get("rounds", 0)
+        other = {name for name in settings if name not in free and held.get(name) != settings[name]}
+        other -= {"rounds"} if grown else set()
+        if other:
+            name = next(name for name in settings if name in other)
+            both = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} requested"
+            flags = " ".join(as_flag(name, held[name]) for name in settings if name in other and name in defaults)
+            way = f"continue it with {flags}, or choose" if other <= defaults.keys() else "choose"
+            raise UserError(f"{self.path}: holds a run with other settings ({name}: {both}); {way} another --out")
         return held
 
-    def claim(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], model: Path) -> None:
-        """Make the folder this run's own. Raises UserError as `check` does. Changes of free settings are logged, and where
-        there are more rounds than before, what the run had come to is moved to rounds-N."""
-        held = self.check(settings, free, defaults)
-        changed = {name for name in settings if held and held.get(name) != settings[name]}
-        for name in sorted(changed & set(free)):
-            log.warning(
-                "%s: %s was %s and is now %s; the last bits of the weights may differ from an undisturbed run's",
-                *(self.path, name, json.dumps(held[name]), json.dumps(settings[name])),
-            )
-        if "rounds" in changed:
-            self._archive(held["rounds"])
-        if changed or not held:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.settings, settings | {"model": str(model)})
-        self._sweep()
+    def read_settings(self) -> dict[str, Any]:
+        """What settings.json says. Raises UserError where it was altered."""
+        return read_record(self.settings, "restore it from a copy, or make the run again in another folder")
 
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
@@ -173,6 +244,16 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def as_flag(name: str, value: Any) -> str:
+    """The flag that asks for a recipe's setting: "--cutoff 512", "--no-checkpointing", "--template a=1 --template b=2"."""
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    if isinstance(value, dict):
+        return " ".join(f"--{words} {key}={json.dumps(item)}" for key, item in value.items())
+    return f"--{words} {'none' if value is None else shlex.quote(str(value))}"
 
 
 def holds_something(folder: Path) -> bool:

@@ -8,7 +8,7 @@ Tokens, never text, pass between rooms, so what was sampled is what is trained o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,9 @@ class Example:
     """A picked completion. prompt int32 [T], ids int32 [L], the sampler's logprobs float32 [L].
 
     advantage: its weight in the surrogate; DPO: 1 for the better and -1 for the worse sample of a pair; SFT: 1.
-    reward: what it earned, for the log.
+    reward: what it earned, for the log. reference: float32 [L], log-probs under the policy that sampled it, by the trainer's
+    own forward; they are there once all of a round are picked, before its first step. taught: reads hidden states [L, H]
+    of CRISP's teacher.
     """
 
     problem: str
@@ -91,6 +93,8 @@ class Example:
     advantage: float
     truncated: bool
     reward: float = 0.0
+    reference: Tensor | None = None
+    taught: Callable[[], Tensor] | None = None
 
     @property
     def tokens(self) -> int:

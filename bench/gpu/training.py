@@ -9,7 +9,7 @@ from bench.update import random_examples
 from o1core.model import ModelConfig
 from o1core.recipe import Recipe
 from o1core.runs import Machine, plan_run
-from o1core.training import Updater
+from o1core.training import Updater, with_reference
 
 from .engine import random_model
 from .measure import Bar, Found, Row, Sizes
@@ -57,7 +57,7 @@ def training_step(sizes: Sizes) -> Found:
         if on_gpu:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        updater.step(examples, reference, 1e-6)
+        updater.step(with_reference(examples, reference), 1e-6)
         if on_gpu:
             torch.cuda.synchronize()
         taken = time.perf_counter() - start

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import opened, processes_asked, same, team_of, together
+from ..distributed import check_same, on_all_ranks, opened, processes_asked, team_of
 from ..errors import UserError
 from ..model import DTYPES, read_config
 from ..recipe import SPECS, Recipe, read_recipe
@@ -117,9 +117,9 @@ def on_a_job(
             print(json.dumps(resolve(args).to_json(), indent=2))
             return
         with opened(open_device(args), args.timeout) as device:
-            resources = together("the resources", lambda: open_resources(args, device))
-            job = together("the job", lambda: open_job(args, resolve(args)))
-            same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
+            resources = on_all_ranks("the resources", lambda: open_resources(args, device))
+            job = on_all_ranks("the job", lambda: open_job(args, resolve(args)))
+            check_same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
             work(args, job, RunFolder(folder_of(args)), resources)
 
     return run

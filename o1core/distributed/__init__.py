@@ -4,47 +4,60 @@ from .dealing import deal
 from .export import export_checkpoint
 from .offload import Offload, offloaded
 from .sharded import is_sharded, local
-from .sharding import clip_gradients, settle, trained_model
-from .states import Writing, file_numbers, load_tensors, save_tensors
-from .sums import any_rank, largest, own, shares, total
+from .sharding import clip_gradients, reshard, trained_model
+from .states import BackgroundSave, damaged_by_all, digests_by_all, file_numbers, load_tensors, save_tensors
+from .sums import any_rank, largest, of_this_rank, split_by_cost, total
 from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
-from .world import PATIENCE, is_lead, meet, neighbours, once, opened, processes, processes_asked, same, together
+from .world import (
+    PATIENCE,
+    check_same,
+    gather,
+    is_lead,
+    neighbours,
+    on_all_ranks,
+    on_rank0,
+    opened,
+    processes,
+    processes_asked,
+)
 
 __all__ = [
     "ALONE",
     "PATIENCE",
+    "BackgroundSave",
     "Offload",
     "Team",
-    "Writing",
     "allot_weights",
     "any_rank",
+    "check_same",
     "clip_gradients",
     "copy_weights",
+    "damaged_by_all",
     "deal",
+    "digests_by_all",
     "drop_weights",
     "export_checkpoint",
     "file_numbers",
+    "gather",
     "is_lead",
     "is_sharded",
     "largest",
     "load_part",
     "load_tensors",
     "local",
-    "meet",
     "neighbours",
+    "of_this_rank",
     "offloaded",
-    "once",
+    "on_all_ranks",
+    "on_rank0",
     "opened",
-    "own",
     "processes",
     "processes_asked",
-    "same",
+    "reshard",
     "save_tensors",
-    "settle",
     "share_tokens",
-    "shares",
+    "split_by_cost",
     "team_of",
-    "together",
     "total",
     "trained_model",
 ]

@@ -21,7 +21,7 @@ def deal(count: int, team: Team) -> Iterator[int]:
     turn = 0
     while True:
         of_team = f"{key}/turn {turn}/{team.index * team.members}"
-        if team.speaks:
+        if team.is_lead:
             taken = opened.store.add(key, 1) - 1
             if team.members > 1:
                 opened.store.set(of_team, json.dumps(taken))

@@ -89,7 +89,7 @@ def local_pieces(model: Transformer) -> Iterator[Piece]:
             yield Piece(theirs, slice(low - start, high - start), slice(None), local[low - first : high - first])
 
 
-def settle(model: Transformer) -> None:
+def reshard(model: Transformer) -> None:
     """Drop the root's whole weights that a forward without gradient leaves: they do not follow an update."""
     if is_unit(model):
         model.reshard()

@@ -20,7 +20,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .world import world
+from ..files import damaged_file, file_digest
+from .sums import of_this_rank, split_by_cost
+from .world import gather, world
 
 FILE_BYTES = 1 << 30  # of whole tensors in a file; a rank holds its part of one twice while it writes it
 SINGLE = "training.safetensors"  # the name of the file where there is one
@@ -29,7 +31,7 @@ SINGLE = "training.safetensors"  # the name of the file where there is one
 warnings.filterwarnings("ignore", message=".*single process", module="torch.distributed.checkpoint")
 
 
-class Writing:
+class BackgroundSave:
     """Work in a thread that other ranks do too. `wait` ends it, and raises what went wrong in it."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -98,3 +100,20 @@ def first_failure(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def digests_by_all(what: str, folder: Path) -> dict[str, str]:
+    """name: SHA-256 of every file of a folder that all ranks see, once all have written theirs. Each rank reads some. what:
+    the folder, for messages."""
+    gather(what)
+    names = sorted(path.name for path in folder.iterdir())
+    mine = {names[i]: file_digest(folder / names[i]) for i in of_this_rank(split_by_cost([1] * len(names)))}
+    return {name: digest for of_rank in gather(what, mine) for name, digest in of_rank.items()}
+
+
+def damaged_by_all(what: str, folder: Path, listed: dict[str, str]) -> Path | None:
+    """What damaged_file returns, each rank reading some of the files."""
+    names = sorted(listed)
+    mine = damaged_file(folder, {names[i]: listed[names[i]] for i in of_this_rank(split_by_cost([1] * len(names)))})
+    found = [name for name in gather(what, None if mine is None else mine.name) if name is not None]
+    return folder / found[0] if found else None

@@ -38,7 +38,7 @@ def any_rank(true_here: bool) -> bool:
     return bool(total(torch.tensor(float(true_here), device=opened.device)).item())
 
 
-def shares(costs: Sequence[int]) -> list[list[int]]:
+def split_by_cost(costs: Sequence[int]) -> list[list[int]]:
     """Deal things of these costs to all ranks: the dearest first, each to whom has least. Returns each rank's indices,
     in order; some get none where there are fewer things than ranks. One process gets all."""
     loads = [0] * size()
@@ -50,6 +50,6 @@ def shares(costs: Sequence[int]) -> list[list[int]]:
     return [sorted(indices) for indices in result]
 
 
-def own(of_ranks: Sequence[T]) -> T:
+def of_this_rank(of_ranks: Sequence[T]) -> T:
     """This rank's item."""
     return of_ranks[rank()]

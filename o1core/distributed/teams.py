@@ -33,7 +33,7 @@ class Team:
     group: Any = None
 
     @property
-    def speaks(self) -> bool:
+    def is_lead(self) -> bool:
         """Whether this rank writes down what the team has sampled."""
         return self.member == 0
 

@@ -7,11 +7,11 @@ from .measure import (
     answers_of,
     compare,
     difficulties,
-    evaluate,
+    evaluation_of,
     finished_evaluation,
+    outcome,
     read_answers,
     read_problems,
-    write_problems,
 )
 from .results import (
     Comparison,
@@ -54,12 +54,12 @@ __all__ = [
     "answers_of",
     "compare",
     "difficulties",
-    "evaluate",
+    "evaluation_of",
     "finished_evaluation",
+    "outcome",
     "read_answers",
     "read_evaluation",
     "read_problems",
     "read_result",
     "read_run_result",
-    "write_problems",
 ]

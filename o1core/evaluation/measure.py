@@ -1,77 +1,50 @@
 """A model on held-out problems, greedy or avg@n; and a pruned model against its base, over the same problems."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from ..distributed import once
-from ..files import read_json, write_json, write_record
+from ..distributed import on_rank0
+from ..files import read_json, read_record
 from ..metrics import Answers, accuracy_interval, aes, mean_paired, paired
-from ..model import Tokenizer
-from ..rollout import Engine, SamplingParams, problems_held, read_groups, sample_problems
+from ..rollout import problems_held, read_groups
 from ..run_folder import EvaluationFolder
-from ..typed_json import from_json, to_json
+from ..typed_json import from_json
 from ..types import Group, Problem, lengths_and_verdicts
 from .results import Comparison, Evaluation, Outcome, read_evaluation
 
-SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
 THIRDS = ("hardest third", "middle third", "easiest third")
 MOSTLY = 0.5  # of a test's completions that are cut off: from here on the accuracy says more about the limit
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    problems: list[Problem],
-    params: SamplingParams,
-    folder: EvaluationFolder,
-    label: str,
-) -> Evaluation:
-    """Sample params.n completions of each problem into the folder's rollouts and sum them up in its result.json; what
-    was asked is in its problems.json.
-
-    seconds and tokens_per_second count what this call sampled; problems whose rollouts are there are not sampled again.
-    """
-    once(label, lambda: write_problems(folder, problems))
-    held = problems_held(folder.rollouts)
-    start = time.perf_counter()
-    groups = sample_problems(engine, tokenizer, problems, params, folder.rollouts, label)
-    seconds = time.perf_counter() - start
+def evaluation_of(groups: Sequence[Group], seconds: float, sampled: int) -> Evaluation:
+    """Graded completions summed up. seconds: what it took to sample `sampled` tokens of them."""
     answers = answers_of(groups)
     low, high = accuracy_interval(answers.correct)
-    sampled = sum(s.length for g in groups if g.problem not in held for s in g.samples)
-    evaluation = Evaluation(
+    return Evaluation(
         accuracy=float(answers.correct.mean()),
         accuracy_low=low,
         accuracy_high=high,
         mean_tokens=float(answers.lengths.mean()),
         median_tokens=float(np.median(answers.lengths)),
         truncated=float(np.mean([s.finish_reason == "length" for g in groups for s in g.samples])),
-        problems=len(problems),
-        samples=params.n,
+        problems=len(groups),
+        samples=answers.lengths.shape[1],
         seconds=seconds,
         tokens_per_second=sampled / seconds,
         answers=answers,
     )
-    once(label, lambda: write_record(folder.result, to_json(evaluation)))
-    if evaluation.truncated > MOSTLY:
-        log.warning(
-            "%s: %.0f %% of the completions were cut off at %d tokens; raise --max-new-tokens",
-            *(label, 100 * evaluation.truncated, params.max_new_tokens),
-        )
-    return evaluation
 
 
 def finished_evaluation(folder: EvaluationFolder, problems: list[Problem]) -> Evaluation | None:
     """The folder's result where it has one and the rollouts of all problems, which plots and the page read; else None."""
     ids = {problem.id for problem in problems}
-    whole = once("the evaluation", lambda: folder.result.exists() and ids <= problems_held(folder.rollouts))
+    whole = on_rank0("the evaluation", lambda: folder.result.exists() and ids <= problems_held(folder.rollouts))
     if not whole:
         return None
     return replace(read_evaluation(folder.result), answers=read_answers(folder, problems))
@@ -89,15 +62,12 @@ def answers_of(groups: Sequence[Group]) -> Answers:
     return Answers([group.problem for group in groups], lengths.numpy(), correct.numpy())
 
 
-def write_problems(folder: EvaluationFolder, problems: list[Problem]) -> None:
-    """problems.json: what a page or a study says of a problem beside its rollouts."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.problems, [{name: getattr(p, name) for name in SHOWN} for p in problems])
-
-
 def read_problems(folder: EvaluationFolder) -> list[Problem]:
     """The problems of problems.json."""
-    return from_json(list[Problem], read_json(folder.problems), str(folder.problems))
+    held = read_json(folder.problems)
+    if isinstance(held, dict):  # versions before 0.2 wrote a list, without a checksum
+        held = read_record(folder.problems).get("problems")
+    return from_json(list[Problem], held, str(folder.problems))
 
 
 def compare(base: dict[str, Evaluation], pruned: dict[str, Evaluation]) -> Comparison:

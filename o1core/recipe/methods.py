@@ -1,7 +1,7 @@
-"""The methods: what each sets of a recipe, and nothing else. All of them are one loop (train.py).
+"""The methods: what each sets of a recipe, and nothing else. All of them are one loop (o1core/runs/loop.py).
 
 The first five are O1-Pruner and its baselines (arXiv 2501.12570), the others what came after. The formulas of their rewards
-are in o1core/rewards.py and o1core/rewards_over_rounds.py, those of their losses in o1core/training/objectives.py and
+are in o1core/rewards.py, those of their losses in o1core/training/objectives.py and
 kernels/__init__.py. What depends on the model (learning rates, lengths, rounds) is the recipe's: its own settings for a
 method are under "methods" in its file.
 """
@@ -68,8 +68,14 @@ METHODS: dict[str, dict] = {
     "gfpo": ON_POLICY | {"reward": "accuracy", "advantage": "group", "retained": 0.5, "retained_by": "efficiency"},
     # The recipe's O1-Pruner with another clip. arXiv 2506.13585: no lower bound; arXiv 2510.13786: weights up to 5
     "cispo": {"objective": "surrogate", "ratio": "cispo", "eps_low": 1.0, "eps_high": 4.0},
-    # arXiv 2507.18071
-    "gspo": {"objective": "surrogate", "ratio": "sequence_mean", "eps_low": 3e-4, "eps_high": 4e-4},
+    # arXiv 2507.18071: its ratio, clip and advantage within the group, on the recipe's reward
+    "gspo": {
+        "objective": "surrogate",
+        "ratio": "sequence_mean",
+        "eps_low": 3e-4,
+        "eps_high": 4e-4,
+        "advantage": "group",
+    },
     # arXiv 2603.05433: self-distillation from a teacher that is asked to be concise; answers are not used
     "crisp": {"objective": "crisp", "teacher_instruction": "concise"},
     # arXiv 2503.04697: GRPO's advantage, the budget in the prompt.

@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
-from ..rewards_over_rounds import OVER_ROUNDS
 from ..rollout import SamplingParams
 from ..typed_json import Within, from_json
 
@@ -200,7 +199,7 @@ class RewardSettings(Settings):
         "length-harmonizing",
         "reward of a completion: a name (formulas: o1core/rewards.py) or your own FILE.py:function",
         name="reward",
-        choices=(*REWARDS, *OVER_ROUNDS),
+        choices=tuple(REWARDS),
         own_code=True,
     )
     lam: float = setting(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,16 +92,15 @@ def draw_budgets(lines: Sequence[Line], axes: Axes) -> None:
     axes.set_xticks(shown, [f"{budgets[i]:.0f}" for i in shown])
 
 
-def spread_line(name: str, x: Sequence[float], spread: Spread, factor: float = 1.0) -> Line:
+def spread_line(name: str, x: Sequence[float], spread: Spread, factor: float = 1.0, style: int = 0) -> Line:
     """A spread as a line of one point; without an interval both ends are the point itself."""
     low, high = (spread.mean if end is None else end for end in (spread.low, spread.high))
-    return Line(name, x, [factor * spread.mean], [factor * low], [factor * high])
+    return Line(name, x, [factor * spread.mean], [factor * low], [factor * high], style)
 
 
 def level_line(row: StudyRow, index: int) -> Line:
     """A row's accuracy over its mean tokens; the base, which comes first, has a look of its own."""
-    line = spread_line(row.label, [row.average.mean_tokens.mean], row.average.accuracy)
-    return replace(line, style=max(0, index - 1))
+    return spread_line(row.label, [row.average.mean_tokens.mean], row.average.accuracy, style=max(0, index - 1))
 
 
 def along_values(result: StudyResult, measure: str) -> Chart:

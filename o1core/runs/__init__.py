@@ -2,9 +2,10 @@
 
 from .footprint import Machine
 from .job import EMBEDDED, Job, open_evaluation, open_job
-from .pipeline import Session, open_session, prune
+from .loop import is_intact, peak_memory
 from .plan import plan_run, plan_table
 from .resources import Resources
+from .session import Session, load, open_policy, open_session, prune
 
 __all__ = [
     "EMBEDDED",
@@ -12,9 +13,13 @@ __all__ = [
     "Machine",
     "Resources",
     "Session",
+    "is_intact",
+    "load",
     "open_evaluation",
     "open_job",
+    "open_policy",
     "open_session",
+    "peak_memory",
     "plan_run",
     "plan_table",
     "prune",

@@ -1,7 +1,10 @@
-"""What a run is about, opened and checked: a checkpoint, problems to train on, tests, and a recipe."""
+"""What a run is about, opened and checked: a checkpoint, problems to train on, tests, and a recipe.
+
+Problems come from files, from reasoning-gym tasks, or from tiny-o1's generated arithmetic.
+"""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,32 @@ import torch
 
 from ..errors import UserError
 from ..model import DTYPES, check_trained, model_fingerprint, read_config
-from ..problems import ask_in_form, drawn_budget, find_overlap, fingerprint, instruct
-from ..recipe import PromptSettings, Recipe
+from ..problems import (
+    GYM_PREFIX,
+    arithmetic_problems,
+    ask_in_form,
+    drawn_budget,
+    find_overlap,
+    fingerprint,
+    gym_problems,
+    instruct,
+    load_problems,
+    parse_levels,
+    parse_subjects,
+    select,
+)
+from ..recipe import EvaluationSettings, PromptSettings, Recipe, SelectionSettings
+from ..seeds import seed_of
+from ..training import try_reward
 from ..types import Problem
-from .sources import generated, generated_by_level, generated_tests, open_tests, read_problems, selected, test_name
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[1] / "tiny_o1"
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
+DEFAULT_COUNT = 1000  # of generated problems, where the settings ask for all
+LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every sixth
+BY_LEVEL = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "4-5"}  # tests, easy to hard: their levels
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ def open_job(
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
     of = recipe.optimiser
+    try_reward(recipe.reward)
     check_trained(read_config(model or EMBEDDED), of.lora_rank, of.train_last_layers)  # before anything is sampled
     selection, evaluation = recipe.selection, recipe.evaluation
     if data is None:
@@ -128,3 +149,59 @@ def resolve_dtype(model: Path | None, dtype: str) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.float32 if model is None else read_config(model).dtype
+
+
+def read_problems(source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
+    """Problems of a file or of a reasoning-gym task. purpose: "train" or "test", which draw with seeds of their own."""
+    if source.startswith(GYM_PREFIX):
+        wanted = recipe.selection.problems if purpose == "train" else recipe.evaluation.problems
+        seed = seed_of(recipe.seed, purpose) % 2**31
+        return gym_problems(source.removeprefix(GYM_PREFIX), wanted or DEFAULT_COUNT, seed)
+    return load_problems(Path(source), shuffle_seed=shuffle_seed)
+
+
+def test_name(source: str) -> str:
+    """What a test is called in folders and tables: the file's stem, or the task's name."""
+    return source.removeprefix(GYM_PREFIX) if source.startswith(GYM_PREFIX) else Path(source).stem
+
+
+def open_tests(sources: list[str] | None, recipe: Recipe) -> dict[str, list[Problem]]:
+    """name: problems of each test. Raises UserError where two have one name."""
+    named = {test_name(source): source for source in sources or []}
+    if len(named) < len(sources or []):
+        raise UserError(f"--eval-data: two files have the same name ({', '.join(named)}); rename one of them")
+    if "average" in named:
+        raise UserError(f"--eval-data: {named['average']}: a test cannot be called average; rename the file")
+    count = recipe.evaluation.problems
+    return {name: read_problems(source, recipe, None, "test")[:count] for name, source in named.items()}
+
+
+def selected(problems: list[Problem], selection: SelectionSettings) -> list[Problem]:
+    """Those of the selection's levels and subjects."""
+    levels = None if selection.levels is None else parse_levels(selection.levels)
+    subjects = None if selection.subjects is None else parse_subjects(selection.subjects)
+    return select(problems, levels, subjects)
+
+
+def generated(split: str, count: int | None, selection: SelectionSettings, seed: int) -> list[Problem]:
+    """`count` generated problems of the selection's levels."""
+    count = count or DEFAULT_COUNT
+    drawn = max(count, LEAST_DRAWN)
+    while len(found := selected(arithmetic_problems(split, drawn, seed), selection)) < count:
+        drawn *= 2
+    return found[:count]
+
+
+def generated_tests(
+    evaluation: EvaluationSettings, selection: SelectionSettings, seed: int
+) -> dict[str, list[Problem]]:
+    """One test of generated problems."""
+    return {"arithmetic": generated("test", evaluation.problems, selection, seed)}
+
+
+def generated_by_level(
+    evaluation: EvaluationSettings, selection: SelectionSettings, seed: int
+) -> dict[str, list[Problem]]:
+    """Tests of generated problems, easy to hard: with 2, with 3, and with 4 or 5 operations."""
+    chosen = {name: replace(selection, levels=levels) for name, levels in BY_LEVEL.items()}
+    return {name: generated("test", evaluation.problems, of_level, seed) for name, of_level in chosen.items()}

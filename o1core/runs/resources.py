@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distributed import ALONE, Offload, Team, meet, neighbours
+from ..distributed import ALONE, Offload, Team, gather, neighbours
 from ..model import ModelConfig, Tokenizer, Transformer
 from ..rollout import Engine, cache_bytes, cache_kind, free_memory, page_bytes, pages_of
 from ..training import check_installed
@@ -42,7 +42,7 @@ class Resources:
         if slots is None or (paged and pages is None):
             tokens = min(max_new_tokens + LONG_PROMPT, config.max_positions)
             sharing = neighbours() if self.device.type == "cpu" else 1
-            room = min(meet("the rollout engine", free_memory(self.device) // 2 // sharing))  # a team decodes in step
+            room = min(gather("the rollout engine", free_memory(self.device) // 2 // sharing))  # a team decodes in step
             if paged:
                 slots, pages = fit_pages(config, tokens, dtype, room, slots)
             else:

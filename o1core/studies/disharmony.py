@@ -6,14 +6,12 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
-from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, difficulties, write_problems
+from ..evaluation import DisharmonyResult, DisharmonyRow, Interval, difficulties
 from ..metrics import accuracy_interval, mean_interval
 from ..report import disharmony_tables, plot_disharmony
-from ..rollout import sample_problems
 from ..run_folder import RunFolder
 from ..runs import Job, Resources, open_session
 from ..seeds import seed_of
-from ..types import lengths_and_verdicts
 from .study import StudyFolder, write_outputs
 
 
@@ -34,12 +32,12 @@ def study_disharmony(job: Job, intervals: int, path: Path, resources: Resources)
         )
     run = RunFolder(path)
     with open_session(job, run, resources) as session:
-        engine, tokenizer = session.open(job.model)
+        policy = session.open(job.model)
         problems = job.instructed(test[:count], training=False)
-        write_problems(run.own_evaluation, problems)
+        run.own_evaluation.begin(problems)
         params = recipe.sampling.params(seed_of(recipe.seed, "disharmony"))
-        groups = sample_problems(engine, tokenizer, problems, params, run.own_evaluation.rollouts, "sample")
-        lengths, correct = lengths_and_verdicts(groups)
+        rollouts = policy.sample(problems, params, run.own_evaluation.rollouts)
+        lengths, correct = rollouts.lengths, rollouts.correct
         rows = accuracy_by_interval(lengths, correct, difficulties(problems, correct), intervals)
         result = DisharmonyResult("disharmony", count, samples, intervals, rows, job.settings)
         return write_outputs(StudyFolder(path), result, disharmony_tables, plot_disharmony)

@@ -1,27 +1,41 @@
-"""Training: what is picked from the rollouts, the objectives, one update, the training state, and the rounds."""
+"""Training: what is picked from the rollouts, the objectives, one update, and what a run keeps of it on disk."""
 
-from .log import read_log
-from .loop import is_intact, sample_round, train
-from .one_round import peak_memory
-from .picking import Picked, between_percentiles, pick_examples
-from .step import Updater, learning_rate, load_optimiser_modules, reference_logprobs, select_trained
+from .objectives import Objective, objective_of
+from .optimisers import learning_rate, load_optimiser_modules, select_trained
+from .pick import Picked, Rollouts, Scored, try_reward
+from .round_files import kept_reference, log_line, open_log, read_log, trim_log
+from .state import Progress, durable, has_states, load_state, rewind, save_state
+from .teacher import forget_teachers, open_teacher
 from .tracker import TRACKERS, check_installed, open_tracker
+from .update import Updater, reference_logprobs, with_reference
 
 __all__ = [
     "TRACKERS",
+    "Objective",
     "Picked",
+    "Progress",
+    "Rollouts",
+    "Scored",
     "Updater",
-    "between_percentiles",
     "check_installed",
-    "is_intact",
+    "durable",
+    "forget_teachers",
+    "has_states",
+    "kept_reference",
     "learning_rate",
     "load_optimiser_modules",
+    "load_state",
+    "log_line",
+    "objective_of",
+    "open_log",
+    "open_teacher",
     "open_tracker",
-    "peak_memory",
-    "pick_examples",
     "read_log",
     "reference_logprobs",
-    "sample_round",
+    "rewind",
+    "save_state",
     "select_trained",
-    "train",
+    "trim_log",
+    "try_reward",
+    "with_reference",
 ]

@@ -70,7 +70,7 @@ class Objective(Protocol):
     def pick(self, table: RewardTable, seed: int) -> list[list[Unit]]:
         """The units of each problem. seed: of what is picked at random."""
 
-    def masks(self, examples: list[Example], reference: list[Tensor]) -> list[Tensor] | None:
+    def masks(self, examples: list[Example]) -> list[Tensor] | None:
         """bool [L] of each example: the tokens that count; None where all do."""
 
     def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
@@ -127,12 +127,12 @@ class Surrogate:
                 units[row] = [[(k, weight)] for k, weight in zip(ks, weights)]
         return units
 
-    def masks(self, examples: list[Example], reference: list[Tensor]) -> list[Tensor] | None:
+    def masks(self, examples: list[Example]) -> list[Tensor] | None:
         """Masked importance sampling of tokens: those that the sampler and the trainer disagree about do not count. The
         policy that sampled them is not the one whose ratio would be taken. That is so for an --opening too."""
         if self.truncated_importance is None:
             return None
-        return [(r - e.logprobs).abs() <= self.truncated_importance for e, r in zip(examples, reference)]
+        return [(reference_of(e) - e.logprobs).abs() <= self.truncated_importance for e in examples]
 
     def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
         of_tokens = self.ratio in ("token", "cispo")
@@ -170,7 +170,7 @@ class Likelihood:
             for lengths, correct in zip(table.lengths, table.correct)
         ]
 
-    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+    def masks(self, examples: list[Example]) -> None:
         return None
 
     def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
@@ -197,7 +197,7 @@ class Preference:
             units.append([[(right[0], 1.0), (longest, -1.0)]] if differs else [])
         return units
 
-    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+    def masks(self, examples: list[Example]) -> None:
         return None
 
     def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
@@ -230,7 +230,7 @@ class Distillation:
         chosen = torch.rand(table.reward.shape, generator=generator).argsort(dim=1)[:, : self.picked]
         return [[[(k, 1.0)] for k in ks] for ks in chosen.tolist()]
 
-    def masks(self, examples: list[Example], reference: list[Tensor]) -> None:
+    def masks(self, examples: list[Example]) -> None:
         return None
 
     def units(self, examples: list[Example], masks: list[Tensor] | None) -> int:
@@ -267,6 +267,14 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
         case "crisp":
             return Distillation(settings.picked)
     raise UserError(f"--objective {settings.kind}: there is nothing to train; `o1core prune` evaluates its instruction")
+
+
+def reference_of(example: Example) -> Tensor:
+    """The example's reference log-probs, float32 [L]."""
+    assert example.reference is not None, (
+        "reference log-probs come first: they are those of the policy before its first step"
+    )
+    return example.reference
 
 
 def shortest_right(lengths: Tensor, correct: Tensor) -> list[int]:

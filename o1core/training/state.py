@@ -13,22 +13,20 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from ..distributed import Writing, is_lead, load_tensors, once, save_tensors
+from ..distributed import BackgroundSave, damaged_by_all, digests_by_all, is_lead, load_tensors, on_rank0, save_tensors
 from ..errors import UserError
 from ..files import publish_folder, read_record, unwritable, write_record
+from ..rewards import State
 from ..run_folder import RunFolder
-from ..typed_json import from_json, to_json
-from .checksums import damaged_by_all, digests_by_all
-from .log import log_digest
-from .memory import NOTHING, RewardMemory
-from .step import Updater
+from .round_files import log_digest
+from .update import Updater
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +35,13 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds, and what
-    the reward remembers of the rounds before this one."""
+    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds, and the
+    state that the reward returned for this round."""
 
     round_index: int = 0
     step: int = 0
     steps: int = 0
-    memory: RewardMemory = NOTHING
+    reward: State = field(default_factory=dict)
 
 
 def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
@@ -64,18 +62,18 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
 
     where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
     record: dict[str, Any] = where | {"recipe": settings}
-    if remembered := to_json(progress.memory):
-        record["memory"] = remembered
+    if progress.reward:
+        record["memory"] = progress.reward
     if is_lead():
         record |= {"log": log_digest(run.log, progress.steps)}
     try:
-        if not once("the training state", begin):  # a run that resumes at a round's start has just read it
-            once("the training state", lambda: remove_older(run, folder))
+        if not on_rank0("the training state", begin):  # a run that resumes at a round's start has just read it
+            on_rank0("the training state", lambda: remove_older(run, folder))
             return
     except OSError as error:
         raise unwritable(folder, error) from None
     tensors = trained_tensors(updater)
-    updater.writing = Writing(lambda: write_state(run, tensors, partial, folder, record))
+    updater.writing = BackgroundSave(lambda: write_state(run, tensors, partial, folder, record))
 
 
 def write_state(
@@ -91,7 +89,7 @@ def write_state(
     try:
         save_tensors(tensors, partial)
         files = digests_by_all("the training state", partial)
-        once("the training state", publish)
+        on_rank0("the training state", publish)
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from None
     finally:
@@ -136,16 +134,25 @@ def round_start(run: RunFolder, state: Path) -> Path:
     return min(folder for folder in [*run.states(), state] if folder.name.endswith(f"-{round_name}"))
 
 
+def has_states(run: RunFolder) -> bool:
+    """Whether the folder holds a training state."""
+    return on_rank0("the training states", lambda: bool(run.states()))
+
+
 def rewind(run: RunFolder) -> bool:
     """Drop the states after the start of the newest one's round. False where that start is not there any more."""
-    newest = run.states()[-1]
-    start = round_start(run, newest)
-    if read_record(start / PROGRESS).get("step") != 0:
-        return False
-    for folder in run.states():
-        if folder > start:
-            shutil.rmtree(folder)
-    return True
+
+    def act() -> bool:
+        newest = run.states()[-1]
+        start = round_start(run, newest)
+        if read_record(start / PROGRESS).get("step") != 0:
+            return False
+        for folder in run.states():
+            if folder > start:
+                shutil.rmtree(folder)
+        return True
+
+    return on_rank0("the training states", act)
 
 
 def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
@@ -153,7 +160,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
 
     Raises UserError where it is damaged or was written under other settings.
     """
-    newest = once("the training state", lambda: [path.name for path in run.states()[-1:]])
+    newest = on_rank0("the training state", lambda: [path.name for path in run.states()[-1:]])
     if not newest:
         return None
     folder = run.path / newest[0]
@@ -163,9 +170,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
     if (damaged := damaged_by_all("the training state", folder, raw.get("files", {}))) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
-    where, fix = f"{folder / PROGRESS}: memory", how_to_go_back(run)
-    memory = from_json(RewardMemory, raw.get("memory", {}), where, fix)
-    progress = Progress(raw["round"], raw["step"], raw["steps"], memory)
+    progress = Progress(raw["round"], raw["step"], raw["steps"], raw.get("memory", {}))
     if raw.get("log") not in (None, log_digest(run.log, progress.steps)):
         log.warning("%s: damaged or cut; it no longer shows what the first %d steps did", run.log, progress.steps)
     try:
@@ -186,7 +191,8 @@ def read_progress(run: RunFolder, folder: Path) -> dict[str, Any]:
     counts = [raw.get(name) for name in ("round", "step", "steps")]
     whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
     files = raw.get("files", {})
-    if not whole or not isinstance(raw.get("recipe"), dict) or not isinstance(files, dict):
+    objects = (raw.get("recipe"), files, raw.get("memory", {}))
+    if not whole or not all(isinstance(part, dict) for part in objects):
         raise UserError(f"{folder / PROGRESS}: not what a run writes; {how_to_go_back(run)}")
     if any(not isinstance(digest, str) or Path(name).name != name for name, digest in files.items()):
         raise UserError(

@@ -9,6 +9,7 @@ see; any number of them can go on from it.
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import is_lead, meet, once, settle, together
+from ..distributed import damaged_by_all, digests_by_all, gather, is_lead, on_all_ranks, on_rank0, reshard
 from ..errors import UserError
 from ..files import publish_folder, read_record, unwritable, write_record
-from ..model import Tokenizer
-from ..problems import instruct
 from ..run_folder import RunFolder
-from ..types import Example, Problem
-from .checksums import damaged_by_all, digests_by_all
-from .reference import examples_digest
-from .step import Taught, Updater, collate, dealt
+from ..types import Example
+from .round_files import examples_digest
+from .update import Updater, collate, micro_batches_of_this_rank
 
 WHAT = "the teacher"
 INDEX, HEAD = "index.json", "head.safetensors"
@@ -44,9 +42,9 @@ class Teacher:
     places: list[tuple[str, int, int]]
     head: Tensor | None
 
-    def taught(self, batch: list[int]) -> Taught:
-        """What the teacher says of these examples."""
-        return Taught(lambda i: self.hidden(batch[i]), self.head)
+    def teach(self, examples: list[Example]) -> list[Example]:
+        """The round's examples, each with its hidden states to be read when they are needed."""
+        return [replace(e, taught=partial(self.hidden, i)) for i, e in enumerate(examples)]
 
     def hidden(self, example: int) -> Tensor:
         """Hidden states [L, H]. Raises UserError where their file is gone."""
@@ -58,16 +56,10 @@ class Teacher:
             raise UserError(f"{self.folder / name}: cannot be read ({error}); {FIX}") from None
 
 
-def teacher_prompts(tokenizer: Tokenizer, problems: list[Problem], instruction: str) -> dict[str, Tensor]:
-    """problem id: int32 ids of the prompt that the teacher is asked."""
-    asked = {p.id: instruct(p, instruction, 0) for p in problems}
-    return {name: torch.tensor(tokenizer.prompt(p.question, p.system), dtype=torch.int32) for name, p in asked.items()}
-
-
 def open_teacher(folder: Path, updater: Updater, examples: list[Example], prompts: dict[str, Tensor]) -> Teacher:
     """The teacher of a round's examples, made by the model as it is now unless the folder is there. Raises UserError where
     the folder is damaged, or belongs to other examples."""
-    if not once(WHAT, folder.exists):
+    if not on_rank0(WHAT, folder.exists):
         make_teacher(folder, updater, [replace(e, prompt=prompts[e.problem]) for e in examples])
     index = read_record(folder / INDEX)
     if (damaged := damaged_by_all(WHAT, folder, index["files"])) is not None:
@@ -82,8 +74,12 @@ def open_teacher(folder: Path, updater: Updater, examples: list[Example], prompt
 
 def forget_teachers(run: RunFolder, round_index: int) -> None:
     """Delete the teachers of the rounds before this one, which no resumed run needs."""
-    for earlier in range(round_index):
-        shutil.rmtree(run.teacher(earlier), ignore_errors=True)
+
+    def act() -> None:
+        for earlier in range(round_index):
+            shutil.rmtree(run.teacher(earlier), ignore_errors=True)
+
+    on_rank0(WHAT, act)
 
 
 def make_teacher(folder: Path, updater: Updater, examples: list[Example]) -> None:
@@ -106,10 +102,10 @@ def make_teacher(folder: Path, updater: Updater, examples: list[Example]) -> Non
         publish_folder(partial, folder)
 
     try:
-        once(WHAT, begin)
-        of_ranks = meet(WHAT, together(WHAT, parts))
+        on_rank0(WHAT, begin)
+        of_ranks = gather(WHAT, on_all_ranks(WHAT, parts))
         files = digests_by_all(WHAT, partial)
-        once(WHAT, publish)
+        on_rank0(WHAT, publish)
     except OSError as error:
         raise unwritable(folder, error) from None
     finally:
@@ -124,7 +120,7 @@ def write_parts(folder: Path, updater: Updater, examples: list[Example]) -> list
     device = model.embed.device
     places: list[Place] = []
     failed: Exception | None = None
-    batches, real = dealt(examples, updater.execution.micro_tokens)
+    batches, real = micro_batches_of_this_rank(examples, updater.execution.micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="teacher", unit="batch")):
         batch = collate([examples[i] for i in chosen], device)
         held = {"hidden": model.hidden(batch.ids).flatten(0, 1)[batch.places].cpu()}
@@ -141,7 +137,7 @@ def write_parts(folder: Path, updater: Updater, examples: list[Example]) -> list
             failed = failed or error
         ends = batch.cu_seqlens.tolist() if b < real else []
         places += [(i, name, start, end) for i, start, end in zip(chosen, ends, ends[1:])]
-    settle(model)
+    reshard(model)
     if failed is not None:
         raise failed
     return places

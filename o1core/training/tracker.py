@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..distributed import is_lead
 from ..errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def open_tracker(name: str | None, folder: Path, settings: Mapping[str, Any]) ->
     folder: of the run, which names it there; the same folder and settings continue the same run. Raises UserError where
     the library refuses to start. One that fails later is switched off with a warning, and training continues.
     """
-    if name is None:
+    if name is None or not is_lead():  # one rank tells for all
         yield send_nothing
         return
     try:

@@ -42,13 +42,13 @@ def expected(opening: str, limit: int) -> tuple[float, float]:
 
 
 def test_rows_are_those_of_the_engine_and_are_not_sampled_again(command, tmp_path, capsys):
-    flags = ["--dtype", "float32", "--max-new-tokens", "200"]
+    flags = ["--dtype", "float32", "--max-new-tokens", "440"]
     assert command(*flags, BEGUN) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     for cells, opening in zip(rows, ("", BEGUN), strict=True):
-        right, tokens = expected(opening, 200)
+        right, tokens = expected(opening, 440)
         assert cells[:3] == [f"| `{opening}`" if opening else "| its own words", f"{right:.1f} %", f"{tokens:.1f}"]
-    assert float(rows[1][5].split()[0]) == pytest.approx(expected(BEGUN, 200)[1] - expected("", 200)[1], abs=0.051)
+    assert float(rows[1][5].split()[0]) == pytest.approx(expected(BEGUN, 440)[1] - expected("", 440)[1], abs=0.051)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/round-00/rollouts/*")}
     assert command(*flags, BEGUN, BEGUN) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/*/round-00/rollouts/*")} == before

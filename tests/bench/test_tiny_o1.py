@@ -5,7 +5,6 @@ import torch
 
 from bench import tiny_o1
 from o1core.errors import UserError
-from o1core.evaluation import write_problems
 from o1core.problems.arithmetic import arithmetic_tasks
 from o1core.rollout.store import write_shard
 from o1core.run_folder import RunFolder
@@ -32,7 +31,7 @@ def test_a_row_by_hand(tmp_path):
     run = RunFolder(tmp_path)
     for side, found in sides.items():
         folder = run.evaluation(side, "arithmetic")
-        write_problems(folder, [Problem(name, text, "0") for name, text in questions.items()])
+        folder.begin([Problem(name, text, "0") for name, text in questions.items()])
         none = torch.zeros(1, dtype=torch.int32)
         write_shard(
             folder.rollouts,

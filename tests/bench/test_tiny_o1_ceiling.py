@@ -5,7 +5,7 @@ import pytest
 from bench.thoughts import IDEAL, LAW
 from bench.tiny_o1_ceiling import SAMPLES, asked, ceiling
 from o1core.recipe import EvaluationSettings, SelectionSettings
-from o1core.runs.sources import BY_LEVEL, generated_by_level, generated_tests
+from o1core.runs.job import BY_LEVEL, generated_by_level, generated_tests
 
 
 def test_it_is_taken_on_the_problems_that_a_run_evaluates_on():

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from o1core import Completion, Engine, SamplingParams, Transformer
+from o1core import Completion, Engine, SamplingParams, Transformer, policy
 from o1core.model import ModelConfig, initialise
-from o1core.rollout import read_groups, sample_problems
+from o1core.rollout import read_groups
 from o1core.types import Problem
 
 from .harness import in_a_child, start_child
@@ -121,12 +121,11 @@ def run_killed(case: Case) -> tuple[int, int]:
 
 def sample_job(case: dict[str, Any], folder: str) -> None:
     """Sample the case's completions into a folder, a shard for each problem."""
-    import o1core.rollout.collect as collect
-
     of = Case(**case)
     model, words = of.policy()
-    collect.SHARD_COMPLETIONS = of.samples  # a shard per group
-    sample_problems(Engine(model, words, slots=16), words, of.problems(), of.params(), Path(folder), "job")
+    policy.SHARD_COMPLETIONS = of.samples  # a shard per group
+    sampler = policy.Policy(Path(folder), model, words, Engine(model, words, slots=16), 1)
+    sampler.sample(of.problems(), of.params(), Path(folder))
 
 
 def sample_in_ways(case: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -20,7 +20,7 @@ from o1core.cli import main
 from o1core.files import file_digest
 from o1core.recipe import SPECS
 from o1core.run_folder import RunFolder
-from o1core.training.one_round import Round
+from o1core.runs.loop import Round
 
 from .harness import VALUES, cut, flip_bit, outcome, remove, replace_bytes
 from .kill import make_command

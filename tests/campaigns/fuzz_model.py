@@ -17,8 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import o1core
 import o1core.errors
+import o1core.model
 from tests.campaigns.harness import BYTES, NUMBERS, SECONDS, TEXTS, TINY, VALUES
 from tests.campaigns.hostile import PARTS, TEMPLATES
 
@@ -244,7 +244,7 @@ def child(model: Path, answer: Connection) -> None:
 
 def outcome_of(model: Path, before: int) -> str:
     try:
-        _, tokenizer = o1core.load(model)
+        _, tokenizer = o1core.model.load(model)
         for question, system in (("2 + 2?", None), ("\ud800", None), ("二加二 é \0 😀", "Be brief.")):
             try:
                 tokenizer.decode(tokenizer.prompt(question, system))

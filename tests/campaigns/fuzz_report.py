@@ -28,7 +28,6 @@ from o1core.evaluation import (
     StudyRow,
     answers_of,
     compare,
-    write_problems,
 )
 from o1core.files import write_json
 from o1core.metrics import Answers
@@ -141,7 +140,7 @@ def make_run(path: Path) -> None:
     found = {}
     for side, text in zip(SIDES, ("1+1=2. Wait, let me check that again. 1+1=2. Yes, 2.", "1+1=2. Final answer: 2")):
         folder = run.evaluation(side, "arithmetic")
-        write_problems(folder, problems)
+        folder.begin(problems)
         prompt = torch.tensor(tokenizer.encode("What is"), dtype=torch.int32)
         ids = torch.tensor(tokenizer.encode(text), dtype=torch.int32)
         samples = tuple(Sample(ids[: len(ids) - k], torch.zeros(len(ids) - k), "stop", "2", k == 0) for k in range(2))

@@ -28,10 +28,10 @@ from tqdm import tqdm
 from o1core.cli import main
 from o1core.files import file_digest
 from o1core.model import checkpoint
-from o1core.training import reference
+from o1core.training import round_files
 from tests.conftest import SETTINGS, build
 
-TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256")
+TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256", "crc32")
 KINDS = ("operation", "kill", "term", "worker")
 LONGEST = 300  # seconds of one run, on a machine that does other things too
 
@@ -184,7 +184,7 @@ def on_operations(before: Callable[[int], None]) -> None:
     for name in ("replace", "fsync", "unlink", "rmdir", "mkdir", "ftruncate", "pwrite", "link"):
         setattr(os, name, spied(getattr(os, name), always))
     builtins.open = spied(builtins.open, writes)
-    for module in (reference, checkpoint):  # a tensor file is written outside of Python
+    for module in (round_files, checkpoint):  # a tensor file is written outside of Python
         module.save_file = spied(module.save_file, always)
 
 

@@ -19,7 +19,7 @@ from o1core.model import ModelConfig, initialise
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
 from o1core.rollout.memory import keep_large_blocks
-from o1core.training import Updater
+from o1core.training import Updater, with_reference
 from o1core.types import Example
 
 from .bits import Words
@@ -59,7 +59,7 @@ def train(steps: int, sizes: dict[str, int]) -> dict[str, list[float]]:
         examples = list(random_examples(rng, recipe.optimiser.batch, sizes))
         start = time.perf_counter()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-        updater.step(examples, [e.logprobs for e in examples], 1e-6)
+        updater.step(with_reference(examples, [e.logprobs for e in examples]), 1e-6)
         peaks.append(peak_mib())
         seconds.append(time.perf_counter() - start)
     return {"peaks": peaks, "seconds": seconds}

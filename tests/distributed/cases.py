@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-import o1core
+import o1core.model
 from o1core.distributed import (
     allot_weights,
     copy_weights,
@@ -23,11 +23,11 @@ from o1core.distributed import (
     trained_model,
 )
 from o1core.model import checkpoint, draw_adapters, read_config
+from o1core.policy import Policy, select
 from o1core.recipe import Recipe
-from o1core.rollout import lanes, pages, sample_problems, sampling
+from o1core.rollout import lanes, pages, sampling
 from o1core.run_folder import RunFolder
-from o1core.training import Updater, reference_logprobs
-from o1core.training.loop import select
+from o1core.training import Updater, reference_logprobs, with_reference
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
 from o1core.training.teacher import open_teacher
 from o1core.types import Example, Problem
@@ -55,7 +55,7 @@ def make_examples(count: int, seed: int = 0, vocab: int = VOCAB) -> list[Example
 
 
 def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe, vocab: int = VOCAB) -> Updater:
-    plain = o1core.load(folder, dtype)[0]
+    plain = o1core.model.load(folder, dtype)[0]
     model = trained_model(plain, folder, lambda m: select(m, recipe.optimiser))
     draw_adapters(model, 0)
     return Updater(model, vocab, recipe.objective, recipe.optimiser, recipe.execution)
@@ -69,14 +69,14 @@ def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: 
     for step in range(steps):
         examples = make_examples(batch, seed=step)
         reference = reference_logprobs(updater.model, VOCAB, examples, 64)
-        taught = None
+        batch_of_step = with_reference(examples, [r + 0.1 for r in reference])
         if recipe.objective.kind == "crisp":
             prompts = {e.problem: torch.cat((e.prompt, torch.arange(5, dtype=torch.int32))) for e in examples}
             teacher = open_teacher(
                 folder / f"teacher-{made_by()}-{recipe.optimiser.lora_rank}-{step}", updater, examples, prompts
             )
-            taught = teacher.taught(list(range(batch)))
-        metrics.append(updater.step(examples, [r + 0.1 for r in reference], recipe.optimiser.lr, taught))
+            updater.teacher_head, batch_of_step = teacher.head, teacher.teach(batch_of_step)
+        metrics.append(updater.step(batch_of_step, recipe.optimiser.lr))
     weights = {name: whole(p.detach()).clone() for name, p in updater.model.named_parameters()}
     return Trained(weights, [m["grad_norm"] for m in metrics], metrics)
 
@@ -94,7 +94,8 @@ def train_at_real_widths(folder: Path) -> tuple[float, dict[str, Tensor]]:
     vocab = 151936
     updater = updater_on(folder, torch.float32, Recipe.of(lr=1e-3, ratio="token", micro_tokens=64), vocab)
     examples = make_examples(3, 0, vocab)
-    norm = updater.step(examples, [torch.full((len(e.ids),), -12.0) for e in examples], 1e-3)["grad_norm"]
+    examples = with_reference(examples, [torch.full((len(e.ids),), -12.0) for e in examples])
+    norm = updater.step(examples, 1e-3)["grad_norm"]
     weights = ((name, whole(p.detach())) for name, p in updater.model.named_parameters())
     return norm, {name: w[:: max(1, len(w) // 256)].clone() for name, w in weights}
 
@@ -107,7 +108,7 @@ def train_all(jobs: list[tuple]) -> list[Trained]:
 def sampled_by_a_team(folder: Path, members: int, prompts: list[list[int]], ids: Tensor) -> tuple[Tensor, list]:
     """Hidden states of ids and greedy completions of a model whose weights `members` ranks share."""
     team = team_of(members)
-    tokenizer = o1core.load(folder)[1]
+    tokenizer = o1core.model.load(folder)[1]
     model = load_part(folder, torch.float32, torch.device("cpu"), team)
     with torch.no_grad():
         hidden = model.hidden(ids)
@@ -120,7 +121,7 @@ def sampled_by_ranks_that_drift(folder: Path, kind: str, prompts: list[list[int]
     """Completions of a team whose second rank samples other tokens than its first."""
     os.environ["O1CORE_CACHE"] = kind
     team = team_of(2)
-    tokenizer = o1core.load(folder)[1]
+    tokenizer = o1core.model.load(folder)[1]
     model = load_part(folder, torch.float32, torch.device("cpu"), team)
     module, sample = (lanes if kind == "lanes" else pages), sampling.sample
     if team.member:
@@ -133,7 +134,7 @@ def copied_weights(folder: Path, members: int, dtype: torch.dtype) -> tuple[int,
     """This rank's place in its team; the weights of its copy after it was dropped and filled from shards; the same read
     from disk."""
     team = team_of(members)
-    sharded = trained_model(o1core.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
+    sharded = trained_model(o1core.model.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
     copy = load_part(folder, dtype, torch.device("cpu"), team)
     from_disk = {name: p.detach().clone() for name, p in copy.named_parameters()}
     drop_weights(copy)
@@ -146,13 +147,13 @@ def copied_weights(folder: Path, members: int, dtype: torch.dtype) -> tuple[int,
 
 
 def exported(folder: Path, out: Path, dtype: torch.dtype) -> None:
-    model = trained_model(o1core.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
+    model = trained_model(o1core.model.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
     export_checkpoint(model, folder, out, dtype)
 
 
 def bytes_read(folder: Path) -> tuple[int, int]:
     """Bytes of the slices that loading shards reads, and of all weights that it fills, on this rank."""
-    plain = o1core.load(folder, torch.float32)[0]
+    plain = o1core.model.load(folder, torch.float32)[0]
     read = 0
     original = checkpoint.safe_open
 
@@ -203,16 +204,17 @@ PARAMS = o1core.SamplingParams(n=3, temperature=1.0, max_new_tokens=24, seed=1)
 def sample(folder: Path, out: Path, count: int, members: int = 1, opening: str = "") -> dict[str, list]:
     """problem: (ids, log-probs) of its samples, of the first `count` problems."""
     team = team_of(members)
-    tokenizer = o1core.load(folder)[1]
-    engine = o1core.Engine(load_part(folder, torch.float32, torch.device("cpu"), team), tokenizer, 4, team)
-    groups = sample_problems(engine, tokenizer, PROBLEMS[:count], PARAMS, out, "sample", opening)
+    tokenizer = o1core.model.load(folder)[1]
+    model = load_part(folder, torch.float32, torch.device("cpu"), team)
+    policy = Policy(folder, model, tokenizer, o1core.Engine(model, tokenizer, 4, team), 24)
+    groups = policy.sample(PROBLEMS[:count], PARAMS, out, opening=opening).groups
     return {g.problem: [(s.ids.tolist(), s.logprobs.tolist()) for s in g.samples] for g in groups}
 
 
 def steps(updater: Updater, first: int, last: int) -> None:
     for step in range(first, last):
         examples = make_examples(7, seed=step)
-        updater.step(examples, reference_logprobs(updater.model, VOCAB, examples, 64), 1e-3)
+        updater.step(with_reference(examples, reference_logprobs(updater.model, VOCAB, examples, 64)), 1e-3)
 
 
 def digest(updater: Updater) -> str:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from o1core.cli import main
 from o1core.distributed import Offload
-from o1core.training import Updater, step
+from o1core.training import Updater, update
 from tests.distributed.cases import digest, state_recipe, steps, updater_on
 from tests.distributed.worlds import run_world
 
@@ -25,7 +25,7 @@ def held(updater: Updater) -> int:
 
 def rest_between_steps(folder, offloads: list[Offload]) -> list[tuple[str, int, int]]:
     """For each: a digest after four steps with a rest in their middle; bytes held before and inside it."""
-    step.on_gpu = list
+    update.on_gpu = list
     results = []
     for offload in offloads:
         updater = updater_on(folder, torch.bfloat16, state_recipe("adamw"))
@@ -52,7 +52,7 @@ def test_a_run_with_it_ends_with_the_same_bits(flags, tmp_path, monkeypatch, off
     command, weights = ["train", *flags, "--dtype", "bfloat16"], []
     for kind in ("none", offload):
         with monkeypatch.context() as patch:
-            patch.setattr(step, "on_gpu", list)
+            patch.setattr(update, "on_gpu", list)
             assert main([*command, "--offload", kind, "--out", str(tmp_path / kind)]) == 0
         weights.append(load_file(tmp_path / kind / "pruned" / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

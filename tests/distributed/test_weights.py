@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import o1core
+import o1core.model
 from tests.distributed.cases import bytes_read, copied_weights, exported, sampled_by_a_team, sampled_by_ranks_that_drift
 from tests.distributed.worlds import run_world
 
@@ -62,4 +62,4 @@ def test_the_exported_checkpoint_is_the_one_that_was_loaded(untied, tmp_path, mo
     expected, found = load_file(untied / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert o1core.load(tmp_path / "out")[0].config == o1core.load(untied)[0].config
+    assert o1core.model.load(tmp_path / "out")[0].config == o1core.model.load(untied)[0].config

@@ -7,7 +7,17 @@ import time
 import pytest
 import torch
 
-from o1core.distributed import deal, meet, offloaded, once, opened, same, shares, team_of, together
+from o1core.distributed import (
+    check_same,
+    deal,
+    gather,
+    offloaded,
+    on_all_ranks,
+    on_rank0,
+    opened,
+    split_by_cost,
+    team_of,
+)
 from o1core.distributed.world import rank
 from o1core.errors import UserError
 from tests.distributed.worlds import run_world
@@ -22,15 +32,15 @@ def agree() -> list:
 
     errors = []
     for action in (
-        lambda: together("open", fail),
-        lambda: once("write", lambda: 1 / 0 if rank() else fail_on_lead()),
-        lambda: same("settings", {"lr": 1, "seed": rank()}),
+        lambda: on_all_ranks("open", fail),
+        lambda: on_rank0("write", lambda: 1 / 0 if rank() else fail_on_lead()),
+        lambda: check_same("settings", {"lr": 1, "seed": rank()}),
     ):
         try:
             action()
         except UserError as error:
             errors.append(str(error))
-    return [meet("count", rank()), once("ask", lambda: {"pid": os.getpid()}), errors]
+    return [gather("count", rank()), on_rank0("ask", lambda: {"pid": os.getpid()}), errors]
 
 
 def fail_on_lead() -> None:
@@ -51,18 +61,36 @@ def test_ranks_agree_on_what_one_of_them_did_or_could_not_do():
 def hang_on_rank_1(kind: str) -> str:
     """Rank 1 is stopped where rank 0 waits for it, at the store or in a collective."""
     if rank() == 1:
-        meet("a first time")
+        gather("a first time")
         os.kill(os.getpid(), signal.SIGSTOP)
-    meet("a first time")
+    gather("a first time")
     started = time.monotonic()
     try:
         if kind == "meeting":
-            meet("the rollouts")
+            gather("the rollouts")
         else:
             torch.distributed.all_reduce(torch.ones(3))
     finally:
         assert time.monotonic() - started < 20
     return "never"
+
+
+def die_on_rank_1(kind: str) -> str:
+    """Rank 1 is killed where rank 0 waits for it, at the store or in a collective."""
+    gather("a first time")
+    if rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "meeting":
+        gather("the rollouts")
+    else:
+        torch.distributed.all_reduce(torch.ones(3))
+    return "never"
+
+
+@pytest.mark.parametrize("kind", ["meeting", "sum"])
+def test_a_rank_that_was_killed_is_named_as_dead_at_once(kind):
+    with pytest.raises(AssertionError, match=r"rank 1 died \(killed, or out of memory\)"):
+        run_world(die_on_rank_1, 2, kind, timeout=300)  # for which this waits less
 
 
 @pytest.mark.parametrize(
@@ -88,10 +116,10 @@ def test_every_problem_is_dealt_to_one_team():
 def test_shares_are_even_and_whole(monkeypatch):
     monkeypatch.setattr("o1core.distributed.sums.size", lambda: 3)
     costs = [9, 1, 8, 2, 7, 3, 5]
-    dealt = shares(costs)
+    dealt = split_by_cost(costs)
     assert sorted(i for share in dealt for i in share) == list(range(7))
     assert max(sum(costs[i] for i in share) for share in dealt) <= 13
-    assert shares([4]) == [[0], [], []]
+    assert split_by_cost([4]) == [[0], [], []]
 
 
 @pytest.mark.parametrize(

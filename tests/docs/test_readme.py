@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.cli import main, parser
 
 ROOT = Path(__file__).parents[2]
@@ -72,14 +72,18 @@ def test_the_training_script_of_the_readme_is_that_of_bench():
 def test_the_training_script_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """On 4 problems x 4 samples: the pruned checkpoint loads, and its weights have moved."""
     (script,) = blocks(README, "python")
-    for whole, small in (('"train", 200', '"train", 4'), ("n=16, max_new_tokens=440", "n=4, max_new_tokens=150")):
+    for whole, small in (
+        ('"train", 200', '"train", 4'),
+        ('"test", 200', '"test", 2'),
+        ("n=16)", "n=4, max_new_tokens=150)"),
+    ):
         assert whole in script
         script = script.replace(whole, small)
     monkeypatch.chdir(tmp_path)
     exec(compile(script, "README.md", "exec"), {})
-    assert "after: " in capsys.readouterr().out
+    assert "clip_fraction" in capsys.readouterr().out
     (before, _), (after, _) = (
-        o1core.load(folder, torch.float32) for folder in (TINY, tmp_path / "runs/own-loop/pruned")
+        o1core.model.load(folder, torch.float32) for folder in (TINY, tmp_path / "runs/own-loop")
     )
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 

@@ -8,6 +8,7 @@ from statistics import mean
 import pytest
 
 from o1core.files import read_json
+from o1core.metrics import over_seeds
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,7 +36,8 @@ def test_the_table_of_tiny_o1_holds_the_means_of_its_seeds(recipe):
     cut, scores = mean(run["length_cut"] for run in runs), [run["aes"] for run in runs]
     shown = figures(LABELS[recipe])
     assert shown[:3] == pytest.approx([100 * accuracy, tokens, 100 * cut], abs=0.0501)  # to one digit
-    assert shown[3:] == pytest.approx([mean(scores), min(scores), max(scores)], abs=0.00501)
+    score = over_seeds(scores)
+    assert shown[3:] == pytest.approx([score.mean, score.low, score.high], abs=0.00501)
 
 
 def test_the_base_row_holds_the_means_of_the_same_seeds():
@@ -52,12 +54,12 @@ def test_the_last_row_is_the_ceiling_of_the_same_seeds():
     assert figures("ideal policy") == pytest.approx([100 * accuracy, tokens, 100 * cut], abs=0.0501)
 
 
-def test_the_sentence_about_sft_holds_the_difference_of_the_means():
-    """Its interval is not in the file: bench.tiny_o1 prints it from the runs."""
+def test_the_sentence_about_sft_holds_the_difference_and_its_interval_over_the_seeds():
     own, sft = ([run["pruned"] for run in TINY_O1[name]] for name in ("tiny-o1", "sft"))
-    points, tokens = (mean(e[key] for e in own) - mean(e[key] for e in sft) for key in ("accuracy", "mean_tokens"))
-    sentence = re.search("^Against SFT, paired: .*$", README, re.M)[0]
-    assert f"{100 * points:+.1f} points (" in sentence and f"{tokens:+.0f} tokens." in sentence
+    points, tokens = (over_seeds([o[key] - s[key] for o, s in zip(own, sft)]) for key in ("accuracy", "mean_tokens"))
+    low, mean, high = (f"{100 * value:+.1f}" for value in (points.low, points.mean, points.high))
+    sentence = re.search("^Against SFT: .*$", README, re.M)[0]
+    assert f"{mean} points ({low} to {high}), {tokens.mean:+.0f} tokens;" in sentence
 
 
 def test_the_real_models_figures_are_those_of_its_result_file():

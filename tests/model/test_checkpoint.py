@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.model import checkpoint as weights
 from o1core.model import initialise, load_weights, read_config, save_checkpoint
@@ -77,7 +77,7 @@ def test_saved_in_another_dtype(checkpoint, tmp_path):
     before = load_file(checkpoint / "model.safetensors")
     for name, tensor in load_file(tmp_path / "copy" / "model.safetensors").items():
         assert torch.equal(tensor, before[name].bfloat16())
-    assert o1core.load(tmp_path / "copy")[0].embed.dtype == torch.bfloat16  # what its config.json says
+    assert o1core.model.load(tmp_path / "copy")[0].embed.dtype == torch.bfloat16  # what its config.json says
 
 
 def test_the_old_spelling_of_dtype_stays(checkpoint, tmp_path, edit_json):

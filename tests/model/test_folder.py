@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.files import damaged_file, digests
 from o1core.model import checkpoint as weights
@@ -31,7 +31,7 @@ def test_a_folder_of_the_hugging_face_cache_loads_and_is_saved_as_files(checkpoi
     snapshot = cached(checkpoint, tmp_path / "cache")
     (tmp_path / "link").symlink_to(snapshot)
     for folder in (snapshot, tmp_path / "link"):
-        model, tokenizer = o1core.load(folder)
+        model, tokenizer = o1core.model.load(folder)
         assert tokenizer.decode(tokenizer.encode("2 + 2")) == "2 + 2"
     save_checkpoint(model, snapshot, tmp_path / "pruned")
     assert not any(file.is_symlink() for file in (tmp_path / "pruned").iterdir())
@@ -41,13 +41,13 @@ def test_a_folder_of_the_hugging_face_cache_loads_and_is_saved_as_files(checkpoi
 def test_weights_may_be_linked_from_anywhere(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").rename(tmp_path / "weights")
     (checkpoint / "model.safetensors").symlink_to(tmp_path / "weights")
-    o1core.load(checkpoint)
+    o1core.model.load(checkpoint)
 
 
 def test_a_link_inside_the_folder_is_followed(checkpoint):
     (checkpoint / "tokenizer.json").rename(checkpoint / "tokenizer-2.json")
     (checkpoint / "tokenizer.json").symlink_to("tokenizer-2.json")
-    o1core.load(checkpoint)
+    o1core.model.load(checkpoint)
 
 
 @pytest.mark.parametrize("name", [*FILES[1:], "chat_template.jinja"])
@@ -59,11 +59,11 @@ def test_a_link_out_of_the_folder_is_refused(checkpoint, tmp_path, name):
     with pytest.raises(
         UserError, match=rf"{name}: is a link to .*/elsewhere, outside the checkpoint's folder; replace"
     ):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 def test_no_private_file_lands_beside_the_pruned_weights(checkpoint, tmp_path):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     (tmp_path / "private").write_text("secret")
     (checkpoint / "merges.txt").symlink_to(tmp_path / "private")
     with pytest.raises(UserError, match=r"merges\.txt: is a link to .*/private, outside the checkpoint's folder"):
@@ -76,7 +76,7 @@ def test_a_pipe_is_refused_and_not_waited_for(checkpoint, name):
     (checkpoint / name).unlink(missing_ok=True)
     os.mkfifo(checkpoint / name)
     with pytest.raises(UserError, match=f"{name}: is not a regular file"):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "missing", "config.json", "."])
@@ -84,16 +84,16 @@ def test_a_device_a_loop_and_a_broken_link_are_refused(checkpoint, target):
     (checkpoint / "config.json").unlink()
     (checkpoint / "config.json").symlink_to(target)
     with pytest.raises(UserError, match=r"config\.json: (is not a regular file|cannot be opened: )"):
-        o1core.load(checkpoint)
+        o1core.model.load(checkpoint)
 
 
 def test_a_path_with_a_nul_is_refused():
     with pytest.raises(UserError, match="no such file"):
-        o1core.load("a\0b")
+        o1core.model.load("a\0b")
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(checkpoint, tmp_path):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
@@ -109,7 +109,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(checkpoi
 def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path, monkeypatch):
     from o1core.model import checkpoint as module
 
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     tensors, asked = module.published_tensors(model), []
 
     class Lazy(dict):
@@ -128,7 +128,7 @@ def test_an_export_holds_one_file_of_the_weights_at_a_time(checkpoint, tmp_path,
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(checkpoint, tmp_path, monkeypatch):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     synced, renamed = [], []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
@@ -150,7 +150,7 @@ def test_what_stands_beside_the_weights_is_copied(checkpoint, tmp_path):
     for name in BESIDE:
         (checkpoint / name).write_text(f"of {name}")
     (checkpoint / "additional_chat_templates" / "notes.txt").write_text("not a template")
-    save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+    save_checkpoint(o1core.model.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
     assert {name: (tmp_path / "pruned" / name).read_text() for name in BESIDE} == {
         name: f"of {name}" for name in BESIDE
     }
@@ -173,13 +173,13 @@ def test_no_private_template_is_copied(checkpoint, tmp_path, name):
         home.mkdir()
         (home / name).symlink_to(private / name)
     with pytest.raises(UserError, match=r"rag\.jinja: is a link to .*, outside the checkpoint's folder"):
-        save_checkpoint(o1core.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
+        save_checkpoint(o1core.model.load(checkpoint)[0], checkpoint, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 
 
 @pytest.mark.parametrize("name", [*FILES[1:], "merges.txt", "chat_template.jinja", "tokenizer.model"])
 def test_a_sparse_file_is_refused_before_it_is_read_or_copied(checkpoint, tmp_path, name):
-    model, _ = o1core.load(checkpoint)
+    model, _ = o1core.model.load(checkpoint)
     with open(checkpoint / name, "ab") as file:
         file.truncate(4608 << 20)
     size = rf"{name}: has 4,608 MiB, more than the 128 that such a file may have; fetch it again"
@@ -189,7 +189,7 @@ def test_a_sparse_file_is_refused_before_it_is_read_or_copied(checkpoint, tmp_pa
     assert os.listdir(tmp_path) == ["model"]
     if name not in ("merges.txt", "tokenizer.model"):  # which are not read
         with pytest.raises(UserError, match=size):
-            o1core.load(checkpoint)
+            o1core.model.load(checkpoint)
 
 
 def test_every_byte_of_a_checkpoint_is_in_its_fingerprint(checkpoint, tmp_path, monkeypatch):

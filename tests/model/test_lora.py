@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.model import (
     adapted,
@@ -24,7 +24,7 @@ from o1core.model import (
 
 def adapted_model(folder, dtype=torch.float32, rank=4, targets="all", last_layers=None, trained=True):
     """A model with adapters; trained: with a B that is not zero."""
-    model = o1core.load(folder, dtype)[0]
+    model = o1core.model.load(folder, dtype)[0]
     add_adapters(model, rank, None, targets, last_layers)
     draw_adapters(model, 0)
     if trained:
@@ -41,7 +41,7 @@ def random_ids(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_before_training_the_outputs_are_the_bases_to_the_bit(checkpoint, dtype):
-    base, model = o1core.load(checkpoint, dtype)[0], adapted_model(checkpoint, dtype, trained=False)
+    base, model = o1core.model.load(checkpoint, dtype)[0], adapted_model(checkpoint, dtype, trained=False)
     assert torch.equal(model.hidden(random_ids()), base.hidden(random_ids()))
     with merged_weights(model):
         assert torch.equal(model.hidden(random_ids()), base.hidden(random_ids()))
@@ -51,7 +51,7 @@ def test_before_training_the_outputs_are_the_bases_to_the_bit(checkpoint, dtype)
 def test_gradients_are_those_of_the_sum_of_products_in_float64(checkpoint, targets):
     """The twin's weights are W + s B A, built by autograd from float64 copies of A and B."""
     model = adapted_model(checkpoint, targets=targets)
-    twin = o1core.load(checkpoint, torch.float64)[0]
+    twin = o1core.model.load(checkpoint, torch.float64)[0]
     copies, weights = {}, dict(twin.named_parameters())
     for name, module in model.named_modules():
         if module in adapted(model):
@@ -134,7 +134,7 @@ def test_an_adapter_of_peft_loads_here(checkpoint, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     theirs.save_pretrained(tmp_path / "adapter")
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     load_adapter(model, model_fingerprint(checkpoint), tmp_path / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(model.logits(random_ids()), theirs(random_ids()).logits, rtol=0, atol=2e-4)
@@ -153,7 +153,7 @@ def test_start_values_are_uniform_and_every_projection_has_its_own(checkpoint):
 def test_an_adapter_of_another_base_is_refused(checkpoint, tmp_path, build_checkpoint):
     save_adapter(adapted_model(checkpoint), checkpoint, model_fingerprint(checkpoint), tmp_path / "adapter")
     build_checkpoint(tmp_path / "other", seed=1)
-    other = o1core.load(tmp_path / "other", torch.float32)[0]
+    other = o1core.model.load(tmp_path / "other", torch.float32)[0]
     with pytest.raises(UserError, match=r"adapter: is an adapter of another base, .*model; load that one"):
         load_adapter(other, model_fingerprint(tmp_path / "other"), tmp_path / "adapter")
 
@@ -174,7 +174,7 @@ def test_a_broken_adapter_is_refused(checkpoint, tmp_path, change, message):
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        load_adapter(o1core.load(checkpoint, torch.float32)[0], fingerprint, folder)
+        load_adapter(o1core.model.load(checkpoint, torch.float32)[0], fingerprint, folder)
 
 
 def test_a_tensor_too_many_or_a_cut_file_is_refused(checkpoint, tmp_path):
@@ -183,12 +183,12 @@ def test_a_tensor_too_many_or_a_cut_file_is_refused(checkpoint, tmp_path):
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights) | {"lm_head.lora_A.weight": torch.zeros(1)}, weights)
     with pytest.raises(UserError, match=r"lm_head.lora_A.weight is not a projection of the base"):
-        load_adapter(o1core.load(checkpoint, torch.float32)[0], fingerprint, folder)
+        load_adapter(o1core.model.load(checkpoint, torch.float32)[0], fingerprint, folder)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        load_adapter(o1core.load(checkpoint, torch.float32)[0], fingerprint, folder)
+        load_adapter(o1core.model.load(checkpoint, torch.float32)[0], fingerprint, folder)
 
 
 def test_a_rank_above_the_hidden_size_is_refused(checkpoint):
     with pytest.raises(UserError, match="--lora-rank: 65 is above the model's hidden size 64"):
-        add_adapters(o1core.load(checkpoint, torch.float32)[0], 65, None, "all", None)
+        add_adapters(o1core.model.load(checkpoint, torch.float32)[0], 65, None, "all", None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model import read_config
 
@@ -56,7 +56,7 @@ def pair(request, tmp_path_factory, build_checkpoint):
     family, overrides = CASES[request.param]
     folder = tmp_path_factory.mktemp("parity")
     theirs = build_checkpoint(folder, family, seed=len(request.param), **overrides)
-    return *o1core.load(folder, dtype=torch.float32), theirs
+    return *o1core.model.load(folder, dtype=torch.float32), theirs
 
 
 @torch.inference_mode()
@@ -91,7 +91,7 @@ def test_greedy_text(pair):
 @torch.inference_mode()
 def test_bfloat16_is_as_close_to_float32_as_theirs(tmp_path, build_checkpoint, family):
     truth = build_checkpoint(tmp_path, family)(ids := torch.arange(200).view(2, 100)).logits
-    ours, _ = o1core.load(tmp_path, dtype=torch.bfloat16)
+    ours, _ = o1core.model.load(tmp_path, dtype=torch.bfloat16)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     our_error, their_error = (ours.logits(ids) - truth).abs(), (theirs(ids).logits.float() - truth).abs()
     assert 0 < our_error.mean() < 1.1 * their_error.mean()
@@ -100,7 +100,7 @@ def test_bfloat16_is_as_close_to_float32_as_theirs(tmp_path, build_checkpoint, f
 @torch.inference_mode()
 def test_a_row_does_not_see_the_padding_on_its_right(tmp_path, build_checkpoint):
     build_checkpoint(tmp_path)
-    model, _ = o1core.load(tmp_path)
+    model, _ = o1core.model.load(tmp_path)
     ids = torch.randint(0, 259, (1, 30))
     padded = torch.cat((ids, torch.randint(0, 259, (1, 20))), dim=1)
     torch.testing.assert_close(model.logits(padded)[:, :30], model.logits(ids), rtol=0, atol=1e-5)
@@ -108,7 +108,7 @@ def test_a_row_does_not_see_the_padding_on_its_right(tmp_path, build_checkpoint)
 
 def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, build_checkpoint):
     build_checkpoint(tmp_path, "qwen3")
-    model, _ = o1core.load(tmp_path)
+    model, _ = o1core.model.load(tmp_path)
     ids = torch.randint(0, 259, (2, 20))
     gradients = []
     for recompute in (False, True):
@@ -137,5 +137,5 @@ def test_the_spelling_of_transformers_4(tmp_path, build_checkpoint, edit_json, t
     )
     assert read_config(tmp_path) == read_new
     ids = torch.arange(200)[None]
-    model, _ = o1core.load(tmp_path)
+    model, _ = o1core.model.load(tmp_path)
     torch.testing.assert_close(model.logits(ids), theirs(ids).logits, rtol=0, atol=1e-4)

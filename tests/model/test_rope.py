@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model import read_config, save_checkpoint
 from o1core.model.rope import rotary
@@ -107,7 +107,7 @@ def pair(request, tmp_path_factory, build_checkpoint):
 @torch.inference_mode()
 def test_logits_and_greedy_text(pair):
     folder, theirs = pair
-    model, tokenizer = o1core.load(folder)
+    model, tokenizer = o1core.model.load(folder)
     ids = torch.randint(0, 259, (2, 150), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model.logits(ids), theirs(ids).logits, rtol=0, atol=1e-5)
     engine = Engine(model, tokenizer, slots=2)
@@ -123,7 +123,7 @@ def test_logits_and_greedy_text(pair):
 @torch.inference_mode()
 def test_what_was_saved_is_read_alike_by_both(pair, tmp_path):
     folder, theirs = pair
-    model, _ = o1core.load(folder)
+    model, _ = o1core.model.load(folder)
     save_checkpoint(model, folder, tmp_path / "copy")
     assert read_config(tmp_path / "copy") == read_config(folder)
     ids = torch.arange(100)[None]

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-import o1core
+import o1core.model
 from bench.thoughts import arithmetic_examples
 from o1core.files import read_json
 from o1core.model import Tokenizer, read_config
@@ -143,5 +143,5 @@ def test_the_shipped_folder_is_small_and_transformers_reads_it_as_we_do(drawn, t
     assert theirs.eos_token_id in tokenizer.eos_ids
     model = transformers.AutoModelForCausalLM.from_pretrained(TINY)
     assert model.config.architectures == ["Qwen2ForCausalLM"]
-    ours, _ = o1core.load(TINY)
+    ours, _ = o1core.model.load(TINY)
     assert 1_000_000 <= sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in model.parameters())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-import o1core
+import o1core.model
 from o1core.cli import main
 from o1core.model import Transformer, layout, published_tensors, read_config
 from o1core.model.rope import rotary
@@ -211,7 +211,7 @@ def small(request, tmp_path_factory, build_checkpoint, edit_json):
 @torch.inference_mode()
 def test_the_small_copy_has_the_true_structure(small):
     name, folder = small
-    model, tokenizer = o1core.load(folder)
+    model, tokenizer = o1core.model.load(folder)
     c, true = model.config, read_config(DATA / name)
     assert c.head_dim == true.head_dim and c.num_heads / c.num_kv_heads == true.num_heads / true.num_kv_heads
     assert (c.norm_eps, c.rope_theta, c.tied, c.dtype) == (true.norm_eps, true.rope_theta, true.tied, true.dtype)
@@ -224,7 +224,7 @@ def test_the_small_copy_has_the_true_structure(small):
 @torch.inference_mode()
 def test_the_small_copy_has_transformers_logits(small):
     _, folder = small
-    ours, tokenizer = o1core.load(folder, dtype=torch.float32)
+    ours, tokenizer = o1core.model.load(folder, dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([tokenizer.prompt("What is 17 * 19?")])
     torch.testing.assert_close(ours.logits(ids), theirs(ids).logits, rtol=0, atol=1e-5)
@@ -279,7 +279,7 @@ def test_prune_a_small_marco_o1(small, tmp_path):
     theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned", output_loading_info=True)
     assert not any(loading.values())
     assert theirs.dtype == torch.bfloat16
-    ours, tokenizer = o1core.load(tmp_path / "run" / "pruned", dtype=torch.float32)
+    ours, tokenizer = o1core.model.load(tmp_path / "run" / "pruned", dtype=torch.float32)
     ids = torch.tensor([tokenizer.prompt("What is 1 + 1?")])
     with torch.inference_mode():
         torch.testing.assert_close(ours.logits(ids), theirs.float()(ids).logits, rtol=0, atol=1e-5)

@@ -21,7 +21,6 @@ from o1core.evaluation import (
     StudyResult,
     StudyRow,
     compare,
-    write_problems,
 )
 from o1core.files import write_json
 from o1core.model import Tokenizer, read_config
@@ -61,7 +60,7 @@ def hostile_run(path: Path) -> RunResult:
     groups = [Group(p.id, ids, (Sample(ids, torch.zeros(len(ids)), "stop", p.answer, True),)) for p in problems]
     for name in NAMES:
         for side in ("base", "after"):
-            write_problems(run.evaluation(side, name), problems)
+            run.evaluation(side, name).begin(problems)
             write_shard(run.evaluation(side, name).rollouts, groups)
     sides = {name: evaluation(30.0) for name in NAMES}
     result = RunResult(compare(sides, sides), 1.0, "pruned", {})

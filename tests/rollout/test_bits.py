@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model.transformer import silu
 from o1core.rollout.row_bits import BatchSizes, attention_sizes, cancelling, model_sizes, product_sizes
@@ -18,7 +18,7 @@ from tests.machine import skip_where_a_row_is_rounded_by_its_place
 def loaded(tmp_path_factory, build_checkpoint):
     folder = tmp_path_factory.mktemp("bits")
     build_checkpoint(folder, "qwen2", seed=4, num_attention_heads=6, num_key_value_heads=2)
-    return o1core.load(folder)
+    return o1core.model.load(folder)
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.errors import UserError
 from o1core.rollout.lanes import attention
@@ -32,7 +32,7 @@ def folders(tmp_path_factory, build_checkpoint):
 
 @pytest.fixture(scope="module")
 def loaded(folders):
-    return o1core.load(folders["groups of 3"])
+    return o1core.model.load(folders["groups of 3"])
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:
@@ -63,7 +63,7 @@ LENGTHS = [63, 1, 130, 64, 5, 62, 65, 220, 2]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_completion_has_the_same_bits_in_any_company(folders, shape, dtype):
-    model, tokenizer = o1core.load(folders[shape], dtype=dtype)
+    model, tokenizer = o1core.model.load(folders[shape], dtype=dtype)
     skip_where_a_row_is_rounded_by_its_place(model, tokenizer.size)
     prompts, params = prompts_of(LENGTHS), SamplingParams(n=3, max_new_tokens=75, seed=5)
     expected = Engine(model, tokenizer, slots=8).generate(prompts, params)
@@ -119,7 +119,7 @@ def slow_twin(model, tokenizer, prompt: list[int], k: int, params: SamplingParam
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_equal_to_recomputing_the_prefix_at_every_token(folders, shape, settings):
-    model, tokenizer = o1core.load(folders[shape])
+    model, tokenizer = o1core.model.load(folders[shape])
     prompts, params = prompts_of([1, 60, 125]), SamplingParams(n=2, max_new_tokens=12, seed=1, **settings)
     for prompt, completions in zip(prompts, Engine(model, tokenizer, slots=4).generate(prompts, params)):
         for k, completion in enumerate(completions):
@@ -135,7 +135,7 @@ def test_the_logprobs_are_those_of_transformers(folders):
     folder = folders["groups of 7"]
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     prompt = prompts_of([40])[0]
-    (completion,) = Engine(*o1core.load(folder)).generate([prompt], SamplingParams(max_new_tokens=60, seed=2))[0]
+    (completion,) = Engine(*o1core.model.load(folder)).generate([prompt], SamplingParams(max_new_tokens=60, seed=2))[0]
     logits = theirs(torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1, :259]
     exact = logits.double().log_softmax(-1).gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
     assert completion.logprobs == pytest.approx(exact.tolist(), abs=1e-4)
@@ -196,7 +196,7 @@ def test_no_slots(loaded):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_ids_above_the_tokenizers_are_never_sampled(folders, temperature):
-    model, tokenizer = o1core.load(folders["groups of 3"])
+    model, tokenizer = o1core.model.load(folders["groups of 3"])
     params = SamplingParams(n=5, max_new_tokens=30, temperature=temperature)
     before = Engine(model, tokenizer).generate(prompts_of([10]), params)
     with torch.no_grad():  # as if a checkpoint had trash in the rows that pad its vocabulary
@@ -253,7 +253,7 @@ def test_a_stream_that_was_left_does_not_disturb_the_next(loaded):
 
 
 def test_one_engine_for_prompts_of_growing_length_and_for_changing_weights(folders):
-    model, tokenizer = o1core.load(folders["groups of 3"])
+    model, tokenizer = o1core.model.load(folders["groups of 3"])
     engine, params = Engine(model, tokenizer, slots=6), SamplingParams(n=2, max_new_tokens=40, seed=1)
     for length in (5, 200, 60):
         prompts = prompts_of([length])

@@ -10,8 +10,9 @@ import torch
 from o1core.cli import main
 from o1core.errors import UserError
 from o1core.model import load
+from o1core.policy import Policy
 from o1core.problems import arithmetic_problems
-from o1core.rollout import Engine, read_groups, sample_problems
+from o1core.rollout import Engine, read_groups
 from o1core.rollout.sampling import SamplingParams
 from o1core.runs import EMBEDDED
 
@@ -20,14 +21,15 @@ PARAMS = SamplingParams(n=3, temperature=1.0, max_new_tokens=60, seed=5)
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return load(EMBEDDED, torch.float32)
+def tiny() -> Policy:
+    model, tokenizer = load(EMBEDDED, torch.float32)
+    return Policy(EMBEDDED, model, tokenizer, Engine(model, tokenizer), 440)
 
 
 def test_completions_go_on_from_the_opening_within_the_limit(tiny, tmp_path):
-    model, tokenizer = tiny
+    model, tokenizer = tiny.model, tiny.tokenizer
     problems = arithmetic_problems("train", 4, seed=3)
-    groups = sample_problems(Engine(model, tokenizer), tokenizer, problems, PARAMS, tmp_path, "sample", OPENING)
+    groups = tiny.sample(problems, PARAMS, tmp_path, opening=OPENING).groups
     begun = tokenizer.encode(OPENING)
     prompts = [tokenizer.prompt(problem.question) for problem in problems]
     rest = replace(PARAMS, max_new_tokens=60 - len(begun))
@@ -42,12 +44,10 @@ def test_completions_go_on_from_the_opening_within_the_limit(tiny, tmp_path):
 
 
 def test_an_opening_that_fills_the_limit_is_refused(tiny, tmp_path):
-    model, tokenizer = tiny
+    tokenizer = tiny.tokenizer
     short = replace(PARAMS, max_new_tokens=len(tokenizer.encode(OPENING)))
     with pytest.raises(UserError, match=r"--opening: its \d+ tokens fill --max-new-tokens \d+"):
-        sample_problems(
-            Engine(model, tokenizer), tokenizer, arithmetic_problems("train", 1, seed=3), short, tmp_path, "s", OPENING
-        )
+        tiny.sample(arithmetic_problems("train", 1, seed=3), short, tmp_path, opening=OPENING)
     assert not list(tmp_path.iterdir())
 
 

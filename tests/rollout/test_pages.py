@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.cli import main
 from o1core.errors import UserError
@@ -27,7 +27,7 @@ def folder(tmp_path_factory, build_checkpoint):
 
 @pytest.fixture(scope="module")
 def exact(folder):
-    return o1core.load(folder, dtype=torch.float64)
+    return o1core.model.load(folder, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_order_of_arrival_changes_nothing(exact, from_lanes, use, lookahead)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_probs_have_the_same_bits_alone_and_in_any_batch(folder, use, dtype):
     use("pages")
-    model, tokenizer = o1core.load(folder, dtype=dtype)
+    model, tokenizer = o1core.model.load(folder, dtype=dtype)
     skip_where_a_row_is_rounded_by_its_place(model, tokenizer.size)
     prompts = prompts_of(LENGTHS)
     params = SamplingParams(n=2, max_new_tokens=40, seed=5)

@@ -16,8 +16,7 @@ from o1core.distributed import save_tensors
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
 from o1core.rollout import keep_freed_memory, map_large_blocks
-from o1core.training import Updater, load_optimiser_modules
-from o1core.training.step import Taught
+from o1core.training import Updater, load_optimiser_modules, with_reference
 from o1core.types import Example
 
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
@@ -39,12 +38,13 @@ def updates(config: ModelConfig, recipe: Recipe, dtype: torch.dtype) -> None:
     for i in range(of.batch):
         ids = torch.randint(config.vocab_size, (recipe.objective.cutoff,), generator=generator, dtype=torch.int32)
         examples.append(Example(f"p{i}", ids[:8], ids[8:], torch.zeros(len(ids) - 8), 1.0 - 2 * (i % 2), False))
-    taught = None
+    examples = with_reference(examples, [torch.full((len(e.ids),), -9.0) for e in examples])
     if recipe.objective.kind == "crisp":
         hidden = [torch.randn(len(e.ids), config.hidden_size, generator=generator) for e in examples]
-        taught = Taught(hidden.__getitem__, model.lm_head.detach().clone())
+        examples = [replace(e, taught=lambda h=h: h) for e, h in zip(examples, hidden)]
+        updater.teacher_head = model.lm_head.detach().clone()
     for _ in range(2):
-        updater.step(examples, [torch.full((len(e.ids),), -9.0) for e in examples], 1e-6, taught)
+        updater.step(examples, 1e-6)
 
 
 def training_state(config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ import pytest
 from o1core.cli import main
 from o1core.files import digests, file_digest, read_record, write_record
 from o1core.run_folder import RunFolder
+from o1core.runs.loop import Round
 from o1core.training import state
-from o1core.training.one_round import Round
 from tests.campaigns.kill import fingerprint, finish, kill_once, make_command, start_run
 
 
@@ -137,7 +137,7 @@ def test_a_killed_owners_lock_is_free_and_the_next_one_says_so(finished, caplog)
     run.result.unlink()
     run.lock.write_text("99999999\n")
     assert main(command) == 0
-    assert "the last process here (99999999) ended without a word" in caplog.text
+    assert "the previous process here (99999999) was killed" in caplog.text
     assert run.lock.read_text() == ""
 
 
@@ -274,7 +274,7 @@ def test_a_run_of_the_version_before_resumes(stopped, template):
     }
     older["recipe"].pop("optimiser", None)
     (state / "progress.json").write_text(json.dumps(older))
-    for name in ("device", "threads", "optimiser"):
+    for name in ("device", "threads", "optimiser", "sha256", "o1core"):
         settings.pop(name, None)
     run.settings.write_text(json.dumps(settings))
     run.lock.unlink()

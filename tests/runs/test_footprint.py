@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.model import DTYPES, ModelConfig, Transformer, read_config
 from o1core.recipe import Recipe
 from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update, writing
@@ -104,7 +104,7 @@ def test_crisps_teacher_is_counted():
 def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, settings):
     """Every byte of weights, masters, gradients and first moments; second moments of Adam-mini are left out."""
     recipe = Recipe.of(**settings)
-    model, of = o1core.load(checkpoint, DTYPES[dtype])[0], recipe.optimiser
+    model, of = o1core.model.load(checkpoint, DTYPES[dtype])[0], recipe.optimiser
     if of.lora_rank:
         o1core.model.add_adapters(model, of.lora_rank, of.lora_alpha, of.lora_targets, None)
         o1core.model.draw_adapters(model, 0)
@@ -131,7 +131,7 @@ def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, sett
 def test_a_block_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
     """What autograd keeps of two layers beyond what it keeps of one."""
     build_checkpoint(tmp_path / "m", family, num_hidden_layers=2)
-    model = o1core.load(tmp_path / "m", DTYPES[dtype])[0]
+    model = o1core.model.load(tmp_path / "m", DTYPES[dtype])[0]
     two = kept_bytes(model)
     del model.blocks[1]
     found = (two - kept_bytes(model)) / 128

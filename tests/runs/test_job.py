@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import o1core
+import o1core.model
 from o1core.cli import main
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
@@ -13,8 +13,8 @@ from o1core.recipe import Recipe
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
 from o1core.runs import open_job
-from o1core.training import between_percentiles, read_log
-from o1core.training.loop import is_complete
+from o1core.runs.loop import is_complete
+from o1core.training import Rollouts, read_log
 from o1core.types import Problem
 
 
@@ -34,7 +34,7 @@ def test_percentiles_keep_the_same_problems_in_every_round(flags, tmp_path):
     # By accuracy and length: of problems that are equal in both, the order of the data decides, which files do not keep.
     hardness = {g.problem: (sum(s.correct for s in g.samples), sum(s.length for s in g.samples)) for g in first}
     kept = sorted(hardness[g.problem] for g in second)
-    assert kept == sorted(hardness[g.problem] for g in between_percentiles(first, "40-80"))
+    assert kept == sorted(hardness[g.problem] for g in Rollouts(first, 99).between_percentiles("40-80").groups)
     assert read_log(run / "log.jsonl")[0]["units"] <= sum(s.length for g in first for s in g.samples) / 2
 
 
@@ -76,7 +76,9 @@ def test_a_method_that_does_not_train_is_evaluated_with_its_instruction(flags, c
     assert "there is nothing to train" in capsys.readouterr().err
     assert main(["prune", *flags, "--method", "fast-prompt", "--out", str(run)]) == 0
     assert json.loads((run / "result.json").read_text())["checkpoint"] == str(checkpoint)
-    asked = [json.loads((run / side / "problems" / "problems.json").read_text()) for side in ("base", "after")]
+    asked = [
+        json.loads((run / side / "problems" / "problems.json").read_text())["problems"] for side in ("base", "after")
+    ]
     assert [p["question"] for p in asked[0]] == [p["question"].partition("\nBe confident")[0] for p in asked[1]]
     prompts = [len(read_groups(run / side / "problems" / "rollouts")[0].prompt) for side in ("base", "after")]
     assert prompts[0] < prompts[1]
@@ -86,7 +88,7 @@ def test_budgets_stand_in_the_prompts_that_are_sampled_trained_and_evaluated(fla
     run = tmp_path / "run"
     budgets = ["--budget-low", "5", "--budget-high", "20", "--eval-budget", "9"]
     assert main(["prune", *flags, "--method", "l1-max", *budgets, "--out", str(run)]) == 0
-    tokenizer = o1core.load(checkpoint)[1]
+    tokenizer = o1core.model.load(checkpoint)[1]
     for group in read_groups(run / "round-01" / "rollouts"):
         text = tokenizer.decode(group.prompt.tolist())
         assert f"Think for maximum {drawn_budget(group.problem, 5, 20, 0)} tokens." in text

@@ -11,7 +11,7 @@ from o1core.cli import main
 from o1core.errors import UserError
 from o1core.model import read_config
 from o1core.recipe import Recipe, read_recipe
-from o1core.runs import Machine, pipeline, plan_run
+from o1core.runs import Machine, plan_run, session
 from o1core.runs.plan import check_fits, plan_lines, proposals
 from o1core.runs.resources import fit_pages
 
@@ -104,7 +104,7 @@ def test_what_cannot_fit_at_all_is_said_so():
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "free_memory", lambda device: 10 << 20)
+    monkeypatch.setattr(session, "free_memory", lambda device: 10 << 20)
     for command in ("prune", "train"):
         assert main([command, "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err

@@ -5,12 +5,12 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-import o1core
+import o1core.model
 from o1core.model import Transformer, layout, published_tensors, read_config
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training import Updater, reference_logprobs
-from o1core.training.adam_mini import AdamMini
+from o1core.training import Updater, reference_logprobs, with_reference
+from o1core.training.optimisers import AdamMini
 from o1core.training.state import Progress, load_state, save_state
 from o1core.types import Example
 from tests.distributed.worlds import run_world
@@ -37,7 +37,7 @@ def test_a_step_is_that_of_the_published_package(build_checkpoint, tmp_path, fam
     package = pytest.importorskip("adam_mini")
     lr, decay = 1e-3, 0.1
     build_checkpoint(tmp_path / "m", family, tie_word_embeddings=tied)
-    ours = o1core.load(tmp_path / "m", torch.float32)[0]
+    ours = o1core.model.load(tmp_path / "m", torch.float32)[0]
     before = {name: t.clone() for name, t in published_tensors(ours).items()}
     theirs = {name: torch.nn.Parameter(t.clone()) for name, t in before.items()}
     c = ours.config
@@ -65,7 +65,7 @@ def test_a_step_is_that_of_the_published_package(build_checkpoint, tmp_path, fam
 
 
 def test_second_moments_are_one_for_a_head_a_row_or_a_token(checkpoint):
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     optimiser = train_alone(model, 1e-3, 0.0)
     counts = {name: optimiser.state[p]["exp_avg_sq"].numel() for name, p in model.named_parameters()}
     c = model.config
@@ -77,7 +77,7 @@ def test_second_moments_are_one_for_a_head_a_row_or_a_token(checkpoint):
 
 def test_where_a_block_is_one_weight_the_step_is_adamws(checkpoint):
     """Biases keep a second moment per element."""
-    mine, twin = (o1core.load(checkpoint, torch.float32)[0].blocks[0].qkv.bias for _ in range(2))
+    mine, twin = (o1core.model.load(checkpoint, torch.float32)[0].blocks[0].qkv.bias for _ in range(2))
     config = read_config(checkpoint)
     optimisers = (
         AdamMini([("blocks.0.qkv.bias", mine)], config, 1e-2, 0.0),
@@ -94,7 +94,7 @@ def test_where_a_block_is_one_weight_the_step_is_adamws(checkpoint):
 
 def test_sharded_steps_have_the_bits_of_one_process(checkpoint):
     """Three ranks, so that rows and heads do not divide evenly: a head of q has rows on two ranks."""
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     train_alone(model, 1e-3, 0.1)
     whole = {name: p.detach() for name, p in model.named_parameters()}
     found = run_world(train_sharded, 3, checkpoint)[0]
@@ -105,7 +105,7 @@ def test_sharded_steps_have_the_bits_of_one_process(checkpoint):
 def train_sharded(checkpoint) -> dict[str, torch.Tensor]:
     """What train_alone does, on rows dealt to three ranks."""
     mesh = init_device_mesh("cpu", (3,))
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     sharded = {name: distribute_tensor(p.detach(), mesh, [Shard(0)]) for name, p in model.named_parameters()}
     optimiser = AdamMini(sharded.items(), model.config, 1e-3, 0.1)
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_with_the_same_bits(checkpoint, tmp_path):
     examples = [Example(f"p{i}", ids[: 3 + i], ids[3 + i :], torch.zeros(9 - i), i - 1.5, False) for i in range(4)]
 
     def updater() -> Updater:
-        model = o1core.load(checkpoint, torch.bfloat16)[0]
+        model = o1core.model.load(checkpoint, torch.bfloat16)[0]
         return Updater(model, 259, recipe.objective, recipe.optimiser, recipe.execution)
 
     whole = updater()
@@ -135,10 +135,10 @@ def test_a_resumed_run_ends_with_the_same_bits(checkpoint, tmp_path):
     for step in range(4):
         if step == 2:
             save_state(run, whole, Progress(0, 2, 2), recipe.to_json())
-        whole.step(examples, reference, 1e-3)
+        whole.step(with_reference(examples, reference), 1e-3)
     resumed = updater()
     load_state(run, resumed, recipe.to_json())
     for _ in range(2):
-        resumed.step(examples, reference, 1e-3)
+        resumed.step(with_reference(examples, reference), 1e-3)
     for name, (weight, master) in whole.pairs.items():
         assert torch.equal(resumed.pairs[name][0], weight) and torch.equal(resumed.pairs[name][1], master), name

@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import o1core
+import o1core.model
 from o1core.cli import main
 from o1core.errors import UserError
 from o1core.model import add_adapters, draw_adapters
 from o1core.problems import instruct
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training.one_round import Round
-from o1core.training.teacher import open_teacher, teacher_prompts
+from o1core.runs.loop import Round, teacher_prompts
+from o1core.training import with_reference
+from o1core.training.teacher import open_teacher
 from o1core.types import Problem
 from tests.training.test_memory import Stopped, stop_at
 from tests.training.test_step import VOCAB, assert_same_gradients, make_examples, reference_logprobs, updater_of
@@ -36,7 +37,8 @@ def taught_step(model, recipe, examples, folder):
     teacher = open_teacher(folder, updater, examples, prompts_of(examples))
     drift(model)
     updater.follow_masters()
-    batch = examples, reference, 1e-2, teacher.taught(list(range(len(examples))))
+    updater.teacher_head = teacher.head
+    batch = teacher.teach(with_reference(examples, reference)), 1e-2
     return updater, updater.step(*batch), batch
 
 
@@ -56,13 +58,13 @@ def log_softmax_of(twin, prompt, ids):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_gradient_is_that_of_the_reverse_kl_in_float64(checkpoint, tmp_path, checkpointing):
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     examples = make_examples()
     recipe = CRISP.replace(checkpointing=checkpointing)
     updater, metrics, _ = taught_step(model, recipe, examples, tmp_path / "teacher")
     found = {name: master.grad for name, (_, master) in updater.pairs.items()}
 
-    teacher, twin = (o1core.load(checkpoint, torch.float64)[0] for _ in range(2))
+    teacher, twin = (o1core.model.load(checkpoint, torch.float64)[0] for _ in range(2))
     drift(twin)
     total, tokens = 0.0, 0
     for e in examples:
@@ -77,7 +79,7 @@ def test_the_gradient_is_that_of_the_reverse_kl_in_float64(checkpoint, tmp_path,
 
 
 def test_adapters_learn_from_a_teacher_with_the_frozen_head(checkpoint, tmp_path):
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     add_adapters(model, 4, 8.0, "all", None)
     draw_adapters(model, 0)
     updater, metrics, batch = taught_step(model, CRISP.replace(lora_rank=4), make_examples(), tmp_path / "teacher")
@@ -87,13 +89,13 @@ def test_adapters_learn_from_a_teacher_with_the_frozen_head(checkpoint, tmp_path
 
 
 def test_the_teacher_is_made_once_and_its_damage_is_named(checkpoint, tmp_path):
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     updater, examples, folder = updater_of(model, VOCAB, CRISP), make_examples(), tmp_path / "teacher"
     first = open_teacher(folder, updater, examples, prompts_of(examples))
     drift(model)
     again = open_teacher(folder, updater, examples, prompts_of(examples))
     for i in range(2):
-        a, b = (teacher.taught([4, 1]).hidden(i) for teacher in (first, again))
+        a, b = (teacher.teach(examples)[[4, 1][i]].taught() for teacher in (first, again))
         assert torch.equal(a, b) and a.shape == (len(examples[[4, 1][i]].ids), 64)
     with pytest.raises(UserError, match="belongs to other rollouts"):
         open_teacher(folder, updater, [replace(examples[0], ids=examples[1].ids), *examples[1:]], {})
@@ -104,7 +106,7 @@ def test_the_teacher_is_made_once_and_its_damage_is_named(checkpoint, tmp_path):
 
 
 def test_the_teacher_is_asked_what_the_student_is_asked_and_to_be_concise(checkpoint):
-    tokenizer = o1core.load(checkpoint, torch.float32)[1]
+    tokenizer = o1core.model.load(checkpoint, torch.float32)[1]
     problem = Problem("p", "What is 1 + 1?", "2")
     ids = teacher_prompts(tokenizer, [problem], "concise")["p"].tolist()
     assert "What is 1 + 1?\nSolve this concisely" in tokenizer.decode(ids)
@@ -134,6 +136,6 @@ def test_a_student_with_an_instruction_is_refused(flags, tmp_path, capsys):
     command = ["prune", *flags, "--method", "crisp", "--out", str(tmp_path / "run")]
     assert main([*command, "--instruction", "concise"]) == 2
     assert "--objective crisp: the student is asked without an instruction" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--teacher-instruction: none is not concise or fast"):
+    with pytest.raises(UserError, match=r"--teacher-instruction: .?none.? is not concise or fast"):
         Recipe.of(teacher_instruction="none")
     assert not (tmp_path / "run").exists()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import o1core
+import o1core.model
 from o1core.cli import main
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
-from o1core.training import peak_memory
+from o1core.runs import peak_memory
+from o1core.training import read_log
 from tests.campaigns.kill import finish, kill_once, start_run
 
 
@@ -23,7 +24,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def log(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return read_log(run / "log.jsonl")
 
 
 @pytest.mark.parametrize("method", [[], ["--lora-rank", "4", "--optimiser", "adam-mini"]], ids=["full", "adapters"])
@@ -61,7 +62,7 @@ def test_a_run_killed_while_it_trains_ends_with_the_same_bits(flags, tmp_path, m
 
 
 def test_sampling_goes_on_where_it_was_killed(flags, tmp_path, monkeypatch):
-    monkeypatch.setattr("o1core.rollout.collect.SHARD_COMPLETIONS", 8)
+    monkeypatch.setattr("o1core.policy.SHARD_COMPLETIONS", 8)
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert main(["sample", *flags, "--out", str(whole)]) == 0
     assert main(["sample", *flags, "--out", str(again)]) == 0
@@ -139,7 +140,7 @@ def test_the_pruned_checkpoint_loads_in_transformers_with_the_same_logits(flags,
     assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 0
     ids = torch.randint(259, (2, 17), generator=torch.Generator().manual_seed(0))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned", dtype=torch.float32)
-    ours, _ = o1core.load(tmp_path / "run" / "pruned", torch.float32)
+    ours, _ = o1core.model.load(tmp_path / "run" / "pruned", torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(ids), theirs(ids).logits, rtol=0, atol=1e-4)
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import o1core
+import o1core.model
 from o1core.cli import main
 from o1core.model import LORA_TARGETS, adapted, add_adapters, draw_adapters, merged_weights
 from o1core.recipe import Recipe
+from o1core.rollout import Engine
 from o1core.run_folder import RunFolder
-from o1core.training import Updater, reference_logprobs
+from o1core.training import Updater, reference_logprobs, with_reference
 from o1core.types import Example
 
 RANK, VOCAB = 4, 259
@@ -29,7 +30,7 @@ def make_examples(count: int = 6) -> list[Example]:
 def adapted_updater(checkpoint, dtype=torch.float32, **settings) -> Updater:
     """On a model whose B is not zero."""
     recipe = Recipe.of(**{"lora_rank": RANK, "grad_clip": 1e9} | settings)
-    model = o1core.load(checkpoint, dtype)[0]
+    model = o1core.model.load(checkpoint, dtype)[0]
     add_adapters(model, RANK, None, recipe.optimiser.lora_targets, None)
     draw_adapters(model, 0)
     generator = torch.Generator().manual_seed(1)
@@ -44,16 +45,16 @@ def test_the_gradient_is_that_of_the_merged_weights_by_the_chain_rule(checkpoint
     """dB = s dW A^T and dA = s B^T dW, with dW of a full model that holds the merged weights; s = 2."""
     examples = make_examples()
     lora = adapted_updater(checkpoint, objective=objective)
-    full = o1core.load(checkpoint, torch.float32)[0]
+    full = o1core.model.load(checkpoint, torch.float32)[0]
     with merged_weights(lora.model), torch.no_grad():
         merged = dict(lora.model.named_parameters())
         for name, p in full.named_parameters():
             p.copy_(merged[name])
     recipe = Recipe.of(objective=objective, grad_clip=1e9)
-    reference = [r + 0.1 for r in reference_logprobs(full, VOCAB, examples, 1000)]
+    examples = with_reference(examples, [r + 0.1 for r in reference_logprobs(full, VOCAB, examples, 1000)])
     whole = Updater(full, VOCAB, recipe.objective, recipe.optimiser, recipe.execution)
-    expected = whole.accumulate(examples, reference)
-    assert lora.accumulate(examples, reference) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    expected = whole.accumulate(examples)
+    assert lora.accumulate(examples) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     gradients = {name: p.grad for name, p in full.named_parameters()}
     for name, module in lora.model.named_modules():
         if module not in adapted(lora.model):
@@ -71,7 +72,7 @@ def test_a_step_changes_the_adapters_and_nothing_else(checkpoint, targets):
     updater = adapted_updater(checkpoint, torch.bfloat16, lora_targets=targets)
     before = {name: p.detach().clone() for name, p in updater.model.named_parameters()}
     examples = make_examples()
-    updater.step(examples, reference_logprobs(updater.model, VOCAB, examples, 1000), 1e-2)
+    updater.step(with_reference(examples, reference_logprobs(updater.model, VOCAB, examples, 1000)), 1e-2)
     changed = {name for name, p in updater.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if "lora_" in name} == updater.pairs.keys()
     assert {name.split(".")[2] for name in changed} == set(LORA_TARGETS[targets])
@@ -83,7 +84,7 @@ def test_gradient_checkpointing_does_not_change_the_gradient(checkpoint):
     examples, found = make_examples(), []
     for recompute in (False, True):
         updater = adapted_updater(checkpoint, checkpointing=recompute)
-        updater.accumulate(examples, [torch.zeros(len(e.ids)) for e in examples])
+        updater.accumulate(with_reference(examples, [torch.zeros(len(e.ids)) for e in examples]))
         found.append([master.grad for master in updater.masters])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
@@ -101,23 +102,21 @@ def test_the_head_gets_no_gradient_product(checkpoint, monkeypatch):
 
     monkeypatch.setattr(objectives, "linear_surrogate", spy)
     updater, examples = adapted_updater(checkpoint), make_examples()
-    updater.accumulate(examples, [torch.zeros(len(e.ids)) for e in examples])
+    updater.accumulate(with_reference(examples, [torch.zeros(len(e.ids)) for e in examples]))
     assert asked == [(True, False)]
 
 
 def test_rollouts_are_sampled_from_the_merged_weights(checkpoint, tmp_path, monkeypatch):
     """In the second round the engine's matrices are W + s B A; the first round's are the base's own."""
-    from o1core.training import loop
-
     seen = []
-    sample = loop.sample_problems
+    stream = Engine.stream
 
     def spy(engine, *args):
         seen.append([(m.weight.clone(), m.merged) for m in adapted(engine.model)])
-        return sample(engine, *args)
+        return stream(engine, *args)
 
-    monkeypatch.setattr(loop, "sample_problems", spy)
-    base = o1core.load(checkpoint, torch.float32)[0]
+    monkeypatch.setattr(Engine, "stream", spy)
+    base = o1core.model.load(checkpoint, torch.float32)[0]
     assert main(["train", *run_flags(checkpoint, tmp_path), "--rounds", "2", "--out", str(tmp_path / "run")]) == 0
     first, second = seen
     assert all(merged for held in seen for _, merged in held)

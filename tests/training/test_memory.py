@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from o1core.cli import main
 from o1core.files import CHECKSUM, write_record
 from o1core.run_folder import RunFolder
-from o1core.training.one_round import Round
+from o1core.runs.loop import Round
+from o1core.training import read_log
 from o1core.types import Group, Sample
 
 METHODS = {
@@ -21,8 +22,7 @@ METHODS = {
 
 def steps(run) -> list[dict]:
     timed = ("tokens_per_second", "peak_memory_mib")
-    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_log(run.log)]
 
 
 class Stopped(Exception):
@@ -44,7 +44,7 @@ def stop_at(step: int):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_resumed_in_its_second_round_remembers_the_first(flags, tmp_path, monkeypatch, method):
     """Completions of up to 12 tokens are graded right here, so that there is something to remember."""
-    monkeypatch.setattr("o1core.rollout.collect.grade_groups", graded_by_length)
+    monkeypatch.setattr("o1core.policy.Policy.grade", graded_by_length)
     whole, again = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "again")
     command = ["train", *flags, *METHODS[method]]
     assert main([*command, "--out", str(whole.path)]) == 0
@@ -61,7 +61,7 @@ def test_a_run_resumed_in_its_second_round_remembers_the_first(flags, tmp_path, 
     assert last["memory"] != held["memory"], "the second round changes what is remembered"
 
 
-def graded_by_length(grader, tokenizer, finished):
+def graded_by_length(policy, grader, finished):
     """Groups whose completions of up to 12 tokens are right."""
     return [
         Group(
@@ -89,7 +89,6 @@ def test_a_damaged_memory_is_named(flags, tmp_path, capsys):
     shutil.rmtree(run.pruned)
     path = run.states()[-1] / "progress.json"
     record = json.loads(path.read_text())
-    write_record(path, {k: v for k, v in record.items() if k != CHECKSUM} | {"memory": {"penalty": -1}})
+    write_record(path, {k: v for k, v in record.items() if k != CHECKSUM} | {"memory": [-1]})
     assert main([*command, "--resume"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "memory: penalty: -1.0 is below 0" in error
+    assert "progress.json: not what a run writes" in capsys.readouterr().err.splitlines()[-1]

@@ -8,9 +8,9 @@ import torch
 from o1core.errors import UserError
 from o1core.problems import drawn_budget
 from o1core.recipe import Recipe
+from o1core.runs.loop import score_round
 from o1core.seeds import seed_of
-from o1core.training import Picked, between_percentiles, pick_examples
-from o1core.training.memory import RewardMemory
+from o1core.training import Picked, Progress, Rollouts
 from o1core.types import Group, Sample
 
 
@@ -29,9 +29,11 @@ def groups_of(lengths, correct, cut) -> list[Group]:
     ]
 
 
-def pick(groups: list[Group], recipe: Recipe, round_index: int) -> Picked:
+def pick(groups: list[Group], recipe: Recipe, round_index: int, state: dict | None = None) -> Picked:
+    """As the loop does."""
+    scored = score_round(Rollouts(groups, recipe.sampling.max_new_tokens), recipe, Progress(reward=state or {}))
     seed = seed_of(recipe.seed, round_index, "pick")
-    return pick_examples(groups, recipe.reward, recipe.objective, seed)
+    return scored.pick(recipe.objective, seed, recipe.reward.truncated == "mask")
 
 
 def test_advantages_are_taken_over_all_samples_and_m_of_them_picked():
@@ -57,14 +59,12 @@ def test_official_rewards_are_clipped_then_standardised_over_what_was_picked():
 
 
 @pytest.mark.parametrize("truncated, count", [("keep", 3), ("mask", 2), ("wrong", 3)])
-def test_truncated_samples_are_kept_masked_or_counted_wrong(truncated, count):
+def test_truncated_samples_are_masked_on_demand_and_judged_by_their_grader_alone(truncated, count):
     groups = groups_of([[10, 10, 10]], [[1, 1, 1]], [[0, 0, 1]])
     picked = pick(groups, Recipe.of(samples=3, picked=3, truncated=truncated), 0)
     assert (len(picked.examples), picked.masked) == (count, 3 - count)
     rewards = {int(e.ids[0]): e.advantage for e in picked.examples}
-    right, cut = (2 / 3, -4 / 3) if truncated == "wrong" else (0.0, 0.0)
-    assert rewards[0] == pytest.approx(right, abs=1e-6)
-    assert rewards.get(2, cut) == pytest.approx(cut, abs=1e-6)
+    assert all(reward == pytest.approx(0, abs=1e-6) for reward in rewards.values())
 
 
 def test_completions_over_the_cutoff_are_left_out_and_counted():
@@ -140,7 +140,7 @@ def test_percentiles_of_reference_accuracy():
     groups = groups_of(lengths, correct, [[0, 0]] * 5)
 
     def names(percentiles):
-        return [g.problem for g in between_percentiles(groups, percentiles)]
+        return [g.problem for g in Rollouts(groups, 99).between_percentiles(percentiles).groups]
 
     assert names("0-20") == ["p3"]
     assert names("0-40") == ["p1", "p3"], "in the order of the problems"
@@ -171,13 +171,13 @@ def test_gfpo_drops_a_group_that_is_even_among_the_retained():
 def test_a_reward_that_remembers_sees_the_rounds_before():
     groups = groups_of([[10, 20]], [[1, 1]], [[0, 0]])
     recipe = Recipe.of(samples=2, picked=2, reward="hapo", alpha=1.0, rounds=2)
-    first = pick_examples(groups, recipe.reward, recipe.objective, 0)
+    first = pick(groups, recipe, 0)
     assert {e.reward for e in first.examples} == {1.0}
-    later = pick_examples(groups, recipe.reward, recipe.objective, 0, RewardMemory({"p0": 20}))
+    later = pick(groups, recipe, 1, {"shortest": {"p0": 20}})
     assert {len(e.ids): e.reward for e in later.examples} == {10: pytest.approx(1 + 0.5**0.5), 20: pytest.approx(1)}
 
 
 def test_a_budget_that_the_rollouts_do_not_state_is_missed_by_name():
     recipe = Recipe.of(samples=2, picked=2, reward="l1-exact", instruction="exact")
     with pytest.raises(UserError, match="--reward l1-exact: the rollouts of problem p0 state no budget"):
-        pick_examples(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe.reward, recipe.objective, 0)
+        pick(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe, 0)

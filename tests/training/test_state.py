@@ -6,11 +6,11 @@ import threading
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.recipe import Recipe
 from o1core.run_folder import RunFolder
-from o1core.training import Updater, state
+from o1core.training import Updater, state, with_reference
 from o1core.training.state import Progress, durable, load_state, save_state, trained_tensors
 from o1core.types import Example
 
@@ -18,13 +18,14 @@ RECIPE = Recipe.of(ratio="token")
 IDS = torch.arange(12, dtype=torch.int32)
 EXAMPLES = [Example(f"p{i}", IDS[: 3 + i], IDS[3 + i :], torch.zeros(9 - i), i - 1.5, False) for i in range(4)]
 REFERENCE = [torch.full((9 - i,), -5.0) for i in range(4)]
+EXAMPLES = with_reference(EXAMPLES, REFERENCE)
 
 
 @pytest.fixture
 def updater(checkpoint) -> Updater:
     """After one step, so that there are moments."""
-    made = Updater(o1core.load(checkpoint)[0], 259, RECIPE.objective, RECIPE.optimiser, RECIPE.execution)
-    made.step(EXAMPLES, REFERENCE, 1e-3)
+    made = Updater(o1core.model.load(checkpoint)[0], 259, RECIPE.objective, RECIPE.optimiser, RECIPE.execution)
+    made.step(EXAMPLES, 1e-3)
     return made
 
 
@@ -52,7 +53,7 @@ def test_it_is_written_during_the_next_gradient_and_before_the_weights_change(
     before = copied(updater)
     save_state(run, updater, Progress(0, 1, 1), {})
     assert run.states() == []
-    updater.step(EXAMPLES, REFERENCE, 1e-3)
+    updater.step(EXAMPLES, 1e-3)
     assert [folder.name for folder in run.states()] == ["state-000001-00"]
     assert not any(torch.equal(before[name], tensor) for name, tensor in copied(updater).items() if tensor.ndim == 2)
     assert load_state(run, updater, {}) == Progress(0, 1, 1)
@@ -72,7 +73,7 @@ def test_what_goes_wrong_is_raised_before_the_weights_change_and_older_states_st
     before = copied(updater)
     save_state(run, updater, Progress(0, 2, 2), {})
     with pytest.raises(UserError, match=r"state-000002-00: cannot be written \(No space left on device\)"):
-        updater.step(EXAMPLES, REFERENCE, 1e-3)
+        updater.step(EXAMPLES, 1e-3)
     assert all(torch.equal(before[name], tensor) for name, tensor in copied(updater).items())
     assert [path.name for path in sorted(run.path.iterdir())] == ["state-000000-00", "state-000001-00"]
 

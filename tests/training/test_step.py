@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import o1core
+import o1core.model
 from o1core.errors import UserError
 from o1core.recipe import Recipe
 from o1core.runs import EMBEDDED
-from o1core.training import Updater, learning_rate
-from o1core.training.step import collate, micro_batches
-from o1core.training.step import reference_logprobs as logprobs_of
+from o1core.training import Updater, learning_rate, with_reference
+from o1core.training.update import collate, micro_batches
+from o1core.training.update import reference_logprobs as logprobs_of
 from o1core.types import Example
 
 VOCAB = 259  # of the small random checkpoints in conftest.py; every id below it is one of tiny-o1 too
@@ -46,13 +46,13 @@ def reference_logprobs(model, vocab: int, examples, recipe: Recipe) -> list[torc
 
 def gradients(model, recipe: Recipe, examples, reference) -> dict[str, torch.Tensor]:
     updater = updater_of(model, VOCAB, recipe)
-    updater.step(examples, reference, lr=0.0)
+    updater.step(with_reference(examples, reference), lr=0.0)
     return {name: master.grad.clone() for name, (_, master) in updater.pairs.items()}
 
 
 @pytest.fixture
 def model(checkpoint):
-    return o1core.load(checkpoint, torch.float32)[0]
+    return o1core.model.load(checkpoint, torch.float32)[0]
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -75,7 +75,7 @@ def test_gradient_is_that_of_equation_11_in_float64(checkpoint, model, ratio):
 
 def log_probs_in_float64(checkpoint, examples):
     """A twin's log-probs [L] of each example, by log-softmax over whole logits."""
-    twin = o1core.load(checkpoint, torch.float64)[0]
+    twin = o1core.model.load(checkpoint, torch.float64)[0]
     found = []
     for e in examples:
         hidden = twin.hidden(torch.cat((e.prompt, e.ids)).long()[None])
@@ -116,7 +116,7 @@ def test_dpo_and_sft_report_loss_and_distance(model):
     for objective, loss in (("dpo", math.log(2)), ("sft", None)):
         recipe = Recipe.of(objective=objective)
         reference = reference_logprobs(model, VOCAB, examples, recipe)
-        metrics = updater_of(model, VOCAB, recipe).step(examples, reference, lr=0.0)
+        metrics = updater_of(model, VOCAB, recipe).step(with_reference(examples, reference), lr=0.0)
         mean = -torch.cat(reference).mean().item()
         assert metrics["loss"] == pytest.approx(mean if loss is None else loss, rel=1e-5)
         assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-5) and abs(metrics["approx_kl"]) < 1e-8
@@ -128,7 +128,7 @@ def test_micro_batch_size_does_not_change_the_gradient(checkpoint, ratio):
     examples = make_examples()
     grads = []
     for budget in (1, 40, 10_000):
-        model = o1core.load(checkpoint, torch.float32)[0]
+        model = o1core.model.load(checkpoint, torch.float32)[0]
         recipe = Recipe.of(ratio=ratio, micro_tokens=budget, grad_clip=1e9)
         reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe.of()))
         grads.append(gradients(model, recipe, examples, reference))
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_does_not_change_the_gradient(checkpoint):
     examples = make_examples()
     grads = []
     for recompute in (False, True):
-        model = o1core.load(checkpoint, torch.float32)[0]
+        model = o1core.model.load(checkpoint, torch.float32)[0]
         reference = shifted(reference_logprobs(model, VOCAB, examples, Recipe.of()))
         grads.append(gradients(model, Recipe.of(checkpointing=recompute, ratio="token"), examples, reference))
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -156,7 +156,7 @@ def test_ratio_is_one_at_learning_rate_zero(model, ratio):
     reference = reference_logprobs(model, VOCAB, examples, recipe)
     updater = updater_of(model, VOCAB, recipe)
     for half in (slice(0, 5), slice(5, 12), slice(0, 5)):
-        metrics = updater.step(examples[half], reference[half], lr=0.0)
+        metrics = updater.step(with_reference(examples[half], reference[half]), lr=0.0)
         assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-4)
         assert metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
         assert metrics["clip_fraction"] == 0
@@ -164,7 +164,7 @@ def test_ratio_is_one_at_learning_rate_zero(model, ratio):
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probs(checkpoint):
-    model, tokenizer = o1core.load(checkpoint, torch.float32)
+    model, tokenizer = o1core.model.load(checkpoint, torch.float32)
     prompts = [tokenizer.prompt("2 + 2?"), tokenizer.prompt("What is 13 * 7?")]
     done = o1core.Engine(model, tokenizer, slots=3).generate(prompts, o1core.SamplingParams(n=4, max_new_tokens=40))
     examples = []
@@ -201,14 +201,14 @@ def test_micro_batches_keep_the_budget_and_lose_nobody():
 
 def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
     """60 steps of 1e-6 move a bf16 weight of 0.25 (neighbours 1e-3 apart) by nothing each, and by 6e-5 together."""
-    model = o1core.load(checkpoint, torch.bfloat16)[0]
+    model = o1core.model.load(checkpoint, torch.bfloat16)[0]
     updater = updater_of(model, VOCAB, Recipe.of(ratio="token", lr=1e-6))
     examples = make_examples()
     reference = reference_logprobs(model, VOCAB, examples, Recipe.of())
     weight, master = updater.pairs["blocks.0.qkv.weight"]
     before, start = weight.detach().clone(), master.clone()
     for _ in range(60):
-        updater.step(examples, reference, lr=1e-6)
+        updater.step(with_reference(examples, reference), lr=1e-6)
     moved = (master - start).abs()
     assert moved.median() > 1.5e-5
     assert torch.equal(weight, master.to(torch.bfloat16))
@@ -216,11 +216,13 @@ def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):
 
 
 def test_last_layers_alone_are_trained(checkpoint):
-    model = o1core.load(checkpoint, torch.float32)[0]
+    model = o1core.model.load(checkpoint, torch.float32)[0]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     recipe = Recipe.of(ratio="token", lr=1e-3, train_last_layers=1)
     examples = make_examples()
-    updater_of(model, VOCAB, recipe).step(examples, reference_logprobs(model, VOCAB, examples, recipe), lr=1e-3)
+    updater_of(model, VOCAB, recipe).step(
+        with_reference(examples, reference_logprobs(model, VOCAB, examples, recipe)), lr=1e-3
+    )
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if name.startswith("blocks.1.")}
 
@@ -237,7 +239,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(model):
     updater = updater_of(model, VOCAB, Recipe.of(ratio="token"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(UserError, match=r"not finite, in the batch of problems p0, p1, p2, p3"):
-        updater.step(examples, reference, lr=1e-3)
+        updater.step(with_reference(examples, reference), lr=1e-3)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -259,11 +261,11 @@ def test_a_whole_step_of_tiny_o1_through_the_triton_kernels(ratio, monkeypatch):
     results = []
     for backend in ("torch", "triton"):
         monkeypatch.setenv("O1CORE_KERNELS", backend)
-        model, tokenizer = o1core.load(EMBEDDED, torch.float32, device)
+        model, tokenizer = o1core.model.load(EMBEDDED, torch.float32, device)
         recipe = Recipe.of(ratio=ratio, lr=1e-4, grad_clip=1e9)
         reference = shifted(reference_logprobs(model, tokenizer.size, examples, recipe))
         updater = updater_of(model, tokenizer.size, recipe)
-        metrics = updater.step(examples, reference, lr=1e-4)
+        metrics = updater.step(with_reference(examples, reference), lr=1e-4)
         results.append((reference, metrics, {name: p.grad for name, (p, _) in updater.pairs.items()}))
     (torch_reference, torch_metrics, torch_grads), (reference, metrics, grads) = results
     for a, b in zip(torch_reference, reference):

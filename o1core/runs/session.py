@@ -8,30 +8,68 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..distributed import is_lead, load_part, meet, neighbours, once, processes, together
-from ..evaluation import Evaluation, RunResult, compare, evaluate, finished_evaluation, read_run_result
-from ..files import write_record
+from ..distributed import gather, load_part, neighbours, on_all_ranks, processes
+from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, open_tensors, read_config
+from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run
-from ..rollout import Engine, free_memory, map_large_blocks, opening_ids
+from ..rollout import free_memory, map_large_blocks
 from ..run_folder import SIDES, RunFolder
-from ..run_lock import RunLock
 from ..text import one_line
-from ..training import is_intact, load_optimiser_modules, open_tracker, sample_round, train
+from ..training import load_optimiser_modules, open_tracker
 from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Machine
-from .job import Job
+from .job import EMBEDDED, Job, resolve_dtype
+from .loop import checkpoint_state, sample_round, train
 from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
 
 log = logging.getLogger(__name__)
+
+
+def open_policy(
+    checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Resources, day: str | None = None
+) -> Policy:
+    """A checkpoint as a policy, with the recipe's way to ask and to judge. day: what a chat template takes for today.
+
+    Raises UserError naming the file and the field where the folder is not a whole checkpoint of a supported family, or the
+    opening fills a completion.
+    """
+    longest = recipe.sampling.max_new_tokens
+    tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
+    tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
+    model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
+    engine = where.engine(model, tokenizer, longest)
+    policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
+    policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
+    opening_ids(tokenizer, recipe.prompt.opening, longest)  # refused here, not after an evaluation
+    return policy
+
+
+def load(
+    folder: Path | str = EMBEDDED,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    max_new_tokens: int = 2048,
+) -> Policy:
+    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine.
+
+    dtype: a torch dtype or its name, default the one that config.json states. device: default the GPU where there is one.
+    max_new_tokens: the longest completion where `sample` does not say. Raises UserError naming the file and the field where
+    the folder is not a whole checkpoint of a supported family.
+    """
+    path = Path(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    compute = resolve_dtype(None if path == EMBEDDED else path, dtype) if isinstance(dtype, str) else dtype
+    return open_policy(path, compute, Recipe.of(max_new_tokens=max_new_tokens), Resources(device))
 
 
 @dataclass
@@ -43,33 +81,41 @@ class Session:
     job: Job
     run: RunFolder
     resources: Resources
-    lock: RunLock
+    day: str = field(default="", init=False)  # that the run began on: chat templates may ask for it
     finished: bool = field(default=False, init=False)  # whether the run has come to its result
     claimed: bool = field(default=False, init=False)
     planned: bool = field(default=False, init=False)  # whether the memory was found to be enough
-    loaded: tuple[Path, Engine, Tokenizer] | None = field(default=None, init=False)
+    loaded: tuple[Path, Policy] | None = field(default=None, init=False)
 
-    def open(self, checkpoint: Path) -> tuple[Engine, Tokenizer]:
-        """The engine and tokenizer of a checkpoint."""
+    def open(self, checkpoint: Path) -> Policy:
+        """The policy of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
-            tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size)
-            where, longest = self.resources, self.job.recipe.sampling.max_new_tokens
-            opening_ids(tokenizer, self.job.recipe.prompt.opening, longest)  # refused here, not after an evaluation
-            model = together("the model", lambda: load_part(checkpoint, self.job.dtype, where.device, where.team))
-            self.loaded = checkpoint, where.engine(model, tokenizer, longest), tokenizer
+            policy = open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources, self.day)
+            if not self.claimed:
+                self.ask_all(policy)
+            self.loaded = checkpoint, policy
             self.claim()
-        return self.loaded[1:]
+        return self.loaded[1]
+
+    def ask_all(self, policy: Policy) -> None:
+        """Render every prompt of the run before its folder is claimed, so that what cannot be asked leaves no trace. Raises
+        UserError that names the problem."""
+        job, tags = self.job, policy.tokenizer.tags
+        tests = [problem for test in job.tests.values() for problem in test]
+        asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
+        policy.tokenizer.prompts(asked, policy.model.config.max_positions)
+        log.info("thoughts stand between %s and %s", " or ".join(tags.opens), " or ".join(tags.closes))
 
     def check_memory(self) -> None:
         """Before the first weight is read: raise UserError where a file of them is not whole or training cannot fit, else say
         what the run needs, and decide the slots. Processes on a CPU share its memory; the one that has least decides."""
         config, device = read_config(self.job.model), self.resources.device
-        together("the model", lambda: open_tensors(self.job.model, config))
+        on_all_ranks("the model", lambda: open_tensors(self.job.model, config))
         machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
         if not machine.cuda:
             load_optimiser_modules()
-        free = min(meet("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
+        free = min(gather("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
         plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
         check_fits(config, plan, self.job.dtype)
         for line in plan_lines(plan):
@@ -81,46 +127,29 @@ class Session:
 
     def check(self) -> None:
         """Raise UserError where the folder belongs to another job, or to a process at work in it."""
-        self.finished = once("the run's folder", self._check)
-
-    def _check(self) -> bool:
-        held = self.run.check(*self._terms())
-        finished = self.run.result.exists() and held.get("rounds") == self.job.recipe.sampling.rounds
-        if held and not finished:
-            self.lock.acquire()
-        return finished
+        self.day = self.run.held("day") or date.today().isoformat()
+        self.finished = self.run.check(*self._terms())
 
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
         if not self.claimed:
-            once("the run's folder", self._claim)
+            self.run.claim(*self._terms(), self.job.model)
             self.claimed = True
-
-    def _claim(self) -> None:
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        self.lock.acquire()
-        if self.lock.killed is not None:
-            log.warning(
-                "%s: the last process here (%d) ended without a word. If the machine ran out of memory, use a smaller "
-                "--micro-tokens or --slots, or --checkpointing",
-                *(self.run.path, self.lock.killed),
-            )
-        self.run.claim(*self._terms(), self.job.model)
 
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
+        here["day"] = self.day
         return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
         """Sample the first round."""
-        engine, tokenizer = self.open(self.job.model)
         problems = self.job.instructed(self.job.train, training=True)
-        sample_round(engine, tokenizer, problems, self.job.recipe, self.run, 0)
+        sample_round(self.open(self.job.model), problems, self.job.recipe, self.run, 0)
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
-        exists, done = once("the pruned checkpoint", self._pruned)
+        exists, done = checkpoint_state(self.run)
         if done:
             return self.run.pruned
         if exists:
@@ -128,19 +157,12 @@ class Session:
             resume = True
         if not self.planned:
             self.check_memory()
-        engine, tokenizer = self.open(self.job.model)
+        policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
-        recipe = self.job.recipe
-        offload = self.resources.offload
-        with open_tracker(self.resources.tracker if is_lead() else None, self.run.path, recipe.to_json()) as send:
-            pruned = train(engine, tokenizer, self.job.model, problems, recipe, self.run, resume, send, offload)
-        self.loaded = pruned, engine, tokenizer  # training changed the weights in memory to those it saved
+        with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
+            pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
+        self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
-
-    def _pruned(self) -> tuple[bool, bool]:
-        """Whether there is a pruned checkpoint, and whether it is whole."""
-        exists = self.run.pruned.exists()
-        return exists, exists and (is_intact(self.run) or not self.run.states())
 
     def evaluate(
         self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str
@@ -151,20 +173,18 @@ class Session:
             folder = self.run.evaluation(side, name)
             found = finished_evaluation(folder, problems)
             if found is None:
-                engine, tokenizer = self.open(checkpoint)
                 params = self.job.recipe.evaluation_params()
-                found = evaluate(engine, tokenizer, problems, params, folder, f"{label}, {one_line(name)}")
+                found = self.open(checkpoint).evaluate(problems, params, folder, f"{label}, {one_line(name)}")
             results[name] = found
         return results
 
     def evaluate_alone(self) -> Evaluation:
         """Evaluate the job's model alone, asked as the method asks, in a folder of its own."""
         (test,) = self.job.tests.values()
-        problems, params = self.job.instructed(test, training=False), self.job.recipe.evaluation_params()
-        found = finished_evaluation(self.run.own_evaluation, problems)
+        problems, folder = self.job.instructed(test, training=False), self.run.own_evaluation
+        found = finished_evaluation(folder, problems)
         if found is None:
-            engine, tokenizer = self.open(self.job.model)
-            found = evaluate(engine, tokenizer, problems, params, self.run.own_evaluation, "evaluate")
+            found = self.open(self.job.model).evaluate(problems, self.job.recipe.evaluation_params(), folder)
         return found
 
 
@@ -172,30 +192,29 @@ class Session:
 def open_session(job: Job, run: RunFolder, resources: Resources) -> Iterator[Session]:
     """The job at work in its folder, which other processes are kept out of. Raises UserError where it belongs to another
     job, or a process is at work in it."""
-    with RunLock(run.lock) as lock:
-        session = Session(job, run, resources, lock)
+    with run:
+        session = Session(job, run, resources)
         session.check()
         yield session
 
 
 def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
-    """The main job. Returns what RUN/result.json says."""
+    """The main job: evaluate, train, evaluate again, report. Returns what RUN/result.json says."""
     start = time.perf_counter()
+    trains = job.recipe.objective.kind != "none"
     with open_session(job, run, resources) as session:
         if session.finished:
             return read_run_result(run.result)
-        if once("the run's folder", run.settings.exists):
+        if run.is_begun():
             session.claim()
-        if job.recipe.objective.kind != "none":
+        if trains:
             session.check_memory()
         before, after = SIDES
         base = session.evaluate(job.model, job.tests, before, "evaluate the base")
-        trains = job.recipe.objective.kind != "none"
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
         pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
         seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
         result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
-        once("the plot", lambda: plot_run(run, result))
-        once("the result", lambda: write_record(run.result, to_json(result)))
+        run.finish(to_json(result), lambda: plot_run(run, result))
         return result

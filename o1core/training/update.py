@@ -8,21 +8,32 @@ value net, KL term, entropy bonus; the method has none.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, Writing, clip_gradients, is_sharded, largest, offloaded, own, settle, shares, total
+from ..distributed import (
+    BackgroundSave,
+    Offload,
+    clip_gradients,
+    is_sharded,
+    largest,
+    of_this_rank,
+    offloaded,
+    reshard,
+    split_by_cost,
+    total,
+)
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
-from ..model import Transformer, adapted, check_trained
+from ..model import Transformer, adapted
 from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
 from ..types import Example
-from .adam_mini import BETAS, EPS, AdamMini
-from .objectives import LossInputs, objective_of
+from .objectives import LossInputs, Objective, objective_of, reference_of
+from .optimisers import AdamMini, make_optimiser, master_of, select_trained
 
 
 def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> Iterator[list[int]]:
@@ -37,15 +48,6 @@ def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> I
         count = max(1, budget // (unit_size * longest[order[0]]))
         yield [i for u in order[:count] for i in units[u]]
         order = order[count:]
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What a teacher says of a batch. hidden: of an example, by its place in the batch, the hidden states [L, H] of its
-    completion tokens; head [V, H]: None where it is the policy's own, which is frozen."""
-
-    hidden: Callable[[int], Tensor]
-    head: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def collate(examples: list[Example], device: torch.device) -> MicroBatch:
     )
 
 
-def dealt(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[list[list[int]], int]:
+def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[list[list[int]], int]:
     """(this rank's micro-batches, how many of them are real).
 
     All ranks get the same number, since each forward is one of all of them together: short lists are filled up with the
@@ -88,11 +90,11 @@ def dealt(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[lis
     units = [range(i, i + unit_size) for i in range(0, len(examples), unit_size)]
     costs = [sum(examples[i].tokens for i in unit) for unit in units]
     of_ranks = []
-    for share in shares(costs):
+    for share in split_by_cost(costs):
         indices = [i for u in share for i in units[u]]
         cuts = micro_batches([examples[i] for i in indices], budget, unit_size)
         of_ranks.append([[indices[i] for i in cut] for cut in cuts])
-    mine = own(of_ranks)
+    mine = of_this_rank(of_ranks)
     spare = list(units[min(range(len(units)), key=costs.__getitem__)])
     return mine + [spare] * (max(map(len, of_ranks)) - len(mine)), len(mine)
 
@@ -106,7 +108,7 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
     """
     device = model.embed.device
     result = [torch.zeros(len(e.ids)) for e in examples]
-    batches, real = dealt(examples, micro_tokens)
+    batches, real = micro_batches_of_this_rank(examples, micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="reference log-probs", unit="batch")):
         batch = collate([examples[i] for i in chosen], device)
         hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
@@ -115,9 +117,14 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
         for i, part in zip(chosen, logp.split(batch.cu_seqlens.diff().tolist())):
             result[i] = part.clone()
-    settle(model)
+    reshard(model)
     whole = total(torch.cat(result).to(device)).cpu()
     return [part.clone() for part in whole.split([len(e.ids) for e in examples])]
+
+
+def with_reference(examples: list[Example], reference: list[Tensor]) -> list[Example]:
+    """The examples with their reference log-probs, float32 [L] of each."""
+    return [replace(e, reference=r) for e, r in zip(examples, reference)]
 
 
 class Updater:
@@ -131,14 +138,15 @@ class Updater:
         self,
         model: Transformer,
         vocab: int,
-        objective: ObjectiveSettings,
+        objective: ObjectiveSettings | Objective,
         optimiser: OptimiserSettings,
         execution: ExecutionSettings,
+        make: Callable[[dict[str, Tensor]], torch.optim.Optimizer] | None = None,
     ) -> None:
-        """vocab: ids at or above it have probability 0. Raises UserError where the model has fewer layers than are
-        trained, or the objective trains nothing."""
+        """vocab: ids at or above it have probability 0. make: an optimiser of your own, from {name: fp32 weight}. Raises
+        UserError where the model has fewer layers than are trained, or the objective trains nothing."""
         self.model, self.vocab = model, vocab
-        self.objective = objective_of(objective)
+        self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
         self.grad_clip, self.execution = optimiser.grad_clip, execution
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
         select_trained(model, optimiser.train_last_layers)
@@ -151,18 +159,19 @@ class Updater:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
         self.freed = FreedMemory()
-        self.writing: Writing | None = None  # of a training state, from these tensors
-        self.optimiser = make_optimiser(optimiser, {name: master for name, (_, master) in self.pairs.items()}, model)
+        self.writing: BackgroundSave | None = None  # of a training state, from these tensors
+        self.teacher_head: Tensor | None = None  # CRISP's, where it is not the policy's own frozen one
+        trained = {name: master for name, (_, master) in self.pairs.items()}
+        self.optimiser = make_optimiser(optimiser, trained, model) if make is None else make(trained)
 
-    def step(
-        self, examples: list[Example], reference: list[Tensor], lr: float, taught: Taught | None = None
-    ) -> dict[str, float]:
-        """One optimiser step on a batch. taught: of CRISP's teacher. Returns the objective's metrics before the step.
+    def step(self, examples: list[Example], lr: float) -> dict[str, float]:
+        """One optimiser step on a batch of examples with their reference log-probs. Returns the objective's metrics from
+        before the step: loss, ratio_mean, ratio_max, clip_fraction, approx_kl (nats a token) and grad_norm.
 
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite, or a training state
         could not be written.
         """
-        result = self.accumulate(examples, reference, taught)
+        result = self.accumulate(examples)
         norm = clip_gradients(self.masters, self.grad_clip)
         if not (math.isfinite(result["loss"]) and math.isfinite(norm)):
             problems = ", ".join(sorted({e.problem for e in examples})[:8])
@@ -186,7 +195,7 @@ class Updater:
     @torch.no_grad()
     def follow_masters(self) -> None:
         """Let the weights that compute have the values of their masters."""
-        settle(self.model)
+        reshard(self.model)
         for weight, master in self.pairs.values():
             if weight is not master:
                 weight.copy_(master)
@@ -209,44 +218,37 @@ class Updater:
         self.written()
         for master in self.masters:
             master.grad = None
-        settle(self.model)
+        reshard(self.model)
         moments = [t for m in self.masters for n, t in self.optimiser.state.get(m, {}).items() if n != "step"]
         masters = [m for w, m in self.pairs.values() if m is not w or is_sharded(m)]
         named = {"none": [], "moments": moments, "optimiser": moments + masters}[offload]
         with offloaded(on_gpu(named)):
             yield
 
-    def accumulate(
-        self, examples: list[Example], reference: list[Tensor], taught: Taught | None = None
-    ) -> dict[str, float]:
+    def accumulate(self, examples: list[Example]) -> dict[str, float]:
         """Make the batch's gradient, a micro-batch at a time. Returns its metrics."""
         device, objective = self.model.embed.device, self.objective
-        masks = objective.masks(examples, reference)
+        masks = objective.masks(examples)
         units = objective.units(examples, masks)
         for master in self.masters:
             if master.grad is not None:
                 master.grad.zero_()
-        batches, real = dealt(examples, self.execution.micro_tokens, objective.unit_size)
+        batches, real = micro_batches_of_this_rank(examples, self.execution.micro_tokens, objective.unit_size)
         sums = torch.zeros(6, dtype=torch.float64, device=device)
         metrics = SurrogateMetrics(sums, torch.zeros((), device=device))
         for b, chosen in enumerate(batches):
             batch = collate([examples[i] for i in chosen], device)
             hidden = self.model.hidden(batch.ids, recompute=self.execution.checkpointing).flatten(0, 1)[batch.places]
-            teacher = teacher_head = None
-            if taught is not None:
-                teacher = torch.cat([taught.hidden(i) for i in chosen]).to(device)
-                teacher_head = self.model.lm_head.detach() if taught.head is None else taught.head
             inputs = LossInputs(
                 hidden,
                 self.model.lm_head,
                 batch.targets,
-                torch.cat([reference[i] for i in chosen]).to(device),
+                torch.cat([reference_of(examples[i]) for i in chosen]).to(device),
                 torch.tensor([examples[i].advantage for i in chosen], device=device),
                 batch.cu_seqlens,
                 self.vocab,
                 None if masks is None else torch.cat([masks[i] for i in chosen]).to(device),
-                teacher,
-                teacher_head,
+                *self.teacher([examples[i] for i in chosen]),
             )
             loss, of_batch = objective.loss(inputs, units)
             if b < real:
@@ -259,65 +261,15 @@ class Updater:
             found["masked_tokens"] = float(sum(int((~mask).sum()) for mask in masks))
         return found
 
+    def teacher(self, examples: list[Example]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """CRISP's teacher: its hidden states [N, H] of the examples' completions, and the head they are multiplied with."""
+        hidden = [e.taught() for e in examples if e.taught is not None]
+        if not hidden:
+            return None, None
+        head = self.model.lm_head.detach() if self.teacher_head is None else self.teacher_head
+        return torch.cat(hidden).to(head.device), head
+
 
 def on_gpu(tensors: list[Tensor]) -> list[Tensor]:
     """Those that are not in the host's memory anyway."""
     return [t for t in tensors if t.device.type != "cpu"]
-
-
-def make_optimiser(
-    settings: OptimiserSettings, trained: dict[str, Tensor], model: Transformer
-) -> torch.optim.Optimizer:
-    """The optimiser of the fp32 weights `trained`, by name."""
-    if settings.kind == "adam-mini":
-        return AdamMini(trained.items(), model.config, settings.lr, settings.weight_decay)
-    return torch.optim.AdamW(
-        trained.values(), lr=settings.lr, betas=BETAS, eps=EPS, weight_decay=settings.weight_decay, fused=True
-    )
-
-
-def load_optimiser_modules() -> None:
-    """Have torch load the 140 MiB of modules that come with a process's first optimiser, before memory is measured."""
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-
-
-def master_of(weight: Tensor) -> Tensor:
-    """The fp32 copy of a weight that is trained. Finished gradients of the weight are added to the copy's."""
-    master = weight.detach().float()
-    weight.register_post_accumulate_grad_hook(lambda p: move_gradient(p, master))
-    return master
-
-
-def move_gradient(weight: Tensor, master: Tensor) -> None:
-    """Add a finished bf16 gradient to the fp32 one and free it, so that only one weight's bf16 gradient is alive."""
-    assert weight.grad is not None
-    if master.grad is None:
-        master.grad = weight.grad.float()
-    else:
-        master.grad.add_(weight.grad)
-    weight.grad = None
-
-
-def select_trained(model: Transformer, last_layers: int | None) -> None:
-    """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen); in an
-    adapted model the adapters alone."""
-    if modules := adapted(model):
-        model.requires_grad_(False)
-        for module in modules:
-            module.lora_a.requires_grad_(True)
-            module.lora_b.requires_grad_(True)
-        return
-    check_trained(model.config, None, last_layers)
-    model.requires_grad_(last_layers is None)
-    if last_layers is not None:
-        for block in model.blocks[model.config.num_layers - last_layers :]:
-            block.requires_grad_(True)
-
-
-def learning_rate(progress: float, settings: OptimiserSettings) -> float:
-    """The rate at `progress`, the fraction of all steps done: linear warm-up, then cosine to 0 or constant."""
-    if progress < settings.warmup:
-        return settings.lr * progress / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / max(1e-12, 1 - settings.warmup)))

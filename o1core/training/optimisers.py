@@ -1,14 +1,16 @@
-"""Adam-mini (arXiv 2406.16793): Adam with one second moment for a block of weights instead of one for each weight.
+"""How a gradient becomes new weights: which weights, their fp32 masters, AdamW or Adam-mini, and the learning rate.
 
+Adam-mini (arXiv 2406.16793) is Adam with one second moment for a block of weights instead of one for each weight.
 Blocks are those of the paper and of its package: a head of q and of k; a row (an output neuron) of every other matrix,
-which for the embedding and the head of the vocabulary is a token; a whole norm; and each element of a bias, as in
-Adam. Our fused matrices are cut as the checkpoint has them. So a trained fp32 weight takes 12 bytes (weight, gradient,
-first moment; AdamW: 16), and the second moments are a few thousand numbers a layer.
+which for the embedding and the head of the vocabulary is a token; a whole norm; and each element of a bias, as in Adam.
+Our fused matrices are cut as the checkpoint has them. So a trained fp32 weight takes 12 bytes (weight, gradient, first
+moment; AdamW: 16), and the second moments are a few thousand numbers a layer.
 
 Weights may be sharded by rows (DTensor): the mean squares of all rows are gathered, a vector, and every rank holds all
 second moments. So their bits do not depend on the number of ranks. Left out on purpose: closures and several groups.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,11 +18,70 @@ import torch
 from torch import Tensor
 
 from ..distributed import is_sharded, local
-from ..model import ModelConfig, layout
+from ..model import ModelConfig, Transformer, adapted, check_trained, layout
+from ..recipe import OptimiserSettings
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 Blocks = list[tuple[int, int]]  # (rows, rows in a block) of the parts of a parameter, in order
+
+
+def select_trained(model: Transformer, last_layers: int | None) -> None:
+    """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen); in an
+    adapted model the adapters alone."""
+    if modules := adapted(model):
+        model.requires_grad_(False)
+        for module in modules:
+            module.lora_a.requires_grad_(True)
+            module.lora_b.requires_grad_(True)
+        return
+    check_trained(model.config, None, last_layers)
+    model.requires_grad_(last_layers is None)
+    if last_layers is not None:
+        for block in model.blocks[model.config.num_layers - last_layers :]:
+            block.requires_grad_(True)
+
+
+def make_optimiser(
+    settings: OptimiserSettings, trained: dict[str, Tensor], model: Transformer
+) -> torch.optim.Optimizer:
+    """The optimiser of the fp32 weights `trained`, by name."""
+    if settings.kind == "adam-mini":
+        return AdamMini(trained.items(), model.config, settings.lr, settings.weight_decay)
+    return torch.optim.AdamW(
+        trained.values(), lr=settings.lr, betas=BETAS, eps=EPS, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def load_optimiser_modules() -> None:
+    """Have torch load the 140 MiB of modules that come with a process's first optimiser, before memory is measured."""
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
+def learning_rate(progress: float, settings: OptimiserSettings) -> float:
+    """The rate at `progress`, the fraction of all steps done: linear warm-up, then cosine to 0 or constant."""
+    if progress < settings.warmup:
+        return settings.lr * progress / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / max(1e-12, 1 - settings.warmup)))
+
+
+def master_of(weight: Tensor) -> Tensor:
+    """The fp32 copy of a weight that is trained. Finished gradients of the weight are added to the copy's."""
+    master = weight.detach().float()
+    weight.register_post_accumulate_grad_hook(lambda p: move_gradient(p, master))
+    return master
+
+
+def move_gradient(weight: Tensor, master: Tensor) -> None:
+    """Add a finished bf16 gradient to the fp32 one and free it, so that only one weight's bf16 gradient is alive."""
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad.add_(weight.grad)
+    weight.grad = None
 
 
 class AdamMini(torch.optim.Optimizer):
