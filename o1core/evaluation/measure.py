@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..distributed import on_rank0
-from ..files import read_json
+from ..files import read_json, read_record
 from ..metrics import Answers, accuracy_interval, aes, mean_paired, paired
 from ..rollout import problems_held, read_groups
 from ..run_folder import EvaluationFolder
@@ -64,7 +64,10 @@ def answers_of(groups: Sequence[Group]) -> Answers:
 
 def read_problems(folder: EvaluationFolder) -> list[Problem]:
     """The problems of problems.json."""
-    return from_json(list[Problem], read_json(folder.problems), str(folder.problems))
+    held = read_json(folder.problems)
+    if isinstance(held, dict):  # versions before 0.2 wrote a list, without a checksum
+        held = read_record(folder.problems).get("problems")
+    return from_json(list[Problem], held, str(folder.problems))
 
 
 def compare(base: dict[str, Evaluation], pruned: dict[str, Evaluation]) -> Comparison:

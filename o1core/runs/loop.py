@@ -5,7 +5,6 @@ policy that sampled it, by the trainer's own forward. They are computed before t
 on that policy is gone, and kept beside the rollouts.
 """
 
-import json
 import logging
 import resource
 import shutil
@@ -41,6 +40,7 @@ from ..training import (
     kept_reference,
     learning_rate,
     load_state,
+    log_line,
     objective_of,
     open_log,
     open_teacher,
@@ -177,7 +177,7 @@ class Round:
                 with deferred() as asked_to_stop:
                     line = self.step(batch, progress, len(batches))
                     progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
-                    lines.write(json.dumps(line) + "\n")
+                    lines.write(log_line(line))
                     self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
                     due = progress.steps % save_every == 0 or any_rank(asked_to_stop())
                     if due and progress.step < len(batches):
