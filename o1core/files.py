@@ -90,8 +90,9 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object that write_record wrote, without its checksum. Raises UserError where the file is damaged.
+def read_record(path: Path, fix: str = "delete it and rerun the command that made it") -> dict[str, Any]:
+    """The JSON object that write_record wrote, without its checksum. Raises UserError where the file is damaged; fix: what
+    to do then.
 
     Files of versions before 0.2 hold no checksum and are read as they are.
     """
@@ -101,7 +102,7 @@ def read_record(path: Path) -> dict[str, Any]:
         alike = (text for name, text in value.items() if len(name) == len(CHECKSUM) and isinstance(text, str))
         held = next((text for text in alike if len(text) == 64), None)
     if held is not None and held != json_digest(value):
-        raise UserError(f"{path}: damaged (its checksum differs); delete it and rerun the command that made it")
+        raise UserError(f"{path}: damaged or altered (its checksum differs); {fix}")
     return value
 
 

@@ -23,15 +23,18 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import shutil
+import stat
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from . import __version__
 from .distributed import on_rank0
 from .errors import UserError
-from .files import read_object, write_json, write_record
+from .files import damaged_file, digests, read_record, refuse_links, write_record
 from .types import Problem
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ class EvaluationFolder:
 
         def write() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.problems, [{name: getattr(p, name) for name in SHOWN} for p in problems])
+            shown = [{name: getattr(p, name) for name in SHOWN} for p in problems]
+            write_record(self.problems, {"problems": shown})
 
         on_rank0("the evaluation", write)
 
@@ -108,7 +112,10 @@ class RunFolder:
         """Take the lock, unless it is held already. Raises UserError naming the owner where another process holds it."""
         if self._lock is not None:
             return
-        file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise UserError(f"{self.lock}: is not a file; remove it")
         text = os.read(file, 32).decode(errors="replace").strip()
         owner = int(text) if text.isdecimal() and text.isascii() else None
         try:
@@ -177,7 +184,7 @@ class RunFolder:
             if "rounds" in changed:
                 self._archive(held["rounds"])
             if changed or not held:
-                write_json(self.settings, settings | {"model": str(model)})
+                write_record(self.settings, settings | {"model": str(model), "o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)
@@ -193,9 +200,37 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return on_rank0(
-            "the run's folder", lambda: read_object(self.settings).get(name) if self.settings.exists() else None
-        )
+        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def drop_reference(self, round_index: int) -> None:
+        """Delete the round's reference log-probs, which belong to rollouts that are gone."""
+        on_rank0("the reference", lambda: self.reference(round_index).unlink(missing_ok=True))
+
+    def pruned_state(self) -> tuple[bool, bool]:
+        """Whether there is a pruned checkpoint, and whether nothing about it is left to do: all of its files are there as
+        they were written, or no state is there to make it again from."""
+
+        def act() -> tuple[bool, bool]:
+            exists = self.pruned.exists()
+            return exists, exists and (self._pruned_is_intact() or not self.states())
+
+        exists, done = on_rank0("the pruned checkpoint", act)
+        return exists, done
+
+    def write_pruned(self, save: Callable[[Path], None]) -> None:
+        """Let all ranks save the pruned checkpoint, and keep the checksums of its files, unless it is there intact."""
+        what = "the pruned checkpoint"
+        if on_rank0(what, self._pruned_is_intact):
+            return
+        on_rank0(what, lambda: shutil.rmtree(self.pruned, ignore_errors=True))
+        save(self.pruned)
+        on_rank0(what, lambda: write_record(self.pruned_record, {"files": digests(self.pruned)}))
+
+    def _pruned_is_intact(self) -> bool:
+        if not self.pruned.exists() or not self.pruned_record.exists():
+            return False
+        files = read_record(self.pruned_record).get("files")
+        return isinstance(files, dict) and damaged_file(self.pruned, files) is None
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
@@ -203,17 +238,26 @@ class RunFolder:
 
     def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings that the folder holds."""
+        refuse_links(self.path)
         if not self.settings.exists():
             if holds_something(self.path):
                 raise UserError(f"{self.path}: is not empty and holds no settings.json; choose another --out")
             return {}
-        held = defaults | read_object(self.settings)
-        for name, asked in settings.items():
-            raised = name == "rounds" and isinstance(held.get(name), int) and held[name] < asked
-            if name not in free and not raised and held.get(name) != asked:
-                both = f"{json.dumps(held.get(name))} there, {json.dumps(asked)} requested"
-                raise UserError(f"{self.path}: holds a run with other settings ({name}: {both}); choose another --out")
+        held = defaults | self.read_settings()
+        grown = isinstance(held.get("rounds"), int) and held["rounds"] < settings.get("rounds", 0)
+        other = {name for name in settings if name not in free and held.get(name) != settings[name]}
+        other -= {"rounds"} if grown else set()
+        if other:
+            name = next(name for name in settings if name in other)
+            both = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} requested"
+            flags = " ".join(as_flag(name, held[name]) for name in settings if name in other and name in defaults)
+            way = f"continue it with {flags}, or choose" if other <= defaults.keys() else "choose"
+            raise UserError(f"{self.path}: holds a run with other settings ({name}: {both}); {way} another --out")
         return held
+
+    def read_settings(self) -> dict[str, Any]:
+        """What settings.json says. Raises UserError where it was altered."""
+        return read_record(self.settings, "restore it from a copy, or make the run again in another folder")
 
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
@@ -230,6 +274,16 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def as_flag(name: str, value: Any) -> str:
+    """The flag that asks for a recipe's setting: "--cutoff 512", "--no-checkpointing", "--template a=1 --template b=2"."""
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    if isinstance(value, dict):
+        return " ".join(f"--{words} {key}={json.dumps(item)}" for key, item in value.items())
+    return f"--{words} {'none' if value is None else shlex.quote(str(value))}"
 
 
 def holds_something(folder: Path) -> bool:

@@ -38,6 +38,12 @@ SHOWN_OF = {
 }
 SHOWN_ELSE = SHOWN | {"problems", "samples", "rounds", "reward", "lr", "lora_rank"}
 OVERRIDES = "A flag overrides the method, the method the recipe, and the recipe the defaults that are named here."
+TORCHRUN = (
+    "Several GPUs: torchrun --nproc-per-node N -m o1core ... . torchrun listens on all network interfaces and trusts whoever "
+    "connects, and ranks that save a training state send each other pickled plans. On a machine that others can reach, give "
+    "the run a network of its own: unshare -rn sh -c 'ip link set lo up; torchrun --standalone --nproc-per-node N -m o1core "
+    "...'."
+)
 
 
 def add_flags(sub: argparse.ArgumentParser, name: str, everything: bool = True) -> None:
@@ -47,7 +53,7 @@ def add_flags(sub: argparse.ArgumentParser, name: str, everything: bool = True) 
         command = parser.get_default("command")
         hidden = [action for action in parser._actions if action.dest not in SHOWN_OF.get(command, SHOWN_ELSE)]
         if command:
-            parser.epilog = OVERRIDES
+            parser.epilog = f"{OVERRIDES} {TORCHRUN}" if everything else OVERRIDES
             count = 1 + sum(bool(action.option_strings) for action in parser._actions)
             parser.add_argument("--help-all", action="help", help=f"show all {count} flags and exit")
         for action in hidden if command and not everything else []:

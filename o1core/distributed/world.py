@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partialmethod
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,9 @@ from ..errors import UserError
 T = TypeVar("T")
 
 PATIENCE = 1800.0  # seconds, the default of --timeout
+LOOK_EVERY = 1.0  # seconds, for ranks that have died
+WHY_DEAD = "killed, or out of memory"
+RERUN = "rerun the same command to continue"
 
 
 @dataclass
@@ -77,12 +81,22 @@ def processes() -> int:
 
 def processes_asked() -> int:
     """The same before they have met."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    return told_by_torchrun("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
 def neighbours() -> int:
     """How many of them share this machine's memory."""
-    return min(size(), int(os.environ.get("LOCAL_WORLD_SIZE", size())))
+    return min(size(), told_by_torchrun("LOCAL_WORLD_SIZE", size()))
+
+
+def told_by_torchrun(name: str, default: int) -> int:
+    """A number of torchrun's environment. Raises UserError where it is none."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(
+            f"{name}: {text!r} in the environment is no number; start the command with torchrun, or unset it"
+        )
+    return int(text)
 
 
 def is_lead() -> bool:
@@ -101,10 +115,12 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
     if "RANK" not in os.environ:
         yield device
         return
+    first = told_by_torchrun("RANK", 0) == 0
     try:
         _world = join(device, timeout)
     except UserError as error:
-        raise error if os.environ["RANK"] == "0" else SystemExit(2) from None
+        raise error if first else SystemExit(2) from None
+    _world.store.set(f"process/{rank()}", whereabouts())
     if not is_lead():
         silence()
     try:
@@ -127,7 +143,7 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
 def join(device: torch.device, timeout: float) -> World:
     """Meet the others at torchrun's store and make the mesh: inside a node weights are sharded, across nodes replicated."""
     wait = timedelta(seconds=timeout)
-    local, per_node = (int(os.environ.get(name, given)) for name, given in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 0)))
+    local, per_node = told_by_torchrun("LOCAL_RANK", 0), told_by_torchrun("LOCAL_WORLD_SIZE", 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise UserError(
@@ -182,17 +198,25 @@ def gather(what: str, value: Any = None) -> list[Any]:
 
 
 def wait_for(world: World, keys: list[str], what: str) -> None:
-    """Wait until the keys, each ending in /RANK, are in the store. A signal is heard meanwhile, so the store is asked again
-    and again: its own wait is deaf."""
+    """Wait until the keys, each ending in /RANK, are in the store. Signals arrive meanwhile, because the store is asked again
+    and again; its own wait would hold them up."""
     signs: list[int] = []
+
+    def missing_ranks() -> list[int]:
+        return [int(key.rpartition("/")[2]) for key in keys if not world.store.check([key])]
+
     while True:
-        deadline, pause = time.monotonic() + world.timeout, 0.001
+        deadline, looked, pause = time.monotonic() + world.timeout, time.monotonic(), 0.001
         while time.monotonic() < deadline:
             if world.store.check(keys):
                 return
+            if time.monotonic() > looked + LOOK_EVERY:
+                if gone := dead(world, missing_ranks()):
+                    raise UserError(f"{what}: {named(gone)} died ({WHY_DEAD}); {RERUN}")
+                looked = time.monotonic()
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
-        missing = [int(key.rpartition("/")[2]) for key in keys if not world.store.check([key])]
+        missing = missing_ranks()
         now = [world.store.add(f"signs/{r}", 0) for r in missing]
         if missing and now == signs:
             raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}")
@@ -268,9 +292,39 @@ def who_is_missing(error: RuntimeError) -> str:
         _world.store.set(f"alive/{_world.rank}", "")
         time.sleep(min(3.0, _world.timeout))
         missing = [r for r in range(_world.size) if not _world.store.check([f"alive/{r}"])]
+        if gone := dead(_world, missing):
+            return f"{named(gone)} died ({WHY_DEAD}): {reason}; {RERUN}"
         if missing:
-            return f"gave up waiting for {named(missing)} after {_world.timeout:g} s (--timeout): {reason}"
+            waited = f" after {_world.timeout:g} s (--timeout)" if "imed out" in reason else ""
+            return f"gave up waiting for {named(missing)}{waited}: {reason}"
     return f"the connection to another rank broke: {reason}"
+
+
+def whereabouts() -> str:
+    """Where a process can be looked up: the machine since its start, its table of processes, and the id in it."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino} {os.getpid()}"
+
+
+def dead(world: World, ranks: list[int]) -> list[int]:
+    """Those of the ranks whose process is seen to be gone. Only this machine's processes can be looked up."""
+    here = whereabouts().rpartition(" ")[0]
+    found = []
+    for r in ranks:
+        if world.store.check([f"process/{r}"]):
+            machine, _, pid = world.store.get(f"process/{r}").decode().rpartition(" ")
+            if machine == here and not is_running(int(pid)):
+                found.append(r)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not a zombie, which only waits for its parent to ask how it ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def told_once(error: UserError) -> BaseException:

@@ -1,6 +1,5 @@
 """A model on held-out problems, greedy or avg@n; and a pruned model against its base, over the same problems."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ..distributed import on_rank0
-from ..files import read_json
+from ..files import read_json, read_record
 from ..metrics import Answers, accuracy_interval, aes, mean_paired, paired
 from ..rollout import problems_held, read_groups
 from ..run_folder import EvaluationFolder
@@ -18,8 +17,6 @@ from .results import Comparison, Evaluation, Outcome, read_evaluation
 
 THIRDS = ("hardest third", "middle third", "easiest third")
 MOSTLY = 0.5  # of a test's completions that are cut off: from here on the accuracy says more about the limit
-
-log = logging.getLogger(__name__)
 
 
 def evaluation_of(groups: Sequence[Group], seconds: float, sampled: int) -> Evaluation:
@@ -64,7 +61,10 @@ def answers_of(groups: Sequence[Group]) -> Answers:
 
 def read_problems(folder: EvaluationFolder) -> list[Problem]:
     """The problems of problems.json."""
-    return from_json(list[Problem], read_json(folder.problems), str(folder.problems))
+    held = read_json(folder.problems)
+    if isinstance(held, dict):  # versions before 0.2 wrote a list, without a checksum
+        held = read_record(folder.problems).get("problems")
+    return from_json(list[Problem], held, str(folder.problems))
 
 
 def compare(base: dict[str, Evaluation], pruned: dict[str, Evaluation]) -> Comparison:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
-from ..files import read_object
 from ..model import Tokenizer, read_config
 from ..rollout import read_groups
 from ..run_folder import SIDES, EvaluationFolder, RunFolder
@@ -32,12 +31,12 @@ def open_tokenizer(run: RunFolder) -> Tokenizer:
     """The tokenizer of the run's pruned checkpoint, so that a run can be moved to another machine, or else of its model."""
     folder = run.pruned
     if not (folder / "tokenizer.json").exists():
-        model = read_object(run.settings).get("model")
+        model = run.read_settings().get("model")
         if not isinstance(model, str):
             raise UserError(f"{run.settings}: model: must be the path of a checkpoint; name it there")
         folder = Path(model)
     tokenizer = Tokenizer(folder, read_config(folder).vocab_size)
-    stated = read_object(run.settings).get("thought_tags") if run.settings.exists() else None
+    stated = run.read_settings().get("thought_tags") if run.settings.exists() else None
     if isinstance(stated, str) and stated.count(",") == 1:
         opens, closes = stated.split(",")
         tokenizer.find_tags((opens.strip(), closes.strip()))
@@ -51,7 +50,7 @@ def logged_steps(run: RunFolder) -> list[dict[str, Any]]:
 
 def settings_of(run: RunFolder) -> list[tuple[str, str]]:
     """What the folder's settings.json says, as text; of the model's path its last name, the rest is this machine's."""
-    settings = read_object(run.settings) if run.settings.exists() else {}
+    settings = run.read_settings() if run.settings.exists() else {}
     if isinstance(settings.get("model"), str):
         settings["model"] = Path(settings["model"]).name
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]

@@ -247,9 +247,9 @@ def figures_of(outcomes: Sequence[Outcome]) -> Figures:
 def reuse_parts(done: Sequence[RunFolder], run: RunFolder) -> None:
     """Give a run the parts that an earlier run has and that the same settings decide."""
     for part, names in DECIDED_BY.items():
-        mine = read_object(run.settings)
+        mine = run.read_settings()
         for source in done:
-            theirs = read_object(source.settings)
+            theirs = source.read_settings()
             there, here = source.path / part, run.path / part
             if there.exists() and not here.exists() and all(theirs.get(name) == mine.get(name) for name in names):
                 partial = run.path / ".shared.partial"

@@ -3,7 +3,7 @@
 from .objectives import Objective, objective_of
 from .optimisers import learning_rate, load_optimiser_modules, select_trained
 from .pick import Picked, Rollouts, Scored, try_reward
-from .round_files import kept_reference, open_log, read_log, trim_log
+from .round_files import kept_reference, log_line, open_log, read_log, trim_log
 from .state import Progress, durable, has_states, load_state, rewind, save_state
 from .teacher import forget_teachers, open_teacher
 from .tracker import TRACKERS, check_installed, open_tracker
@@ -25,6 +25,7 @@ __all__ = [
     "learning_rate",
     "load_optimiser_modules",
     "load_state",
+    "log_line",
     "objective_of",
     "open_log",
     "open_teacher",

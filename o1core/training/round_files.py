@@ -1,12 +1,15 @@
 """What a round keeps on disk beside its rollouts: reference log-probs, and its lines of log.jsonl.
 
-log.jsonl has one JSON line per optimiser step, which a resumed run continues without a gap or a repeat. The reference
+log.jsonl has one JSON line per optimiser step with a checksum of itself, and a resumed run continues it without a gap or a
+repeat. A line that is damaged is lost alone. The reference
 log-probs are one file a round, with checksums of what is in it and of what it belongs to. Rank 0 writes both.
 """
 
 import hashlib
 import json
+import logging
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +24,9 @@ from ..errors import UserError
 from ..files import write_atomic
 from ..types import Example
 
+log = logging.getLogger(__name__)
+
+CRC = "crc32"  # in a line of the log: the checksum of its other fields
 HOW_TO_FIX = "delete it, and the same command trains the round again from its start"
 
 
@@ -89,12 +95,21 @@ def examples_digest(examples: list[Example]) -> str:
     return digest.hexdigest()
 
 
+def log_line(step: dict[str, Any]) -> str:
+    """The line of a step."""
+    return json.dumps(step | {CRC: line_checksum(step)}) + "\n"
+
+
+def line_checksum(step: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(step).encode()):08x}"
+
+
 def trim_log(path: Path, steps: int) -> None:
     """Drop the lines of steps that a killed run did and its newest state does not know."""
 
     def trim() -> None:
         if path.exists():
-            text = "".join(f"{line}\n" for line in whole_lines(path)[:steps])
+            text = "".join(f"{line}\n" for step, line in whole_lines(path).items() if step <= steps)
             write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     on_rank0("the log", trim)
@@ -107,24 +122,30 @@ def open_log(path: Path) -> TextIO:
 
 def log_digest(path: Path, steps: int) -> str:
     """SHA-256 of the lines of the first `steps` steps."""
-    lines = whole_lines(path)[:steps] if path.exists() else []
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    held = whole_lines(path) if path.exists() else {}
+    return hashlib.sha256("\n".join(line for step, line in held.items() if step <= steps).encode()).hexdigest()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log. What a kill cut short, and anything else that is no line of a log, ends it."""
-    return [json.loads(line) for line in whole_lines(path)]
+    """What the log says of each step. Steps whose lines are damaged are left out and named in a warning."""
+    held = whole_lines(path)
+    if lost := [step for step in range(1, max(held, default=0)) if step not in held]:
+        steps = f"{', '.join(map(str, lost[:10]))}{' and others' if len(lost) > 10 else ''}"
+        log.warning("%s: damaged; it no longer shows what these steps did: %s", path, steps)
+    return [{name: value for name, value in json.loads(line).items() if name != CRC} for line in held.values()]
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The texts of the lines up to the first that is not the JSON object of the step that is due there."""
-    lines: list[str] = []
+def whole_lines(path: Path) -> dict[int, str]:
+    """step: the text of its line, in their order. What a kill cut short or something else damaged is left out."""
+    held: dict[int, str] = {}
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            break
-        if not isinstance(line, dict) or line.get("step") != len(lines) + 1:
-            break
-        lines.append(text)
-    return lines
+            continue
+        if not isinstance(line, dict) or type(step := line.get("step")) is not int:
+            continue
+        checksum = line.pop(CRC, None)  # versions before 0.2 wrote none
+        if step > max(held, default=0) and checksum in (None, line_checksum(line)):
+            held[step] = text
+    return held

@@ -5,11 +5,10 @@ or on one that was stopped half way.
 """
 
 import functools
-import json
 import os
 import random
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from o1core.files import file_digest
+from o1core.files import file_digest, read_json, write_json
 from o1core.run_folder import RunFolder
+from o1core.training import read_log
 
 from .fuzz_cli import stopped_run
 from .harness import ESCAPE, SECONDS, TINY, judged, outcome
@@ -173,64 +173,67 @@ def pipe_for_a_lock(folder: Path) -> str:
 
 
 def killed_rank(folder: Path) -> str:
-    """A rank that was killed is named as dead, at once."""
-    command = words([*finished_run()[0], "--out", str(folder / "run")])
-    line = f'"{sys.executable}" -m torch.distributed.run --standalone --nproc-per-node 2 -m o1core {command}'
+    """Where nobody else watches the ranks, one that was killed is named as dead by the others, at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "o1core", *finished_run()[0], "--out", str(folder / "run")]
+    ranks = []
+    for rank in ("0", "1"):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+        ranks.append(subprocess.Popen(command, env=os.environ | own, **pipes))  # type: ignore[call-overload]
     begun = time.monotonic()
-    run = subprocess.Popen(["bash", "-c", f"exec {line}"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while not (folder / "run" / "round-00").exists() and run.poll() is None and time.monotonic() - begun < SECONDS:
+    while not (folder / "run" / "round-00").exists() and time.monotonic() - begun < SECONDS:
         time.sleep(0.05)
-    victims = [pid for pid in descendants(run.pid) if environment(pid).get("RANK") == "1"]
-    if not victims:
-        return "bad: rank 1 was not found"
-    os.kill(victims[0], signal.SIGKILL)
-    errors = run.communicate(timeout=SECONDS)[1]
-    told = [line for line in errors.splitlines() if "o1core: error: " in line]
-    return "ok" if len(told) == 1 and "rank 1 " in told[0] and "died" in told[0] else f"bad: {told or errors[-500:]}"
+    ranks[1].kill()
+    try:
+        errors = ranks[0].communicate(timeout=SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        ranks[0].kill()
+        return "bad: rank 0 waits on"
+    finally:
+        ranks[1].communicate()
+    told = errors.replace("\r", "\n").strip().splitlines()[-1]
+    said = told.startswith("o1core: error: ") and "rank 1 died" in told and "gave up" not in told
+    return "ok" if ranks[0].returncode == 2 and said else f"bad: status {ranks[0].returncode}: {told[-300:]!r}"
 
 
-def descendants(pid: int) -> list[int]:
-    children = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [one for child in children for one in (child, *descendants(child))]
-
-
-def environment(pid: int) -> dict[str, str]:
-    pairs = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-    return dict(pair.partition("=")[::2] for pair in pairs)
-
-
-def one_byte_of_the_records(folder: Path) -> str:
+def one_bit_of_the_records(folder: Path) -> str:
     """A flipped bit in the settings or the problems is said; in the log, the one line is lost and the rest stays."""
     rng = random.Random(0)
     for name in ("settings.json", "base/problems/problems.json", "log.jsonl"):
-        for _ in range(4):
+        for _ in range(3):
             run = RunFolder(folder / "run")
             shutil.copytree(finished_run()[1], run.path)
             file = run.path / name
             raw = bytearray(file.read_bytes())
             raw[rng.randrange(len(raw) // 4, len(raw) // 2)] ^= 1 << rng.randrange(7)
             file.write_bytes(raw)
-            verdict = outcome(["report", str(run.path)])
-            text = (run.path / "report.html").read_text() if verdict == "ok" else ""
-            said = verdict == "refused" or name in text or "damaged" in text
-            if not said:
-                return f"bad: {name} was changed, and the report says nothing ({verdict})"
+            status, _, errors = shell(f"o1core report {run.path}")
+            if judged(status, errors) not in ("ok", "refused") or f"{name}: " not in errors:
+                return f"bad: {name} was changed: status {status}, told {errors[-300:]!r}"
+            if name == "log.jsonl" and (status or len(read_log(file)) != len(read_log(finished_run()[1] / name)) - 1):
+                return "bad: more than the damaged line of the log is lost"
             shutil.rmtree(run.path)
     return "ok"
 
 
 def run_of_an_older_version(folder: Path) -> str:
-    """Where a default has changed since, a line says which flag continues the run, and the flag does."""
+    """Where a default has changed since, a line says which flags continue the run, and they do."""
     command, source, _ = stopped_run()
     run = RunFolder(folder / "run")
     shutil.copytree(source, run.path)
-    held = json.loads(run.settings.read_text())
-    held = {name: value for name, value in held.items() if name not in ("sha256", "o1core")} | {"cutoff": 3000}
-    run.settings.write_text(json.dumps(held))
+    held = {name: value for name, value in read_json(run.settings).items() if name not in ("sha256", "o1core")}
+    write_json(run.settings, held | {"cutoff": 3000, "dynamic_sampling": True})
     status, _, errors = shell(f"o1core {words(command)} --out {run.path}")
-    if status != 2 or "--cutoff 3000" not in errors:
+    flags = "--dynamic-sampling --cutoff 3000"
+    if status != 2 or f"continue it with {flags}, or choose another --out" not in errors:
         return f"bad: status {status}, told {errors[-300:]!r}"
-    return "ok"
+    status, _, errors = shell(f"o1core {words(command)} --out {run.path} {flags}")
+    states = "written under other settings"  # the training state's own record was not changed with it
+    return "ok" if status == 2 and states in errors else f"bad: status {status}, told {errors[-300:]!r}"
 
 
 ATTACKS: dict[str, Callable[[Path], str]] = {
@@ -246,7 +249,7 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
         rank_that_is_no_number,
         pipe_for_a_lock,
         killed_rank,
-        one_byte_of_the_records,
+        one_bit_of_the_records,
         run_of_an_older_version,
     )
 }

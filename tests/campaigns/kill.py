@@ -31,7 +31,7 @@ from o1core.model import checkpoint
 from o1core.training import round_files
 from tests.conftest import SETTINGS, build
 
-TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256")
+TIMINGS = ("tokens_per_second", "peak_memory_mib", "seconds", "checkpoint", "sha256", "crc32")
 KINDS = ("operation", "kill", "term", "worker")
 LONGEST = 300  # seconds of one run, on a machine that does other things too
 

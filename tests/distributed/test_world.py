@@ -75,6 +75,24 @@ def hang_on_rank_1(kind: str) -> str:
     return "never"
 
 
+def die_on_rank_1(kind: str) -> str:
+    """Rank 1 is killed where rank 0 waits for it, at the store or in a collective."""
+    gather("a first time")
+    if rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "meeting":
+        gather("the rollouts")
+    else:
+        torch.distributed.all_reduce(torch.ones(3))
+    return "never"
+
+
+@pytest.mark.parametrize("kind", ["meeting", "sum"])
+def test_a_rank_that_was_killed_is_named_as_dead_at_once(kind):
+    with pytest.raises(AssertionError, match=r"rank 1 died \(killed, or out of memory\)"):
+        run_world(die_on_rank_1, 2, kind, timeout=300)  # for which this waits less
+
+
 @pytest.mark.parametrize(
     "kind, message", [("meeting", "rollouts: waited 1 s .* for rank 1"), ("sum", "waiting for rank 1")]
 )

@@ -274,7 +274,7 @@ def test_a_run_of_the_version_before_resumes(stopped, template):
     }
     older["recipe"].pop("optimiser", None)
     (state / "progress.json").write_text(json.dumps(older))
-    for name in ("device", "threads", "optimiser"):
+    for name in ("device", "threads", "optimiser", "sha256", "o1core"):
         settings.pop(name, None)
     run.settings.write_text(json.dumps(settings))
     run.lock.unlink()

@@ -76,7 +76,9 @@ def test_a_method_that_does_not_train_is_evaluated_with_its_instruction(flags, c
     assert "there is nothing to train" in capsys.readouterr().err
     assert main(["prune", *flags, "--method", "fast-prompt", "--out", str(run)]) == 0
     assert json.loads((run / "result.json").read_text())["checkpoint"] == str(checkpoint)
-    asked = [json.loads((run / side / "problems" / "problems.json").read_text()) for side in ("base", "after")]
+    asked = [
+        json.loads((run / side / "problems" / "problems.json").read_text())["problems"] for side in ("base", "after")
+    ]
     assert [p["question"] for p in asked[0]] == [p["question"].partition("\nBe confident")[0] for p in asked[1]]
     prompts = [len(read_groups(run / side / "problems" / "rollouts")[0].prompt) for side in ("base", "after")]
     assert prompts[0] < prompts[1]

@@ -192,7 +192,7 @@ def test_compare_runs_every_method_on_the_same_rollouts(flags, tmp_path, capsys)
     rollouts = [next((out / "seed-0" / name).glob("round-00/rollouts/*.jsonl")) for name in ("o1-pruner", "kimi")]
     assert rollouts[0].samefile(rollouts[1])
     assert not (out / "seed-0" / "fast-prompt" / "pruned").exists()
-    asked = json.loads((out / "seed-0" / "fast-prompt" / "after" / "easy" / "problems.json").read_text())
+    asked = json.loads((out / "seed-0" / "fast-prompt" / "after" / "easy" / "problems.json").read_text())["problems"]
     assert all(p["question"].endswith("pause, stop or reflection.") for p in asked)
     assert fast["tests"]["easy"]["mean_tokens"]["mean"] > 0
     check_measures_and_cost(out, result)
@@ -291,7 +291,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
     assert "| all | 8 |" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert [row["label"] for row in result["rows"]] == ["all", "level 1", "level 2"]
-    assert len(json.loads((out / "problems.json").read_text())) == 8
+    assert len(json.loads((out / "problems.json").read_text())["problems"]) == 8
     assert main(command) == 0, "a study that is done is read"
 
 

@@ -15,6 +15,7 @@ from o1core.cli import main
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
 from o1core.runs import peak_memory
+from o1core.training import read_log
 from tests.campaigns.kill import finish, kill_once, start_run
 
 
@@ -23,7 +24,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def log(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return read_log(run / "log.jsonl")
 
 
 @pytest.mark.parametrize("method", [[], ["--lora-rank", "4", "--optimiser", "adam-mini"]], ids=["full", "adapters"])

@@ -11,6 +11,7 @@ from o1core.cli import main
 from o1core.files import CHECKSUM, write_record
 from o1core.run_folder import RunFolder
 from o1core.runs.loop import Round
+from o1core.training import read_log
 from o1core.types import Group, Sample
 
 METHODS = {
@@ -21,8 +22,7 @@ METHODS = {
 
 def steps(run) -> list[dict]:
     timed = ("tokens_per_second", "peak_memory_mib")
-    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_log(run.log)]
 
 
 class Stopped(Exception):

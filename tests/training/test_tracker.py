@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.training import TRACKERS, check_installed, open_tracker
+from o1core.training import TRACKERS, check_installed, open_tracker, read_log
 
 SETTINGS = {"lam": 2.0}
 
@@ -27,7 +27,7 @@ def test_tensorboard_holds_the_log_of_a_run(checkpoint, tmp_path):
     data.write_text("".join(json.dumps({"problem": f"{a} + 5 = ?", "answer": str(a + 5)}) + "\n" for a in range(8)))
     flags = "--samples 4 --picked 2 --max-new-tokens 8 --temperature 1 --batch 4 --slots 8 --device cpu --tracker tensorboard"
     assert main(["train", "--model", str(checkpoint), "--data", str(data), "--out", str(run), *flags.split()]) == 0
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = read_log(run / "log.jsonl")
     assert len(lines) > 1
     found = scalars(run)
     assert found.keys() == lines[0].keys() - {"step"}
