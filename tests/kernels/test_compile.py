@@ -37,7 +37,8 @@ def test_every_kernel_is_compiled_for_every_chip(compiled):
         assert everywhere <= {r["kernel"] for r in compiled if r["target"] == target}
     for target in ("sm_80", "sm_90"):
         for dtype in ("bf16", "fp16", "fp32", "fp64"):
-            kernels = {r["kernel"] for r in compiled if (r["target"], r["dtype"]) == (target, dtype)}
+            of_dtype = [r["kernel"] for r in compiled if (r["target"], r["dtype"]) == (target, dtype)]
+            kernels = {kernel.removesuffix("_tma") for kernel in of_dtype}  # two ways to the same sums
             assert set(HEAD_PRODUCTS) <= kernels
         assert "surrogate" in {r["kernel"] for r in compiled if r["target"] == target}
 
