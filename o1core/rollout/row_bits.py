@@ -113,18 +113,16 @@ def attention_sizes(
     return BatchSizes([scores, mixture], ATTENTION_ROWS)
 
 
-def head_columns(model: Transformer, vocab: int) -> int:
-    """Tokens that the head scores so that the first `vocab` are known: on a GPU a multiple of 64 where there are as many, since
-    products of other sizes leave its fast paths, and the sampler reads such rows 16 bytes at a time."""
-    if not model.lm_head.is_cuda:
-        return vocab
-    return min(-(-vocab // HEAD_STEP) * HEAD_STEP, len(model.lm_head))
+def head_columns(rows: int, vocab: int, on_gpu: bool) -> int:
+    """Tokens that a head of `rows` rows scores so that the first `vocab` are known: on a GPU a multiple of 64 where there are
+    as many, since products of other sizes leave its fast paths, and the sampler reads such rows 16 bytes at a time."""
+    return min(-(-vocab // HEAD_STEP) * HEAD_STEP, rows) if on_gpu else vocab
 
 
 def model_sizes(model: Transformer, vocab: int) -> BatchSizes:
     """For one decode step of a model whose head scores `vocab` tokens."""
-    vocab = head_columns(model, vocab)
     weight = model.embed
+    vocab = head_columns(len(weight), vocab, weight.is_cuda)
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     shapes = {(m.out_features, m.in_features, m.bias is not None) for m in linears} | {(vocab, weight.shape[1], False)}
     ordered, threads = tuple(sorted(shapes)), torch.get_num_threads()
@@ -178,7 +176,8 @@ def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
         with torch.inference_mode():
             for module in linears:
                 vars(module)["forward"] = product(module.weight, module.bias, packed)
-            whole = product(model.lm_head[: head_columns(model, vocab)], None, packed)
+            columns = head_columns(len(model.lm_head), vocab, model.lm_head.is_cuda)
+            whole = product(model.lm_head[:columns], None, packed)
         yield lambda x: whole(x)[..., :vocab]
     finally:
         for module in linears:

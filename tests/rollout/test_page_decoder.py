@@ -18,6 +18,7 @@ from o1core.kernels import configs, dispatch
 from o1core.model import ModelConfig, initialise
 from o1core.rollout import cache_kind, engine, pages
 from o1core.rollout.pages import Captured, PagedCache, PageDecoder, rounded_splits
+from o1core.rollout.row_bits import head_columns
 from o1core.rollout.sampling import device_uniforms, uniforms
 from tests.campaigns.bits import Words
 from tests.kernels.triton_cases import needs_interpreter
@@ -91,7 +92,15 @@ def test_a_captured_step_launches_few_kernels_a_layer_and_never_asks_the_host(mo
     two, three = (launches_of_a_step(replaced(config, num_layers=n), monkeypatch) for n in (2, 3))
     assert len(three) - len(two) <= most
     assert three.count("write_pages_kernel") == three.count("paged_attention_kernel") == 3
-    assert three.count("sample_kernel") == 1
+    assert three.count("sample_candidates_kernel") == three.count("sample_row_kernel") == 1
+
+
+def test_the_head_is_cut_at_a_multiple_of_64_tokens_on_a_gpu():
+    cut = [
+        head_columns(rows, vocab, True) for rows, vocab in ((152_064, 151_646), (151_650, 151_646), (128_256, 128_256))
+    ]
+    assert cut == [151_680, 151_650, 128_256]
+    assert head_columns(152_064, 151_646, on_gpu=False) == 151_646
 
 
 def test_the_torch_twins_are_seen_to_ask_the_host(monkeypatch):
