@@ -58,7 +58,8 @@ class Sandbox:
     """One process, started at its first request and again after it died. Thread-safe; a context manager.
 
     room: the file that answers. seconds: of processor time for each request. memory_mib: all that the process may hold;
-    one that has held more than half is replaced, so that the next request does not suffer for the last. patience: seconds
+    one that has held more than half is replaced, so that the next request does not suffer for the last (unless its room
+    replies that it has not swollen). patience: seconds
     of wall time for a request (default: a minute and 60 times its processor time). output_mib: the longest reply.
     """
 
@@ -220,7 +221,7 @@ def _reply(room: ModuleType, line: str, seconds: float, memory_mib: int) -> str:
         fault = "raised"
         signal.setitimer(signal.ITIMER_PROF, seconds)
         reply = room.answer(request)
-        reply["swollen"] = _peak_kib() > memory_mib << 9
+        reply.setdefault("swollen", _peak_kib() > memory_mib << 9)
         return json.dumps(reply)
     except MemoryError:
         return '{"fault": "memory", "swollen": true}'

@@ -16,7 +16,7 @@ _MARKS = r"[\s*$_]{0,8}"
 _CHOICE = re.compile(
     rf"(?:\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice){_MARKS}(?:\s+is\s*:?|:)|答案(?:是|为)?[:：]?|故选[:：]?)"
     rf"{_MARKS}(?:(?:[Oo]ption|[Cc]hoice){_MARKS})?(?:\\(?:text|textbf|mathrm|mathbf|boldsymbol)\{{)?"
-    r"(?:\(([A-Ja-j])\)|([A-J])(?=[*$}]*(?:\s*$|\s*\n|[.,;:)。，])))"
+    r"(?:\(([A-Ja-j])\)|([A-J])(?!\s*,\s*[A-J]\b)(?=[*$}]*(?:\s*$|\s*\n|[.,;:)。，])))"
 )
 _CHOSEN = re.compile(
     rf"(?:\b(?:[Oo]ption|[Cc]hoice){_MARKS}\(?([A-J])\)?[*$]*\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
@@ -194,8 +194,11 @@ def _math_at(text: str, at: int) -> tuple[int, int, int] | None:
 
 
 def _closes_at_once(rest: str) -> bool:
-    r"""Whether a dollar sign before a number closes behind it: "$5$" is a formula, "$5 and $6" is money."""
-    return re.match(r"\s*\$[^$A-Za-z\n]*\$", rest) is not None
+    r"""Whether a dollar sign before a number opens a formula: "$5$" and "$10t + 12$" do, "$5 and $6" is money."""
+    match = re.match(r"\s*\$([^$\n]*)\$", rest)
+    if match is None or match[1].rstrip().endswith(("=", "+", "-", "*", "/")):
+        return False
+    return _WORDS.search(re.sub(r"\\(?:text|mbox|mathrm)\{[^{}]*\}", "", match[1])) is None
 
 
 def _expression_at_start(rest: str) -> str | None:

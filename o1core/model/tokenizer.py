@@ -3,11 +3,16 @@
 One function makes the prompt, for sampling, training and evaluation alike: a ratio taken under another prompt than the
 one that produced the text means nothing (fault 1 of the official code).
 
-tokenizer.json is a stranger's program for a library in Rust: some files end the process that loads them, others panic
-at the first text. So it is first tried out in a process of its own (worker.py), once for each content.
+tokenizer.json is a stranger's program for a library in Rust: some files end the process that loads them, others panic,
+swell or hang at one text in a thousand. So every text and every list of ids goes through a process with limits
+(worker.py), which has first tried the file out. A call costs a tenth of a millisecond more than here. What is loaded
+here serves to look ids up.
 """
 
+import atexit
+import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,7 +29,7 @@ from ..types import Problem
 from .chat import ROOM, SPECIAL, ChatTemplate, find_thought_tags, special_token
 from .folder import checkpoint_file, need_file, reason, shown
 
-SECONDS, MEMORY_MIB = 30.0, 1024  # to try a tokenizer out: 151,643 tokens take 0.7 s and 170 MiB
+SECONDS, MEMORY_MIB = 30.0, 1024  # for one request: to load 151,643 tokens takes 0.7 s and 170 MiB
 PROBES = (
     "",
     "What is 17 * 23? Let $x < 3$.\n\n  So x = -1.5e3, i.e. \\frac{1}{2} [it's a 'test'] #1 & <b>@home_page</b> ~10%\t^2|3;",
@@ -34,7 +39,7 @@ PROBES = (
 )
 TAG = re.compile(r"[<\[{|｜].+[>\]}|｜]", re.DOTALL)  # an added token that is made to stand for no text
 T = TypeVar("T")
-_tried: set[bytes] = set()  # digests of the files that passed in this process
+_tried: set[str] = set()  # digests of the files that passed in this process
 
 
 class Tokenizer:
@@ -49,12 +54,13 @@ class Tokenizer:
     ) -> None:
         self.folder = folder
         path = need_file(folder, "tokenizer.json")
-        self.backend = open_backend(path)
+        self.backend, digest = open_backend(path)
+        self.file: dict[str, Any] = {"tokenizer": str(path.absolute()), "digest": digest, "added": []}
         self.config = read_object(need_file(folder, "tokenizer_config.json"))
         if "added_tokens_decoder" not in self.config:  # transformers before 4.34 wrote two more files
             self.config |= read_beside(folder, "special_tokens_map.json")
         own = self.backend.get_added_tokens_decoder()
-        add_tokens(self.backend, folder, self.config, vocab_size)
+        self.file["added"] = add_tokens(self.backend, self.file, folder, self.config, vocab_size)
         self.size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not 0 < self.size <= vocab_size:
             raise UserError(
@@ -70,14 +76,20 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text as it is: special tokens in it are recognised, none is added. Raises UserError for text
         that the tokenizer cannot encode: half a surrogate pair, or a character that it has no token for."""
-        failure = f"{self.folder / 'tokenizer.json'}: cannot encode {shown(text)}"
-        return guarded(lambda: self.backend.encode(text, add_special_tokens=False).ids, failure)
+        return self.encoded(text)[0]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
         """Text of the ids; special tokens are left out unless asked for, but for the tags of a thought."""
-        failure = f"{self.folder / 'tokenizer.json'}: cannot decode {shown(ids)}"
         read = ids if special else [i for i in ids if i not in self.hidden]
-        return guarded(lambda: self.backend.decode(list(read), skip_special_tokens=False), failure)
+        failure = f"{self.folder / 'tokenizer.json'}: cannot decode {shown(ids)}"
+        text: str = ask(self.file | {"decode": list(read)}, failure)["text"]
+        return text
+
+    def encoded(self, text: str, with_special: bool = False) -> tuple[list[int], list[int]]:
+        """Ids of the text, and 1 for each that is a special token which the tokenizer itself has put there."""
+        failure = f"{self.folder / 'tokenizer.json'}: cannot encode {shown(text)}"
+        reply = ask(self.file | {"encode": text, "special": with_special}, failure)
+        return reply["ids"], reply["mask"]
 
     def find_tags(self, stated: tuple[str, str] | None = None, system: str | None = None) -> ThoughtTags:
         """What this model's thoughts stand between, from now on: `stated`, or what the chat template, the added tokens
@@ -116,12 +128,11 @@ class Tokenizer:
         text = self.render([*turns, {"role": "user", "content": question}])
         if self.template.text is not None:  # a template writes the first token itself
             return self.encode(text)
-        failure = f"{self.folder / 'tokenizer.json'}: cannot encode {shown(text)}"
-        encoded = guarded(lambda: self.backend.encode(text, add_special_tokens=True), failure)
-        end = len(encoded.ids)
-        while end and encoded.special_tokens_mask[end - 1]:  # some append an end-of-text token: nothing follows that
+        ids, mask = self.encoded(text, with_special=True)
+        end = len(ids)
+        while end and mask[end - 1]:  # some append an end-of-text token: nothing follows that
             end -= 1
-        return encoded.ids[:end]
+        return ids[:end]
 
     def prompts(self, problems: Iterable[Problem], room: int | None = None) -> list[list[int]]:
         """Ids of the prompt of each problem. room: tokens that the model's context holds.
@@ -141,24 +152,36 @@ class Tokenizer:
         return found
 
 
-def open_backend(path: Path) -> Backend:
-    """Load tokenizer.json, after it was tried out elsewhere."""
+@functools.lru_cache(maxsize=1)
+def shared_sandbox(pid: int, seconds: float, memory_mib: int) -> Sandbox:
+    """The process that encodes and decodes. By process id: a forked child must not write into its parent's pipes."""
+    sandbox = Sandbox(ROOM, seconds, memory_mib)
+    atexit.register(sandbox.close)
+    return sandbox
+
+
+def ask(request: dict[str, Any], failure: str) -> dict[str, Any]:
+    try:
+        return shared_sandbox(os.getpid(), SECONDS, MEMORY_MIB).ask(request)
+    except Refused as refused:
+        raise UserError(f"{failure}: {refused}") from None
+
+
+def open_backend(path: Path) -> tuple[Backend, str]:
+    """Load tokenizer.json, after it was tried out elsewhere. Returns its SHA-256 too."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
-    digest = hashlib.sha256(content).digest()
+    digest = hashlib.sha256(content).hexdigest()
+    failure = f"{path}: not a tokenizer"
     if digest not in _tried:
-        with Sandbox(ROOM, SECONDS, MEMORY_MIB) as sandbox:
-            try:
-                sandbox.ask({"tokenizer": str(path), "texts": PROBES})
-            except Refused as refused:
-                raise UserError(f"{path}: not a tokenizer: {refused}") from None
+        ask({"tokenizer": str(path.absolute()), "digest": digest, "added": [], "texts": PROBES}, failure)
         _tried.add(digest)
-    backend = guarded(lambda: Backend.from_buffer(content), f"{path}: not a tokenizer")
+    backend = guarded(lambda: Backend.from_buffer(content), failure)
     backend.no_truncation()
     backend.no_padding()
-    return backend
+    return backend, digest
 
 
 def read_beside(folder: Path, name: str) -> dict[str, Any]:
@@ -167,12 +190,15 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
     return {} if path is None else read_object(path)
 
 
-def add_tokens(backend: Backend, folder: Path, config: dict[str, Any], vocab_size: int) -> None:
+def add_tokens(
+    backend: Backend, file: dict[str, Any], folder: Path, config: dict[str, Any], vocab_size: int
+) -> list[dict[str, Any]]:
     """Add what tokenizer.json does not know and the files beside it do, with the ids that transformers gives it.
 
     That is added_tokens_decoder (where it is absent, added_tokens.json), then the special tokens that are named. Without
     them <think> falls to pieces and the end-of-text token is never found. A token that the model has no row for, as the
-    <pad> of some Llamas, is left out. Raises UserError where a new token's id is not the one stated.
+    <pad> of some Llamas, is left out. Returns those that were added, in their order, for the process that encodes.
+    Raises UserError where a new token's id is not the one stated.
     """
     path = folder / "tokenizer_config.json"
     stated: dict[int, AddedToken] = {}
@@ -189,11 +215,16 @@ def add_tokens(backend: Backend, folder: Path, config: dict[str, Any], vocab_siz
     known = {token.content for token in (*stated.values(), *backend.get_added_tokens_decoder().values())}
     unnumbered = [token for text, token in named.items() if text not in known]
     size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    for number, token in [*sorted(stated.items()), *((None, token) for token in unnumbered)]:
+    todo = [*sorted(stated.items()), *((None, token) for token in unnumbered)]
+    # The library normalises a token that it adds: first where that has limits.
+    ask(file | {"added": [as_flags(token) for _, token in todo], "texts": []}, f"{path}: its tokens cannot be added")
+    added = []
+    for number, token in todo:
         new = backend.token_to_id(token.content) is None
         if new and size >= vocab_size:
             continue
         backend.add_tokens([token])
+        added.append(as_flags(token))
         found = backend.token_to_id(token.content)
         if new and found is not None and found != number is not None:
             raise UserError(
@@ -201,6 +232,7 @@ def add_tokens(backend: Backend, folder: Path, config: dict[str, Any], vocab_siz
                 "one in tokenizer.json; take both files from one place"
             )
         size += new
+    return added
 
 
 def special_tokens(config: dict[str, Any], path: Path) -> dict[str, AddedToken]:
@@ -230,6 +262,10 @@ def as_token(value: Any, path: Path, field: str) -> AddedToken:
     if not isinstance(text, str) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise UserError(f"{path}: {field}: expected a string, found {shown(value)}")
     return AddedToken(text, **flags)
+
+
+def as_flags(token: AddedToken) -> dict[str, Any]:
+    return {"content": token.content} | {name: getattr(token, name) for name in FLAGS}
 
 
 def as_object(value: Any, path: Path, field: str) -> dict[str, Any]:

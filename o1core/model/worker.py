@@ -5,13 +5,17 @@ It runs in a process with limits (sandbox.py) and imports nothing of o1core. Req
     {"template": text, "values": {name: value}, "day": "2026-11-30"} and
         {"reads": true}                   the names that the template reads           -> {"reads": [...]}
         {"messages": [...], "most": N}    renders them to at most N characters        -> {"text": ...}
-    {"tokenizer": path, "texts": [...]}   loads tokenizer.json, encodes and decodes   -> {}
+    {"tokenizer": path, "digest": its SHA-256, "added": [token, ...]} and
+        {"texts": [...]}                  tries it out on them                        -> {}
+        {"encode": text, "special": B}    with the tokenizer's own special tokens     -> {"ids": [...], "mask": [...]}
+        {"decode": ids}                                                               -> {"text": ...}
 
 Left out on purpose: a limit for each filter and operator of a template, of which one is always forgotten.
 """
 
 import datetime
 import functools
+import hashlib
 import json
 from typing import Any, NoReturn
 
@@ -83,36 +87,69 @@ def refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def probe(path: str, texts: list[str]) -> None:
-    """Load a tokenizer and use it as a run does. Raises whatever the library does; a panic may end the process.
+@functools.lru_cache(maxsize=2)
+def backend(path: str, digest: str, added: str) -> Any:
+    """The tokenizer of a file with this SHA-256, and with these tokens added one after the other, as JSON."""
+    from tokenizers import AddedToken, Tokenizer
+
+    with open(path, "rb") as file:
+        content = file.read()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError("the file has changed since it was opened; start again")
+    found = Tokenizer.from_buffer(content)
+    found.no_truncation()
+    found.no_padding()
+    for token in json.loads(added):
+        found.add_tokens([AddedToken(token.pop("content"), **token)])
+    return found
+
+
+def probe(tokenizer: Any, texts: list[str]) -> None:
+    """Use a tokenizer as a run does. Raises whatever the library does; a panic may end the process.
 
     Text that is not ASCII may be refused (a tokenizer without an unknown token), but nothing may panic.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_file(path)
-    backend.no_truncation()
-    backend.no_padding()
     for text in texts:
         try:
-            ids = backend.encode(text, add_special_tokens=False).ids
-            backend.decode(ids, skip_special_tokens=True)
+            decode(tokenizer, encode(tokenizer, text, False)["ids"])
         except Exception as error:
-            if text.isascii():
+            if text.isascii() or isinstance(error, Swollen):
                 raise ValueError(f"cannot encode {text!r}: {error}") from None
-        else:
-            if len(ids) > TOKENS_A_BYTE * len(text.encode()) + SPARE:
-                raise ValueError(f"makes {len(ids)} tokens of the {len(text)} characters {text!r}")
-    every = list(backend.get_vocab(with_added_tokens=True).values())
-    text = backend.decode(every, skip_special_tokens=False)
-    if len(text) > CHARACTERS_A_TOKEN * len(every) + SPARE:
-        raise ValueError(f"decodes its {len(every)} tokens to {len(text)} characters")
+    if texts:
+        decode(tokenizer, list(tokenizer.get_vocab(with_added_tokens=True).values()))
+
+
+class Swollen(ValueError):
+    """A tokenizer made far more of a text than texts hold."""
+
+
+def encode(tokenizer: Any, text: str, special: bool) -> dict[str, Any]:
+    found = tokenizer.encode(text, add_special_tokens=special)
+    if len(found.ids) > TOKENS_A_BYTE * len(text.encode()) + SPARE:
+        raise Swollen(f"makes {len(found.ids)} tokens of the {len(text)} characters {text[:200]!r}")
+    return {"ids": found.ids, "mask": found.special_tokens_mask}
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    if len(text) > CHARACTERS_A_TOKEN * len(ids) + SPARE:
+        raise Swollen(f"decodes {len(ids)} tokens to {len(text)} characters")
+    return text
+
+
+def use_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = backend(request["tokenizer"], request["digest"], json.dumps(request["added"]))
+    if "encode" in request:
+        return encode(tokenizer, request["encode"], request["special"])
+    if "decode" in request:
+        return {"text": decode(tokenizer, request["decode"])}
+    probe(tokenizer, request["texts"])
+    return {}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     if "tokenizer" in request:
-        probe(request["tokenizer"], request["texts"])
-        return {}
+        return {"swollen": False} | use_tokenizer(request)  # a vocabulary may take much, and is kept
     template, reads = compiled(request["template"], request["day"])
     if "reads" in request:
         return {"reads": reads}

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 
 import pytest
 from transformers import AutoTokenizer
@@ -90,9 +91,6 @@ CONVERSATIONS = {
         {"role": "user", "content": "是吗？"},
     ],
 }
-
-
-real = tokenizer.Sandbox._start
 
 
 def put_template(folder, template, **given) -> Tokenizer:
@@ -411,14 +409,53 @@ def test_a_tokenizer_that_fails_when_it_is_used_is_refused_when_it_is_opened(che
 
 
 def test_a_tokenizer_is_tried_out_once_for_each_content(checkpoint, monkeypatch):
-    started = []
-    monkeypatch.setattr(tokenizer.Sandbox, "_start", lambda self: started.append(self) or real(self))
+    tried, ask = [], tokenizer.Sandbox.ask
+
+    def count(self, request):
+        tried.append(request.get("texts") == tokenizer.PROBES)
+        return ask(self, request)
+
+    monkeypatch.setattr(tokenizer.Sandbox, "ask", count)
     monkeypatch.setattr(tokenizer, "_tried", set())
     Tokenizer(checkpoint, 272), Tokenizer(checkpoint, 272)
     path = checkpoint / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     Tokenizer(checkpoint, 272)
-    assert sum(sandbox.memory_mib == tokenizer.MEMORY_MIB for sandbox in started) == 2
+    assert sum(tried) == 2
+
+
+def grows(word, letters):
+    """Replacements that turn a word into 300 million letters."""
+    steps = [(word, "§§§"), ("§", "¶" * 1000), ("¶", "¤" * 300), ("¤", letters * 300)]
+    return [{"type": "Replace", "pattern": {"String": one}, "content": other} for one, other in steps]
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_a_tokenizer_that_swells_at_a_word_of_the_data_is_refused_at_that_word(checkpoint, part):
+    path = checkpoint / "tokenizer.json"
+    file = json.loads(path.read_text())
+    name, before = ("normalizers" if part == "normalizer" else "decoders"), [file[part]] if file.get(part) else []
+    file[part] = {"type": "Sequence", name: before + grows("trigger", "x")}
+    path.write_text(json.dumps(file))
+    ours = Tokenizer(checkpoint, 272)
+    harmless = ours.encode("2 + 2")
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: cannot (en|de)code .*(memory|tokens of|characters|SIG)"
+    ) as error:
+        ours.decode(tokenizer.Tokenizer.encode(ours, "a trigger here"))
+    assert str(error.value).isprintable()
+    assert ours.encode("2 + 2") == harmless
+
+
+def test_a_file_that_changes_after_it_was_opened_is_refused(checkpoint):
+    ours = Tokenizer(checkpoint, 272)
+    path = checkpoint / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    tokenizer.shared_sandbox(
+        os.getpid(), tokenizer.SECONDS, tokenizer.MEMORY_MIB
+    ).close()  # the next process reads again
+    with pytest.raises(UserError, match=r"tokenizer\.json: .*the file has changed"):
+        ours.encode("2 + 2")
 
 
 def test_characters_that_have_no_token_are_refused_when_they_come(checkpoint):
