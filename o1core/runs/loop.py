@@ -22,7 +22,7 @@ from ..distributed import Offload, any_rank, on_rank0
 from ..errors import UserError
 from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
-from ..model import Tokenizer, adapted, model_fingerprint, save_adapter
+from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
@@ -289,8 +289,7 @@ def export(policy: Policy, run: RunFolder) -> None:
     """Write the pruned checkpoint, adapters merged, and the checksums of its files, unless they are there and intact.
     Adapters are written before it, alone."""
     if adapted(policy.trained):
-        fingerprint = model_fingerprint(policy.folder)
-        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, fingerprint, run.adapter))
+        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, run.adapter))
     if on_rank0("the pruned checkpoint", lambda: is_intact(run)):
         return
     on_rank0("the pruned checkpoint", lambda: shutil.rmtree(run.pruned, ignore_errors=True))
