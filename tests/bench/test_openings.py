@@ -36,9 +36,10 @@ def expected(opening: str, limit: int) -> tuple[float, float]:
     begun = tokenizer.encode(opening) if opening else []
     prompts = [tokenizer.prompt(p.question) + begun for p in PROBLEMS]
     params = SamplingParams(temperature=0, max_new_tokens=limit - len(begun))
-    ids = [begun + c.ids for [c] in Engine(model, tokenizer).generate(prompts, params)]
-    right = [extract_answer(tokenizer.decode(i)) == p.answer for i, p in zip(ids, PROBLEMS)]
-    return 100 * sum(right) / 6, sum(map(len, ids)) / 6
+    found = [c for [c] in Engine(model, tokenizer).generate(prompts, params)]
+    answers = [extract_answer(tokenizer.decode(c.ids)) if c.finish_reason == "stop" else None for c in found]
+    right = [answer == p.answer for answer, p in zip(answers, PROBLEMS)]
+    return 100 * sum(right) / 6, sum(len(begun) + len(c.ids) for c in found) / 6
 
 
 def test_rows_are_those_of_the_engine_and_are_not_sampled_again(command, tmp_path, capsys):
