@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.tiny_o1 import signed
 from o1core.errors import UserError
 from o1core.evaluation import answers_of
 from o1core.metrics import paired
@@ -84,7 +83,7 @@ def line(opening: str, groups: list[Group], own: list[Group]) -> str:
     cells.append(f"{answers.lengths.mean():.1f}")
     cells.append(f"{100 * cut:.1f} %")
     found = paired(answers_of(own), answers)
-    cells += [signed(found.accuracy.scaled(100)), signed(found.tokens)] if opening else [""] * 2
+    cells += [f"{found.accuracy.scaled(100):+.1f}", f"{found.tokens:+.1f}"] if opening else [""] * 2
     return f"| {' | '.join(cells)} |"
 
 

@@ -33,7 +33,7 @@ from bench.tiny_o1_ceiling import Ceiling, ceiling
 from o1core.errors import UserError
 from o1core.evaluation import StudyResult, answers_of, read_problems, read_run_result
 from o1core.files import write_json
-from o1core.metrics import Answers, Spread, over_seeds, paired_over_seeds
+from o1core.metrics import Answers, over_seeds, paired_over_seeds
 from o1core.model import Tokenizer, read_config
 from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
 from o1core.recipe import Recipe, read_recipe
@@ -143,15 +143,8 @@ def against(name: str, runs: dict[str, list[RunFolder]]) -> str:
         [read_run_result(run.result).comparison.average.aes for run in runs[label]] for label in (name, "tiny-o1")
     ]
     score = over_seeds([own - other for other, own in zip(*scores) if own is not None and other is not None])
-    points, tokens = signed(found.accuracy.scaled(100)), signed(found.tokens)
-    return f"tiny-o1 against {name}, paired: {points} points, {tokens} tokens, AES {signed(score, '+.2f')}"
-
-
-def signed(spread: Spread, form: str = "+.1f") -> str:
-    """A difference with its interval, as the tables show it."""
-    if spread.low is None or spread.high is None:
-        return format(spread.mean, form)
-    return f"{spread.mean:{form}} ({spread.low:{form}} to {spread.high:{form}})"
+    points = found.accuracy.scaled(100)
+    return f"tiny-o1 against {name}, paired: {points:+.1f} points, {found.tokens:+.1f} tokens, AES {score:+.2f}"
 
 
 def by_wording(run: RunFolder, side: str) -> dict[str, Answers]:
@@ -177,7 +170,7 @@ def form_row(name: str, runs: Sequence[RunFolder]) -> str:
     for wordings in KINDS.values():
         old, new = ([joined([seed[w] for w in wordings if w in seed]) for seed in side] for side in (before, after))
         found = paired_over_seeds([[pair] for pair in zip(old, new)])
-        cells += [signed(found.accuracy.scaled(100)), f"{cut(old, new):.1f} %"]
+        cells += [f"{found.accuracy.scaled(100):+.1f}", f"{cut(old, new):.1f} %"]
     parts = []
     for wording in PATTERNS:
         old, new = ([seed[wording] for seed in side if wording in seed] for side in (before, after))

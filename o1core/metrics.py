@@ -37,6 +37,12 @@ class Spread:
     low: Figure | None = field(default=None, metadata=OMIT_NONE)
     high: Figure | None = field(default=None, metadata=OMIT_NONE)
 
+    def __format__(self, form: str) -> str:
+        """As "+2.3 (+1.0 to +3.6)"; form: of each number, such as "+.1f"."""
+        if self.low is None or self.high is None:
+            return format(self.mean, form)
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+
     def within(self, least: float, most: float) -> Spread:
         """With its ends no farther out than a figure of this kind can be."""
         if self.low is None or self.high is None:

@@ -34,7 +34,7 @@ from typing import Any, Self
 from . import __version__
 from .distributed import on_rank0
 from .errors import UserError
-from .files import read_record, refuse_links, write_record
+from .files import damaged_file, digests, read_record, refuse_links, write_record
 from .types import Problem
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,36 @@ class RunFolder:
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
         return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def drop_reference(self, round_index: int) -> None:
+        """Delete the round's reference log-probs, which belong to rollouts that are gone."""
+        on_rank0("the reference", lambda: self.reference(round_index).unlink(missing_ok=True))
+
+    def pruned_state(self) -> tuple[bool, bool]:
+        """Whether there is a pruned checkpoint, and whether nothing about it is left to do: all of its files are there as
+        they were written, or no state is there to make it again from."""
+
+        def act() -> tuple[bool, bool]:
+            exists = self.pruned.exists()
+            return exists, exists and (self._pruned_is_intact() or not self.states())
+
+        exists, done = on_rank0("the pruned checkpoint", act)
+        return exists, done
+
+    def write_pruned(self, save: Callable[[Path], None]) -> None:
+        """Let all ranks save the pruned checkpoint, and keep the checksums of its files, unless it is there intact."""
+        what = "the pruned checkpoint"
+        if on_rank0(what, self._pruned_is_intact):
+            return
+        on_rank0(what, lambda: shutil.rmtree(self.pruned, ignore_errors=True))
+        save(self.pruned)
+        on_rank0(what, lambda: write_record(self.pruned_record, {"files": digests(self.pruned)}))
+
+    def _pruned_is_intact(self) -> bool:
+        if not self.pruned.exists() or not self.pruned_record.exists():
+            return False
+        files = read_record(self.pruned_record).get("files")
+        return isinstance(files, dict) and damaged_file(self.pruned, files) is None
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""

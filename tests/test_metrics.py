@@ -227,3 +227,8 @@ def test_several_seeds_have_an_interval_over_seeds():
     wide = paired_over_seeds([[(before, after)] for after in runs])
     assert (wide.accuracy.low, wide.accuracy.high) == pytest.approx((0.1 - 0.2484, 0.1 + 0.2484), abs=1e-4)
     assert paired_over_seeds([[(before, runs[1])]]) == paired(before, runs[1]), "one seed: over its problems"
+
+
+def test_a_spread_is_written_with_its_ends():
+    assert f"{Spread(0.025, 0.01, 0.04).scaled(100):+.1f}" == "+2.5 (+1.0 to +4.0)"
+    assert f"{Spread(2.5).scaled(-1):.2f}" == "-2.50"

@@ -10,7 +10,6 @@ from .measure import (
     evaluation_of,
     finished_evaluation,
     outcome,
-    read_answers,
     read_problems,
 )
 from .results import (
@@ -57,7 +56,6 @@ __all__ = [
     "evaluation_of",
     "finished_evaluation",
     "outcome",
-    "read_answers",
     "read_evaluation",
     "read_problems",
     "read_result",

@@ -1,6 +1,5 @@
 """A model on held-out problems, greedy or avg@n; and a pruned model against its base, over the same problems."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,8 +17,6 @@ from .results import Comparison, Evaluation, Outcome, read_evaluation
 
 THIRDS = ("hardest third", "middle third", "easiest third")
 MOSTLY = 0.5  # of a test's completions that are cut off: from here on the accuracy says more about the limit
-
-log = logging.getLogger(__name__)
 
 
 def evaluation_of(groups: Sequence[Group], seconds: float, sampled: int) -> Evaluation:

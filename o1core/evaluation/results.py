@@ -48,6 +48,14 @@ class Outcome:
     aes: Figure | None = None
     paired: Paired | None = field(default=None, metadata=OMIT_NONE)
 
+    def __str__(self) -> str:
+        before, after, score = self.base, self.pruned, self.score
+        return (
+            f"accuracy {100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} %, {self.gain.scaled(100):+.1f} points; "
+            f"mean tokens {before.mean_tokens:.1f} to {after.mean_tokens:.1f}, {self.cut.scaled(-100):+.1f} %; "
+            f"AES {'none' if score is None else format(score, '.2f')}"
+        )
+
     @property
     def gain(self) -> Spread:
         """What accuracy gained, as a fraction, with its interval where that is known."""

@@ -2,7 +2,7 @@
 
 from .compare import quick_equal
 from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box, leaves_thought_open
-from .pool import FAULTS, MAX_ANSWER_CHARS, MAX_TASK_ANSWER_CHARS, Attempt, Grader, Verdict, grade
+from .grader import FAULTS, MAX_ANSWER_CHARS, MAX_TASK_ANSWER_CHARS, Attempt, Grader, Verdict, grade
 
 __all__ = [
     "FAULTS",

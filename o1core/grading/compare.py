@@ -1,7 +1,7 @@
 """Whether two answers mean the same, where that takes no algebra: the comparisons of microseconds.
 
 `tidy` removes from an answer what does not change its meaning. `quick_equal` decides equal text, plain numbers, choice
-letters, words and the bases of numbers. What neither decides goes to math-verify in a worker process (pool.py, worker.py).
+letters, words and the bases of numbers. What neither decides goes to math-verify in a worker process (grader.py, worker.py).
 """
 
 import re
@@ -207,7 +207,7 @@ def _words(text: str) -> list[str] | None:
     words = {word for part in _WORD_BREAK.split(text.casefold()) for word in re.findall(r"[^\W\d_]+", part)}
     if words & _FUNCTIONS or not any(len(word) > 2 or (len(word) == 2 and "o" in word) for word in words):
         return None
-    return sorted(items)
+    return sorted(items) or None  # "²" is a sign of words, and no letter
 
 
 def _letters(text: str) -> str:

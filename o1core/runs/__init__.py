@@ -2,7 +2,7 @@
 
 from .footprint import Machine
 from .job import EMBEDDED, Job, open_evaluation, open_job
-from .loop import is_intact, peak_memory
+from .loop import peak_memory
 from .plan import plan_run, plan_table
 from .resources import Resources
 from .session import Session, load, open_policy, open_session, prune
@@ -13,7 +13,6 @@ __all__ = [
     "Machine",
     "Resources",
     "Session",
-    "is_intact",
     "load",
     "open_evaluation",
     "open_job",

@@ -7,7 +7,6 @@ on that policy is gone, and kept beside the rollouts.
 
 import logging
 import resource
-import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,6 @@ from tqdm import tqdm
 
 from ..distributed import Offload, any_rank, on_rank0
 from ..errors import UserError
-from ..files import damaged_file, digests, read_record, write_record
 from ..interrupts import deferred
 from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
@@ -278,7 +276,7 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
             "choose another --out"
         )
     log.warning("%s: is not whole; the round is trained again from its start", run.round(index))
-    on_rank0("the reference", lambda: run.reference(index).unlink(missing_ok=True))
+    run.drop_reference(index)
     forget_teachers(run, index + 1)
     progress = load_state(run, trainer.updater, settings)
     assert progress is not None
@@ -286,9 +284,9 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
 
 
 def export(policy: Policy, run: RunFolder) -> None:
-    """Write the pruned checkpoint, adapters merged, and the checksums of its files, unless they are there and intact.
-    Adapters are written before it, alone."""
+    """Write the pruned checkpoint, adapters merged, unless it is there and whole. Adapters are written before it, alone."""
     if adapted(policy.trained):
+<<<<<<< HEAD
         on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, run.adapter))
     if on_rank0("the pruned checkpoint", lambda: is_intact(run)):
         return
@@ -314,6 +312,11 @@ def is_intact(run: RunFolder) -> bool:
         return False
     files = read_record(run.pruned_record).get("files")
     return isinstance(files, dict) and damaged_file(run.pruned, files) is None
+=======
+        fingerprint = model_fingerprint(policy.folder)
+        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, fingerprint, run.adapter))
+    run.write_pruned(policy.save)
+>>>>>>> main
 
 
 def peak_memory(device: torch.device) -> float:

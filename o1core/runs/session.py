@@ -28,7 +28,7 @@ from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Machine
 from .job import EMBEDDED, Job, resolve_dtype
-from .loop import checkpoint_state, sample_round, train
+from .loop import sample_round, train
 from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
 
@@ -149,7 +149,7 @@ class Session:
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
-        exists, done = checkpoint_state(self.run)
+        exists, done = self.run.pruned_state()
         if done:
             return self.run.pruned
         if exists:

@@ -15,6 +15,10 @@ GOLDS = [*items(r"5 -3/4 \frac{1}{2} 0.5 cat 101_2 A x=5 [0,1) \{1,2\} 1,234 \sq
 PIECES = items(r"""5 = x + - ( ) { } \{ \} [ ] , ^ _ | ! % $ : < > \frac{ \sqrt{ \neq \not \geq \approx \text{ \boxed{ \\ e i 日
     \begin{pmatrix} \end{ \sum_{k=1}^{ \int_0^ \lim_{x\to 9^{9^{9 10**10**10 factorial( cat act 101_3 A) nan eval( ½ ² ≠ \
     __import__('os').mkdir('TARGET') open('TARGET','w') answer f( _{ a_ 1,111 ####""")
+PIECES += items(
+    r"1e9 5e-999999 0.\overline{3} √ ∛( ½½ ⁹ ₉ ， 。 － ° million tenths feet 8:34 a.m. km/h \circ (C) pi exp( sqrt("
+)
+PIECES += items(r"\circ (C) pi exp( sqrt( ** \mathrm{ </think> <think> $ \( \] inches below zero ... 元 answer:")
 PIECES += [" ", " and ", "\n", "\x00", "\x1b", "\ud800", "\u202e", "answer is ("]
 
 

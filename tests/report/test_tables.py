@@ -66,6 +66,11 @@ def test_changes_have_their_paired_intervals_in_the_table_and_in_one_line():
     assert f"(-50.0 %; {ends})" in line and "(+33.3 points; -100.0 to +100.0)" in line
 
 
+def test_an_outcome_is_one_line():
+    outcome = compare({"t": evaluation(0.5, 100)}, {"t": evaluation(0.6, 50)}).average
+    assert str(outcome) == "accuracy 50.0 to 60.0 %, +10.0 points; mean tokens 100.0 to 50.0, -50.0 %; AES 1.10"
+
+
 def test_a_test_that_was_mostly_cut_off_is_named_with_what_helps():
     def note(share: float, **settings) -> str:
         mostly = replace(evaluation(0.5, 100), truncated=share)

@@ -1,13 +1,14 @@
-"""Text in, right or wrong out: the Grader and its worker processes.
+"""Text in, right or wrong out: the Grader.
 
-Three steps, the cheapest first: `extract_answer` finds the answer, `quick_equal` decides equal text, plain numbers and
-choice letters in microseconds, and math-verify decides the rest in worker processes (worker.py), each with a limit of
-time and memory. Completions are untrusted text: "9^{9^{9^{9}}}" may cost its time limit and nothing else.
+Four steps, the cheapest first. `after_thought` finds the part in which the answer is looked for, `extract_answer` the
+answer, and `decide` settles equal text, plain numbers, labels, units and times of day in microseconds. What is left goes
+to math-verify in worker processes (worker.py) with limits of time and memory (sandbox.py). Completions are untrusted text:
+"9^{9^{9^{9}}}" may cost its time limit and nothing else.
 
 A problem of reasoning-gym has a scorer of its own. `extract_final` finds the answer as it was written, line breaks
-included, and the same workers score it.
+included, and the same workers score it. So they ask the user's own grader, where there is one.
 
-Left out on purpose: partial credit, a judge model, and tolerance beyond math-verify's six decimals.
+Left out on purpose: partial credit, and a judge model.
 """
 
 import atexit
