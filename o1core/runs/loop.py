@@ -286,37 +286,8 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
 def export(policy: Policy, run: RunFolder) -> None:
     """Write the pruned checkpoint, adapters merged, unless it is there and whole. Adapters are written before it, alone."""
     if adapted(policy.trained):
-<<<<<<< HEAD
         on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, run.adapter))
-    if on_rank0("the pruned checkpoint", lambda: is_intact(run)):
-        return
-    on_rank0("the pruned checkpoint", lambda: shutil.rmtree(run.pruned, ignore_errors=True))
-    policy.save(run.pruned)
-    on_rank0("the pruned checkpoint", lambda: write_record(run.pruned_record, {"files": digests(run.pruned)}))
-
-
-def checkpoint_state(run: RunFolder) -> tuple[bool, bool]:
-    """Whether there is a pruned checkpoint, and whether it is whole."""
-
-    def act() -> tuple[bool, bool]:
-        exists = run.pruned.exists()
-        return exists, exists and (is_intact(run) or not run.states())
-
-    exists, whole = on_rank0("the pruned checkpoint", act)
-    return exists, whole
-
-
-def is_intact(run: RunFolder) -> bool:
-    """Whether the pruned checkpoint is there with all of its files as they were written."""
-    if not run.pruned.exists() or not run.pruned_record.exists():
-        return False
-    files = read_record(run.pruned_record).get("files")
-    return isinstance(files, dict) and damaged_file(run.pruned, files) is None
-=======
-        fingerprint = model_fingerprint(policy.folder)
-        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, fingerprint, run.adapter))
     run.write_pruned(policy.save)
->>>>>>> main
 
 
 def peak_memory(device: torch.device) -> float:
