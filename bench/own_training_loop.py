@@ -16,9 +16,8 @@ test = arithmetic_problems("test", 200, seed=0)
 trainer = o1core.Trainer(policy, lr=3e-4, ratio="token", eps_low=0.5, eps_high=1.0, micro_tokens=2048)
 
 
-def reward(
-    lengths: torch.Tensor, correct: torch.Tensor
-) -> torch.Tensor:  # [P, K] each; o1core/rewards.py says what else a reward may ask for
+# [P, K] each. It may ask for more by name, and `o1core prune --reward FILE.py:reward` takes it too: o1core/rewards.py.
+def reward(lengths: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
     return lengths.mean(1, keepdim=True) / lengths - 1 + 2 * (correct - correct.mean(1, keepdim=True))
 
 

@@ -249,10 +249,11 @@ class RunFolder:
         other -= {"rounds"} if grown else set()
         if other:
             name = next(name for name in settings if name in other)
-            both = f"{json.dumps(held.get(name))} there, {json.dumps(settings[name])} requested"
+            part, there, here = differing(name, held.get(name), settings[name])
+            both = f"{part}: {json.dumps(there)} there, {json.dumps(here)} requested"
             flags = " ".join(as_flag(name, held[name]) for name in settings if name in other and name in defaults)
             way = f"continue it with {flags}, or choose" if other <= defaults.keys() else "choose"
-            raise UserError(f"{self.path}: holds a run with other settings ({name}: {both}); {way} another --out")
+            raise UserError(f"{self.path}: holds a run with other settings ({both}); {way} another --out")
         return held
 
     def read_settings(self) -> dict[str, Any]:
@@ -284,6 +285,14 @@ def as_flag(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"--{words} {key}={json.dumps(item)}" for key, item in value.items())
     return f"--{words} {'none' if value is None else shlex.quote(str(value))}"
+
+
+def differing(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
+    """The setting, and its two values; of fingerprints of several files the first file that differs."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        key = min(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        return f"{name}: {key}", there.get(key), here.get(key)
+    return name, there, here
 
 
 def holds_something(folder: Path) -> bool:

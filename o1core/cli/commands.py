@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import os
 import pydoc
 import sys
 from collections.abc import Callable
@@ -36,6 +38,8 @@ from ..studies import lambda_variants, method_variants, percentile_variants, run
 from ..text import one_line
 from ..typed_json import to_json
 
+log = logging.getLogger(__name__)
+
 MOST_SLOTS_ASKED = 100_000  # by --slots
 GPUS_OF_A_NODE = 8
 
@@ -50,6 +54,9 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     changes = {name: given[name] for name in SPECS if name in given}
     if "template" in changes:  # single variables override the recipe's
         changes["template"] = settings.get("template", {}) | dict(changes["template"])
+    if "samples" in changes and "picked" not in changes:  # of fewer samples, no more than those are picked
+        picked = settings.get("picked", SPECS["picked"].default)
+        changes["picked"] = min(picked, changes["samples"])
     recipe = Recipe.of(**settings | changes)
     recipe.own_code()  # a file that is wrong is refused by --dry-run too
     return recipe
@@ -83,23 +90,61 @@ def open_alone(args: argparse.Namespace) -> Resources:
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
     """The job that a command's flags and a recipe ask for, opened and checked."""
-    check_out(args.out)
+    check_out(args.out or Path("runs"))
+    check_model(args.model)
+    say_how_it_evaluates(recipe)
     if args.command in ("eval", "disharmony"):
         return open_evaluation(args.model, args.data, args.dtype, recipe)
     by_level = args.command == "compare"
     return open_pruning_job(args.model, args.data, args.eval_data, args.dtype, recipe, by_level)
 
 
-def check_out(out: Path | None) -> None:
-    """Raise UserError where --out is no folder and cannot be made one."""
-    file = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None) if out else None
-    if file is not None:
-        raise UserError(f"--out: {file} is a file; name a folder")
+def check_out(out: Path) -> None:
+    """Raise UserError where --out is no folder and cannot be made one. A finished run is only read."""
+    there = next(path for path in (out, *out.parents, Path("/")) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK) and not (out / "result.json").exists():
+        raise UserError(f"--out: nothing can be written to {there.absolute()}; name another folder")
+
+
+def check_model(model: Path | None) -> None:
+    """Raise UserError where --model is a run and no checkpoint."""
+    if model is not None and (model / "settings.json").exists() and not (model / "config.json").exists():
+        pruned = RunFolder(model).pruned
+        way = f"its checkpoint is {pruned}" if pruned.exists() else "which has not come to a checkpoint yet"
+        raise UserError(f"--model: {model} is the folder of a run; {way}")
+
+
+def say_how_it_evaluates(recipe: Recipe) -> None:
+    """An evaluation that samples cuts the distribution as training does, which changes what it measures."""
+    top_p, top_k = recipe.sampling.top_p, recipe.sampling.top_k
+    if recipe.evaluation.temperature > 0 and (top_p < 1 or top_k > 0):
+        cut = f"--top-p {top_p:g}" + (f" --top-k {top_k}" if top_k else "")
+        log.warning(
+            "the evaluation samples at --eval-temperature %g with training's %s; --top-p 1 --top-k 0 samples from the "
+            "whole distribution",
+            *(recipe.evaluation.temperature, cut),
+        )
 
 
 def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
     """--out, or a folder named after the model."""
     return args.out or Path("runs") / (prefix + (args.model.resolve().name if args.model else "tiny-o1"))
+
+
+def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
+    """The method, and what the model and the data hold, to stderr; what is wrong with them is refused. What a run without
+    them generates has nothing to check."""
+    method = getattr(args, "method", None) or args.methods
+    about = f"method {method}, recipe {args.recipe or ('paper' if args.model else 'tiny-o1')}"
+    if args.model is None and args.data is None:
+        about += "; the embedded tiny-o1 on generated problems"
+    else:
+        job = open_job(args, recipe)
+        tests = ", ".join(f"{len(test):,} of {name}" for name, test in job.tests.items())
+        about += f"; model {named(job.model)}; {len(job.train):,} problems to train on, {tests} to evaluate"
+    print(one_line(about), file=sys.stderr)
 
 
 def named(path: Path) -> str:
@@ -114,7 +159,8 @@ def on_a_job(
 
     def run(args: argparse.Namespace) -> None:
         if args.dry_run:
-            print(json.dumps(resolve(args).to_json(), indent=2))
+            say_what_would_run(args, recipe := resolve(args))
+            print(json.dumps(recipe.to_json(), indent=2))
             return
         with opened(open_device(args), args.timeout) as device:
             resources = on_all_ranks("the resources", lambda: open_resources(args, device))
@@ -157,6 +203,7 @@ def evaluate(args: argparse.Namespace, job: Job, run: RunFolder, resources: Reso
 def disharmony(args: argparse.Namespace) -> None:
     recipe = resolve(args, problems=64, samples=512, picked=1)
     if args.dry_run:
+        say_what_would_run(args, recipe)
         print(json.dumps(recipe.to_json(), indent=2))
         return
     job = open_job(args, recipe.replace(eval_problems=recipe.selection.problems))
@@ -177,6 +224,7 @@ def study(args: argparse.Namespace) -> None:
         case _:
             variants = method_variants(args.methods, lambda method: resolve(args, method))
     if args.dry_run:
+        say_what_would_run(args, variants[0].recipe)
         print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
         return
     resources, folder = open_alone(args), folder_of(args, f"study-{args.command}-")
@@ -213,7 +261,17 @@ def plan(args: argparse.Namespace) -> None:
         print(f"Start it with: {start} prune --model {named(args.model)} --data FILE and the same settings.")
 
 
+def check_run(folder: Path) -> None:
+    """Raise UserError where RUN is a checkpoint, as RUN/pruned is."""
+    if (folder / "config.json").exists() and not (folder / "settings.json").exists():
+        run = folder.parent if RunFolder(folder.parent).settings.exists() else None
+        way = f"its run is {run}" if run else "name the folder that a run was given as --out"
+        raise UserError(f"{folder}: is a checkpoint and no run; {way}")
+
+
 def report(args: argparse.Namespace) -> None:
+    for run in args.run_folders:
+        check_run(run)
     out = args.out or args.run_folders[0] / "report.html"
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file, such as {out / 'report.html'}")
@@ -224,6 +282,7 @@ def show(args: argparse.Namespace) -> None:
     for flag, count in (("--problems", args.problems), ("--samples", args.samples)):
         if count is not None and count < 1:
             raise UserError(f"{flag}: {count} is below 1")
+    check_run(args.run_folder)
     lines = sample_lines(args.run_folder, args.problem, args.problems, args.samples)
     if sys.stdout.isatty():
         pydoc.pager("\n".join(lines))

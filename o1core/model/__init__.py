@@ -22,7 +22,6 @@ from .lora import (
     add_adapters,
     draw_adapters,
     fold_adapters,
-    load_adapter,
     merged_weights,
     save_adapter,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "initialise",
     "layout",
     "load",
-    "load_adapter",
     "load_weights",
     "merged_weights",
     "model_fingerprint",

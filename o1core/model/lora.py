@@ -11,19 +11,17 @@ rounds small adapters away.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..files import json_digest, read_object, write_json
+from ..files import write_json
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
@@ -36,7 +34,6 @@ LORA_TARGETS = {  # name: the fused projections that get adapters
 }
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 PREFIX = "base_model.model."
-BEYOND_LORA = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 class Projection(NamedTuple):
@@ -210,8 +207,8 @@ def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def save_adapter(model: Transformer, source: Path, fingerprint: Mapping[str, str], folder: Path) -> None:
-    """Write the adapters as a folder that PEFT loads onto `source`, the base. fingerprint: of the base, for load_adapter."""
+def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
+    """Write the adapters as a folder that PEFT loads onto `source`, the base."""
     modules = adapted(model)
     names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
     layers = {int(p.name.split(".")[2]) for module in modules for p in module.projections}
@@ -229,46 +226,5 @@ def save_adapter(model: Transformer, source: Path, fingerprint: Mapping[str, str
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base": json_digest(fingerprint)})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
-
-
-def load_adapter(model: Transformer, fingerprint: Mapping[str, str], folder: Path) -> None:
-    """Give a plain model the adapters of a PEFT folder; projections that have none there get some that add nothing.
-
-    fingerprint: of the model's checkpoint. Raises UserError naming the file and the field where the folder is broken,
-    asks for more than plain LoRA, or belongs to another base.
-    """
-    path = folder / CONFIG
-    config = read_object(path)
-    for field in BEYOND_LORA:
-        if config.get(field):
-            raise UserError(f"{path}: {field}: {config[field]} is not supported; only plain LoRA is")
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise UserError(f"{path}: peft_type must be LORA and bias none; other adapters are not supported")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
-        raise UserError(f"{path}: r and lora_alpha: a whole number of at least 1 and a number are needed")
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            base = (file.metadata() or {}).get("base")
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); fetch it again") from None
-    if base is not None and base != json_digest(fingerprint):
-        raise UserError(
-            f"{folder}: is an adapter of another base, {config.get('base_model_name_or_path')}; load that one"
-        )
-    add_adapters(model, rank, alpha, "all", None)
-    draw_adapters(model, 0)
-    with torch.no_grad():
-        for name, own in adapter_tensors(model).items():
-            if name in tensors:
-                found = tensors.pop(name)
-                if found.shape != own.shape:
-                    raise UserError(
-                        f"{folder / WEIGHTS}: {name} has shape {list(found.shape)}, the base has {list(own.shape)}"
-                    )
-                own.copy_(found)
-    if tensors:
-        raise UserError(f"{folder / WEIGHTS}: {min(tensors)} is not a projection of the base")

@@ -173,7 +173,7 @@ def note_of(result: RunResult) -> str:
     parts = [f"{name}: {o.base.problems} problems, {o.base.samples} completions of each" for name, o in tests.items()]
     text = "; ".join(parts) + ". "
     if any(outcome.paired for outcome in tests.values()):
-        text += "Changes are paired over the problems, with their 95 % intervals. "
+        text += "Changes are paired over the problems, with 95 % intervals (Student’s t; AES: bootstrap). "
     text += "Cut off: the completion met the limit of tokens. "
     if result.settings.get("truncated") != "keep":
         text += "It is wrong then, unless a complete box stands after its thought. "

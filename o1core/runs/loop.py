@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..distributed import Offload, any_rank, on_rank0
 from ..errors import UserError
 from ..interrupts import deferred
-from ..model import Tokenizer, adapted, model_fingerprint, save_adapter
+from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
@@ -286,8 +286,7 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
 def export(policy: Policy, run: RunFolder) -> None:
     """Write the pruned checkpoint, adapters merged, unless it is there and whole. Adapters are written before it, alone."""
     if adapted(policy.trained):
-        fingerprint = model_fingerprint(policy.folder)
-        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, fingerprint, run.adapter))
+        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, run.adapter))
     run.write_pruned(policy.save)
 
 

@@ -72,11 +72,10 @@ def reader_goes_away(folder: Path) -> str:
 def streams_closed_or_full(folder: Path) -> str:
     """Standard error that is closed or full does no harm."""
     command, run = finished_run()
-    for line, wanted in ((f"show {folder}/no", 2), (f"report {run}", 0), (words([*command, "--out", str(run)]), 0)):
-        for redirected in ("2>&-", "2>/dev/full", "<&- >&- 2>&-"):
-            status, out, errors = shell(f"o1core {line} {redirected}")
-            if status != wanted or "Traceback" in out + errors:
-                return f"bad: {line} {redirected}: status {status}: {(out + errors)[-200:]}"
+    for redirected in ("2>&-", "2>/dev/full", "<&- >&- 2>&-"):
+        status, out, errors = shell(f"o1core {words([*command, '--out', str(run)])} {redirected}")
+        if status != 0 or "Traceback" in out + errors:
+            return f"bad: {redirected}: status {status}: {(out + errors)[-200:]}"
     return "ok"
 
 
@@ -204,19 +203,18 @@ def one_bit_of_the_records(folder: Path) -> str:
     """A flipped bit in the settings or the problems is said; in the log, the one line is lost and the rest stays."""
     rng = random.Random(0)
     for name in ("settings.json", "base/problems/problems.json", "log.jsonl"):
-        for _ in range(3):
-            run = RunFolder(folder / "run")
-            shutil.copytree(finished_run()[1], run.path)
-            file = run.path / name
-            raw = bytearray(file.read_bytes())
-            raw[rng.randrange(len(raw) // 4, len(raw) // 2)] ^= 1 << rng.randrange(7)
-            file.write_bytes(raw)
-            status, _, errors = shell(f"o1core report {run.path}")
-            if judged(status, errors) not in ("ok", "refused") or f"{name}: " not in errors:
-                return f"bad: {name} was changed: status {status}, told {errors[-300:]!r}"
-            if name == "log.jsonl" and (status or len(read_log(file)) != len(read_log(finished_run()[1] / name)) - 1):
-                return "bad: more than the damaged line of the log is lost"
-            shutil.rmtree(run.path)
+        run = RunFolder(folder / "run")
+        shutil.copytree(finished_run()[1], run.path)
+        file = run.path / name
+        raw = bytearray(file.read_bytes())
+        raw[rng.randrange(len(raw) // 4, len(raw) // 2)] ^= 1 << rng.randrange(7)
+        file.write_bytes(raw)
+        status, _, errors = shell(f"o1core report {run.path}")
+        if judged(status, errors) not in ("ok", "refused") or f"{name}: " not in errors:
+            return f"bad: {name} was changed: status {status}, told {errors[-300:]!r}"
+        if name == "log.jsonl" and (status or len(read_log(file)) != len(read_log(finished_run()[1] / name)) - 1):
+            return "bad: more than the damaged line of the log is lost"
+        shutil.rmtree(run.path)
     return "ok"
 
 

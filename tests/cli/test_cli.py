@@ -59,6 +59,39 @@ def test_a_limit_of_an_evaluation_is_of_what_it_evaluates(capsys):
         assert json.loads(capsys.readouterr().out)["eval_problems"] == 2
 
 
+def test_a_dry_run_says_method_model_and_problems(checkpoint, tmp_path, capsys):
+    data = tmp_path / "ten.jsonl"
+    data.write_text("".join(json.dumps({"problem": f"{i} + 1 = ?", "answer": str(i + 1)}) + "\n" for i in range(10)))
+    flags = ["--model", str(checkpoint), "--data", str(data), "--method", "dpo", "--dry-run"]
+    assert main(["prune", *flags]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["objective"] == "dpo"
+    assert f"method dpo, recipe paper; model {checkpoint}; 8 problems to train on, 2 of ten to evaluate" in said.err
+
+
+def test_what_is_picked_follows_the_samples(capsys):
+    for words, picked in (("--samples 4", 4), ("--samples 4 --picked 3", 3), ("--samples 32", 16)):
+        assert main(["prune", *words.split(), "--dry-run"]) == 0
+        assert json.loads(capsys.readouterr().out)["picked"] == picked
+
+
+def test_an_evaluation_with_trainings_top_p_says_so(checkpoint, tmp_path, caplog):
+    data = tmp_path / "one.json"
+    data.write_text('[{"problem": "1 + 1 = ?", "answer": "2"}]')
+    command = ["eval", "--model", str(checkpoint), "--data", str(data), "--dry-run"]
+    for words, said in (("--eval-temperature 1", True), ("", False), ("--eval-temperature 1 --top-p 1", False)):
+        caplog.clear()
+        assert main([*command, *words.split()]) == 0
+        assert ("with training's --top-p 0.8" in caplog.text) == said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    assert main(["prune", "--out", str(tmp_path / "a" / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"--out: nothing can be written to {tmp_path}; name another folder" in error and "is kept" not in error
+
+
 class Gone:
     """A stream whose reader went away after some characters."""
 
@@ -93,7 +126,7 @@ def test_a_command_goes_on_without_its_reader(checkpoint, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2>&1 >&-"])
 def test_a_stream_that_is_closed_or_full_does_no_harm(redirected, tmp_path):
-    for command, status in (("show nowhere", 2), ("plan", 2), ("prune --dry-run", 0)):
+    for command, status in (("plan", 2), ("prune --dry-run", 0)):
         line = f"{sys.executable} -m o1core {command} {redirected}"
         done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
@@ -171,6 +204,19 @@ def test_model_text_cannot_drive_the_terminal(evaluated, capsys):
         (["prune", "--device", "cuda"], "--device cuda"),
         (["prune", "--model", "somewhere"], "--data"),
         (["sample", "--picked", "99"], "--picked: 99 of 16"),
+        (
+            ["eval", "--model", "run", "--data", "x"],
+            "--model: run is the folder of a run; its checkpoint is run/pruned",
+        ),
+        (["prune", "--model", "run/base", "--data", "x"], "run/base is the folder of a run; which has not come to a"),
+        (["report", "run/pruned"], "run/pruned: is a checkpoint and no run; its run is run"),
+        (
+            ["show", "checkpoint"],
+            "checkpoint: is a checkpoint and no run; name the folder that a run was given as --out",
+        ),
+        (["prune", "--dry-run", "--data", "missing.json"], "missing.json: no such file"),
+        (["prune", "--dry-run", "--model", "nowhere", "--data", "x"], "nowhere/config.json: no such file; give a"),
+        (["study", "lambda", "--dry-run", "--model", "nowhere"], "--data: a problem file is needed with --model"),
         (["eval", "--data", "missing.json"], "missing.json"),
         (["prune", "--slots", "0", "--problems", "2", "--eval-problems", "2"], "slots: 0"),
         (["prune", "--model", "Qwen/Qwen2.5-7B", "--data", "x"], "Qwen2.5-7B/config.json: no such file; give a"),
@@ -191,7 +237,16 @@ def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypa
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.chdir(tmp_path)
-    Path("file").touch()
+    for folder in ("run/pruned", "run/base", "checkpoint"):
+        Path(folder).mkdir(parents=True)
+    for file in (
+        "file",
+        "run/settings.json",
+        "run/base/settings.json",
+        "run/pruned/config.json",
+        "checkpoint/config.json",
+    ):
+        Path(file).touch()
     assert main(flags) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("o1core: error: ") and error.count("\n") == 1

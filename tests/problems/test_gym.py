@@ -190,7 +190,7 @@ def test_a_whole_run_on_a_task(checkpoint, tmp_path):
     task = "reasoning-gym:chain_sum"
     run = tmp_path / "run"
     assert main(["prune", *flags, "--data", task, "--eval-data", task, "--out", str(run)]) == 0
-    tested = json.loads((run / "after" / "chain_sum" / "problems.json").read_text())
+    tested = json.loads((run / "after" / "chain_sum" / "problems.json").read_text())["problems"]
     trained = {group.problem for group in read_groups(run / "round-00" / "rollouts")}
     assert len(tested) == 3 and len(trained) == 6 and not trained & {p["id"] for p in tested}
 

@@ -1,6 +1,7 @@
 """What a run is about: which problems are selected, how they are asked, what is evaluated, and whose folder it is."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,31 @@ def test_no_problem_left_to_train_on_is_refused(flags, problems, tmp_path, capsy
     run = tmp_path / "run"
     assert main(["prune", *flags, "--eval-problems", "none", "--eval-data", str(problems), "--out", str(run)]) == 2
     assert "nothing is left to train on" in capsys.readouterr().err
+
+
+def test_a_changed_byte_of_the_checkpoint_or_letter_of_the_data_is_named(flags, checkpoint, problems, tmp_path, capsys):
+    """Whatever decides a result is in the fingerprint, bytes in the middle of the weights too."""
+    command = ["sample", *flags, "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    weights = checkpoint / "model.safetensors"
+    changes = {
+        weights: lambda raw: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :],
+        checkpoint / "tokenizer.json": lambda raw: raw + b" ",
+        checkpoint / "tokenizer_config.json": lambda raw: raw.replace(b"assistant", b"Assistant"),
+        checkpoint / "chat_template.jinja": lambda raw: b"{{ messages[-1].content }}",
+        checkpoint / "generation_config.json": lambda raw: raw + b"\n",
+        problems: lambda raw: raw.replace(b"3 + 5 =", b"3  + 5 ="),
+    }
+    for path, change in changes.items():
+        before, times = path.read_bytes() if path.exists() else None, path.stat() if path.exists() else None
+        path.write_bytes(change(before or b""))
+        if times is not None:
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        capsys.readouterr()
+        assert main(command) == 2
+        what = "train_print" if path == problems else f"model_print: {path.name}"
+        assert f"holds a run with other settings ({what}: " in capsys.readouterr().err
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+    assert main(command) == 0
