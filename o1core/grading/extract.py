@@ -162,7 +162,13 @@ _EQUALS = re.compile(r"(?<![<>!\\:])=|(?<=[\d)}]!)=|\\(?:approx|to|Rightarrow|Lo
 
 def _last_side(formula: str) -> str:
     r"""A formula without what leads to a number: "9 + 9 = 18" is 18. One that ends otherwise stays whole: "x = 2\sqrt{3}"."""
-    last = _bare(_EQUALS.split(formula)[-1])
+    *others, last = (_bare(side) for side in _EQUALS.split(formula))
+    if (
+        len(others) == 1
+        and re.search(r"(?<![\\A-Za-z])[a-z](?![A-Za-z(])", others[0])
+        and re.search(r"[-+^]", others[0])
+    ):
+        return _bare(formula)  # an equation is an answer, too: "2x + z - 5 = 0"
     is_number = _NUMBER.fullmatch(last) is not None or read_quantity(last) is not None
     return last if is_number and not re.search(r",(?!\d{3})", formula) else _bare(formula)
 
