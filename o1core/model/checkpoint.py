@@ -216,7 +216,7 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
 
     Nothing is left out or remembered: a byte in the middle of the weights can be changed and the file's time set back.
     It takes one read of the weights, which loading them then finds in the page cache, and SHA-256 in up to THREADS
-    threads: about 2 s for each GB a core. Raises UserError as loading does, before anything is computed.
+    threads: 0.7 s of a core for each GiB. Raises UserError as loading does, before anything is computed.
     """
     names = ("config.json", *COPIED, *more_templates(folder), INDEX)
     found = {name: path for name in names if (path := checkpoint_file(folder, name)) is not None}
