@@ -11,8 +11,8 @@ The last lane ends at the longest length that is possible, for a fifth less memo
 does not hold on a machine (cut_keeps_bits), the last lane is whole.
 
 Why a CPU has lanes beside the pages of a GPU (pages.py): its products need a row's keys side by side, so pages are
-gathered first, and that copy costs more than attention itself. Both caches sample the same completions, but a decode step with
-pages runs at a third of the speed for tiny-o1, and at a quarter for rows of 1,000 tokens of a small model
+gathered first, and for small models that copy costs more than attention itself. Both caches sample the same completions,
+but pages run at .4 of the speed of lanes for tiny-o1 and at SmolLM2-135M's widths, at .8 for Qwen2.5-0.5B's
 (bench/results/rollouts.md).
 """
 
