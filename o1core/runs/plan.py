@@ -57,10 +57,11 @@ def plan_run(
     memory: int,
     machine: Machine | None = None,
     slots: int | None = None,
+    trains: bool = True,
 ) -> Plan:
     """slots: None for as many as fit beside what training holds, in half of the memory at most. With pages the cache has
-    that much memory whatever the slots are."""
-    machine, trains = machine or Machine(), recipe.objective.kind != "none"
+    that much memory whatever the slots are. trains: False where something is sampled or evaluated alone."""
+    machine, trains = machine or Machine(), trains and recipe.objective.kind != "none"
     pages = None
     without = phases(config, recipe, dtype, machine, 0, trains)[0].total
     room = max(0, min(memory - without, memory // 2))
@@ -128,7 +129,8 @@ def check_fits(config: ModelConfig, plan: Plan, dtype: torch.dtype) -> None:
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
     need = f"needs {peak.total / GIB:.1f} GiB ({largest}) and {plan.memory / GIB:.1f} are free"
-    found = next(proposals(config, plan, dtype), None)
+    trains = len(plan.phases) > 1  # what is proposed is a smaller way to train
+    found = next(proposals(config, plan, dtype), None) if trains else None
     if found is None:
         raise UserError(f"memory: {peak.name} {need}; use a smaller model, or more GPUs by torchrun")
     raise UserError(f"memory: {peak.name} {need}; {as_flags(found[0])} would fit")

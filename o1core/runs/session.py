@@ -91,6 +91,8 @@ class Session:
         """The policy of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
+            if not self.planned:
+                self.check_memory(trains=False)
             policy = open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources, self.day)
             if not self.claimed:
                 self.ask_all(policy)
@@ -107,16 +109,16 @@ class Session:
         policy.tokenizer.prompts(asked, policy.model.config.max_positions)
         log.info("thoughts stand between %s and %s", " or ".join(tags.opens), " or ".join(tags.closes))
 
-    def check_memory(self) -> None:
-        """Before the first weight is read: raise UserError where a file of them is not whole or training cannot fit, else say
-        what the run needs, and decide the slots. Processes on a CPU share its memory; the one that has least decides."""
+    def check_memory(self, trains: bool = True) -> None:
+        """Before the first weight is read: raise UserError where a file of them is not whole or the run cannot fit, else say
+        what it needs, and decide the slots. Processes on a CPU share its memory; the one that has least decides."""
         config, device = read_config(self.job.model), self.resources.device
         on_all_ranks("the model", lambda: open_tensors(self.job.model, config))
         machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
-        if not machine.cuda:
+        if trains and not machine.cuda:
             load_optimiser_modules()
         free = min(gather("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
-        plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots)
+        plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots, trains)
         check_fits(config, plan, self.job.dtype)
         for line in plan_lines(plan):
             log.info("%s", line)

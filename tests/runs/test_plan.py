@@ -104,8 +104,8 @@ def test_what_cannot_fit_at_all_is_said_so():
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_folder_is_made(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(session, "free_memory", lambda device: 10 << 20)
-    for command in ("prune", "train"):
+    monkeypatch.setattr(session, "free_memory", lambda device: 1 << 20)
+    for command in ("prune", "train", "eval", "sample"):
         assert main([command, "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert "o1core: error: memory: " in error and error.count("\n") == 1
