@@ -212,6 +212,8 @@ def wait_for(world: World, keys: list[str], what: str) -> None:
                 return
             if time.monotonic() > looked + LOOK_EVERY:
                 if gone := dead(world, missing_ranks()):
+                    if any(world.store.check([f"told/{r}"]) for r in gone):
+                        raise SystemExit(2)  # it has said itself what was wrong
                     raise UserError(f"{what}: {named(gone)} died ({WHY_DEAD}); {RERUN}")
                 looked = time.monotonic()
             time.sleep(pause)
@@ -336,4 +338,6 @@ def told_once(error: UserError) -> BaseException:
             return error
         _world.store.wait(["error"], timedelta(seconds=5))
         return SystemExit(2)
+    with contextlib.suppress(RuntimeError):
+        _world.store.set(f"told/{rank()}", "")
     return error if is_lead() else UserError(f"rank {rank()}: {error}")
