@@ -40,7 +40,16 @@ from .distributed import (
 from .errors import UserError
 from .evaluation import MOSTLY, Evaluation, evaluation_of
 from .grading import FAULTS, Attempt, Grader, leaves_thought_open
-from .model import Tokenizer, Transformer, add_adapters, draw_adapters, fold_adapters, merged_weights, read_config
+from .model import (
+    Tokenizer,
+    Transformer,
+    adapted,
+    add_adapters,
+    draw_adapters,
+    fold_adapters,
+    merged_weights,
+    read_config,
+)
 from .recipe import OptimiserSettings, Recipe
 from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
 from .run_folder import EvaluationFolder
@@ -110,7 +119,13 @@ class Policy:
     def _sample(
         self, problems: list[Problem], params: SamplingParams, folder: Path, label: str, opening: str
     ) -> list[Group]:
+        if len({problem.id for problem in problems}) < len(problems):
+            raise UserError(f"{label}: two problems have one id; give each its own")
         done = {group.problem: group for group in read_groups(folder)}
+        for group in done.values():
+            if len(group.samples) != params.n:
+                count = f"{len(group.samples)} samples of problem {group.problem}, not {params.n}"
+                raise UserError(f"{folder}: holds {count}; name another folder")
         held = set(on_rank0(label, lambda: list(done)))  # no rank writes before all have read
         todo = [p for p in problems if p.id not in held]
         prompts = self.tokenizer.prompts(todo, self.model.config.max_positions)
@@ -271,6 +286,8 @@ class Trainer:
         """
         named = {"objective": objective, "optimiser": optimiser}
         recipe = (recipe or Recipe()).replace(**settings | {k: v for k, v in named.items() if isinstance(v, str)})
+        if adapted(policy.trained):
+            raise UserError("the policy has adapters that another Trainer trains; call its finish() first")
         self.policy, self.offload, self.lr = policy, offload, recipe.optimiser.lr
         model = trained_model(policy.model, policy.folder, lambda model: select(model, recipe.optimiser))
         draw_adapters(model, seed_of(recipe.seed, "adapters"))
@@ -302,10 +319,12 @@ class Trainer:
         policy = self.policy
         if policy.model is not policy.trained:
             self.hand_over()
-        with self.updater.resting(self.offload):
-            yield
-        if policy.model is not policy.trained:
-            drop_weights(policy.model)
+        try:
+            with self.updater.resting(self.offload):
+                yield
+        finally:
+            if policy.model is not policy.trained:
+                drop_weights(policy.model)
 
     def hand_over(self) -> None:
         """Give the policy's model the trained weights."""

@@ -18,6 +18,7 @@ The length-harmonizing reward itself comes from o1core.kernels, so that the same
 """
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,6 +61,12 @@ def score(function: Reward, named: Mapping[str, Any], name: str = "the reward") 
     if not isinstance(found, Tensor) or list(found.shape) != shape:
         what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UserError(f"--reward {name}: returns {what}; it must be a tensor {shape}, one number a sample")
+    try:
+        json.dumps(state, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--reward {name}: its state cannot be saved as JSON: {error}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"--reward {name}: its state is {type(state).__name__}; it must be a dict")
     if not found.isfinite().all():
         raise UserError(f"--reward {name}: returns numbers that are not finite")
     return found.float(), state

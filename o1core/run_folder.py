@@ -16,7 +16,8 @@ The lock is flock on a file, which the kernel lets go of when the process ends, 
 process id while it is at work and nothing once it has ended properly. So whoever gets the lock and finds an id in the file
 knows that the previous process was killed.
 
-Of many ranks the first one alone touches the folder; all of them call these functions, and get what it found.
+Rank 0 alone takes the lock and writes records here; all ranks call these functions, and get what it found. Rollouts,
+states and the pruned model are written by several ranks.
 """
 
 import fcntl

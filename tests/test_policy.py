@@ -196,3 +196,18 @@ def test_a_grader_of_ones_own_judges_and_what_it_cannot_is_counted(policy, tmp_p
 def test_a_grader_that_is_not_there_is_refused(flags, tmp_path, capsys):
     assert main(["prune", *flags, "--grader", "nowhere.py:right", "--out", str(tmp_path / "run")]) == 2
     assert "--grader nowhere.py:right" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_what_the_interface_cannot_do_is_said(policy, tmp_path):
+    policy.sample(PROBLEMS, n=2, folder=tmp_path)
+    with pytest.raises(UserError, match=r"holds 2 samples of problem .*, not 4"):
+        policy.sample(PROBLEMS, n=4, folder=tmp_path)
+    with pytest.raises(UserError, match="two problems have one id"):
+        policy.sample([PROBLEMS[0], PROBLEMS[0]], n=2)
+    rollouts = policy.sample(PROBLEMS, n=2)
+    with pytest.raises(UserError, match="its state cannot be saved as JSON"):
+        rollouts.score(lambda lengths, correct, state: (lengths, {"mean": lengths.mean()}))
+    assert list(o1core.Picked([], 0, 0, 3).split(4)) == []
+    o1core.Trainer(policy, lora_rank=2)
+    with pytest.raises(UserError, match="adapters that another Trainer trains"):
+        o1core.Trainer(policy, lora_rank=2)

@@ -76,7 +76,9 @@ def train(
     trainer = Trainer(policy, recipe, offload=offload)
     settings = recipe.deciding()
     progress = load_state(run, trainer.updater, settings) or Progress()
-    if progress.step and not is_complete(run, problems, recipe, progress.round_index):
+    # Percentiles are those of the first round's rollouts, so later rounds need these even before their first step.
+    to_check = progress.step or (recipe.selection.percentiles is not None and progress.round_index > 0)
+    if to_check and not is_complete(run, problems, recipe, progress.round_index) and progress.step:
         progress = restart_round(run, trainer, settings, progress.round_index)
     trim_log(run.log, progress.steps)
     if recipe.selection.percentiles is not None:  # after the first round its rollouts exist, and nothing is sampled

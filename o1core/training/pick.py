@@ -160,6 +160,8 @@ class Picked:
 
         Take the iterator before the policy's first step: the log-probs are those of the policy that sampled.
         """
+        if not self.examples:
+            return iter(())
         examples = self.with_reference().examples
         order = torch.randperm(len(examples) // self.unit_size, generator=torch.Generator().manual_seed(seed))
         return (

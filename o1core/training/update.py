@@ -179,7 +179,8 @@ class Updater:
                 f"loss {result['loss']}, gradient norm {norm}: not finite, in the batch of problems {problems}"
             )
         self.written()
-        self.optimiser.param_groups[0]["lr"] = lr
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
         self.optimiser.step()
         self.follow_masters()
         self.freed.after_step()

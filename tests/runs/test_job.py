@@ -71,6 +71,16 @@ def test_percentiles_need_all_rollouts_of_the_first_round(tmp_path):
         is_complete(run, problems, recipe, 1)
 
 
+def test_further_rounds_need_them_too(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = [*flags, "--percentiles", "0-60", "--out", str(run)]
+    assert main(["prune", *command, "--rounds", "1"]) == 0
+    for shard in (run / "round-00" / "rollouts").iterdir():
+        shard.unlink()
+    assert main(["prune", *command, "--rounds", "2"]) == 2
+    assert "--percentiles needs all; restore its files" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_method_that_does_not_train_is_evaluated_with_its_instruction(flags, checkpoint, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *flags, "--method", "fast-prompt", "--out", str(run)]) == 2
