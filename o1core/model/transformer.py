@@ -1,9 +1,10 @@
 """The decoder of the Qwen2, Qwen3, Llama and SmolLM3 families in plain torch: token ids in, hidden states out.
 
 One forward for training, prefill and decode. It takes rows of any leading shape and a function `attend` that turns
-(layer, q, k, v) into the attention's output: causal attention over a padded batch here, attention over a KV cache in
-the rollout engine. Left out on purpose: dropout and attention masks (batches are padded on the right, where a causal model does
-not look), and logits inside the forward (log-probs come from o1core.kernels, which never holds them).
+(layer, q, k, v) into the attention's output. An update runs on packed rows, whose sequences only attention knows (trees.py);
+the rollout engine attends over a KV cache; `hidden` takes a padded batch, for parity and tests. Left out on purpose: dropout
+and attention masks (a batch is padded on the right, where a causal model does not look), and logits inside the forward
+(log-probs come from o1core.kernels, which never holds them).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .rope import rotary, rotate
+from .trees import Trees, tree_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 Rotation = tuple[Tensor, Tensor]  # cos and sin [..., 1, D/2]
@@ -94,6 +96,10 @@ class Transformer(nn.Module):
         c = self.config
         cos, sin = rotary(positions, c.head_dim, c.rope_theta, c.scaling)
         return cos.to(dtype), sin.to(dtype)
+
+    def packed(self, ids: Tensor, trees: Trees, recompute: bool = False) -> Tensor:
+        """Hidden states [N, H] of packed rows ids [N]."""
+        return self(ids, trees.positions(ids.device), tree_attention(trees, ids.device), recompute)
 
     def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
         """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""
