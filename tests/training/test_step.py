@@ -231,7 +231,7 @@ def test_a_shared_prompt_changes_no_gradient_at_real_widths():
     examples = [replace(e, prompt=prompt, reference=torch.full((len(e.ids),), -11.9)) for e in make_examples()[:3]]
     found = []
     for budget in (1000, 1):
-        recipe = Recipe.of(ratio="token", micro_tokens=budget, grad_clip=1e9)
+        recipe = Recipe.of(ratio="token", micro_tokens=budget, grad_clip=1e9, train_last_layers=1)
         updater = Updater(model, 151646, recipe.objective, recipe.optimiser, recipe.execution)
         updater.accumulate(examples)
         found.append({name: master.grad for name, (_, master) in updater.pairs.items()})
