@@ -268,7 +268,7 @@ def test_what_decides_a_result_may_not(finished, capsys):
 @pytest.mark.parametrize("name", ["prune", "train"])
 def test_a_finished_run_goes_on_with_more_rounds(finished, template, name):
     (_, *flags), run = finished
-    command = [name, *flags, "--rounds", "3"]
+    command = [name, *flags, "--rounds", "3", *(["--resume"] if name == "train" else [])]
     before = file_digest(run.pruned / "model.safetensors")
     assert main(command) == 0
     assert [json.loads(line)["round"] for line in run.log.read_text().splitlines()][-1] == 2
