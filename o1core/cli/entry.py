@@ -27,6 +27,7 @@ COMMANDS = {  # name: help
     "study": "the paper's studies, each with a table and a plot",
     "plan": "say what a run needs on GPUs of a size, part by part, and which settings would fit",
     "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
+    "score": "grade and measure completions that others made: pass@k, maj@k, tokens, AES, intervals",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
 }
 RERUN = "finished work is kept: rerun the same command to continue"
@@ -174,6 +175,18 @@ def leaf(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.ArgumentP
     return parser
 
 
+def add_flags(sub: argparse.ArgumentParser, name: str, everything: bool) -> None:
+    """Add a command's flags, importing what they need."""
+    if name == "score":
+        from . import score
+
+        score.add_flags(sub)
+    else:
+        from . import flags
+
+        flags.add_flags(sub, name, everything)
+
+
 def parser(command: str | None = None, everything: bool = True) -> argparse.ArgumentParser:
     """The argument parser, with the flags of one command (None: of all of them, which imports torch). everything: --help
     shows all flags, not only those that most people use."""
@@ -183,7 +196,5 @@ def parser(command: str | None = None, everything: bool = True) -> argparse.Argu
     for name, help in COMMANDS.items():
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         if command in (None, name):
-            from .flags import add_flags
-
             add_flags(sub, name, everything)
     return top
