@@ -224,7 +224,7 @@ def test_without_a_network_one_line_says_what_to_type(hub, monkeypatch):
 
 
 def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
-    home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", f"import o1core; print(len(o1core.load_problems('{DATA}')))"]
     done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
     assert done.stdout.strip() == "10", done.stderr

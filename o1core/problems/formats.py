@@ -279,12 +279,14 @@ def _open_chat(fields: dict[str, tuple[str, Any]], where: str) -> bool:
 
 def _turn_text(content: Any, name: str, where: str) -> str:
     """The text of a turn, which may be a list of parts."""
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            f"{where}: the field {_quoted(name)} has a turn that is no text and cannot be asked; take it out"
-        )
+    texts: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            raise UserError(
+                f"{where}: the field {_quoted(name)} has a turn that is no text and cannot be asked; take it out"
+            )
+        texts.append(text)
     return "\n".join(texts)
 
 
