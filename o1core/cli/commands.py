@@ -126,7 +126,7 @@ def fetch(args: argparse.Namespace) -> None:
                     source = data.at(commit)
                 named[flag] = [*named.get(flag, []), source] if flag == "eval_data" else source
         named |= {f"{role}_field": name for role, name in vars(fields_of(args)).items() if name}
-        named |= {"method": args.method} if getattr(args, "method", None) else {}
+        named |= {"method": getattr(args, "method", None), "recipe": args.recipe}
         return {"folder": folder, "files": files, "named": {key: value for key, value in named.items() if value}}
 
     found = on_rank0("the download", act)
