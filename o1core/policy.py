@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class Policy:
         begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
+        seen: Counter[str] = Counter()  # for the bar
         total = len(problems) * params.n
         written = time.monotonic()
         bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
@@ -140,6 +142,8 @@ class Policy:
 
             def flush() -> None:
                 groups = self.grade(grader, pending)
+                verdicts = [s.correct for group in groups for s in group.samples]
+                seen.update(graded=len(verdicts), right=sum(verdicts))
                 done.update((group.problem, group) for group in groups)
                 write_shard(folder, groups)
                 pending.clear()
@@ -149,6 +153,9 @@ class Policy:
                 if not self.engine.team.is_lead:
                     continue
                 pending.append((todo[i], prompts[i], [begun_with(begin, c) for c in completions]))
+                seen.update(sampled=params.n, tokens=sum(len(begin) + len(c.ids) for c in completions))
+                right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
+                bar.set_postfix_str(f"{seen['tokens'] / seen['sampled']:.0f} tokens{right}", refresh=False)
                 bar.update(params.n)
                 if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                     flush()
