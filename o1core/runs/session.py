@@ -45,7 +45,7 @@ def open_policy(
     longest = recipe.sampling.max_new_tokens
     tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
     tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
-    model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
+    model = load_part(checkpoint, dtype, where.device, where.team)
     engine = where.engine(model, tokenizer, longest)
     policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
     policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
@@ -130,9 +130,12 @@ class Session:
         self.planned = True
 
     def check(self) -> None:
-        """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        """Claim a folder that was begun by this job. Raises UserError where it belongs to another one, or to a process at
+        work in it."""
         self.day = self.run.held("day") or date.today().isoformat()
         self.finished = self.run.check(*self._terms())
+        if not self.finished and self.run.is_begun():
+            self.claim()
 
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
@@ -163,6 +166,7 @@ class Session:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
+        self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
             pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
         self.loaded = pruned, policy  # training changed the weights in memory to those it saved
@@ -208,8 +212,6 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     with open_session(job, run, resources) as session:
         if session.finished:
             return read_run_result(run.result)
-        if run.is_begun():
-            session.claim()
         if trains:
             session.check_memory()
         before, after = SIDES
