@@ -14,7 +14,9 @@ from .checkpoint import (
     weight_files,
     write_checkpoint,
 )
-from .config import DTYPES, ModelConfig, check_trained, read_config
+from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
+from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
+from .experts import GroupedLinear
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -22,11 +24,13 @@ from .lora import (
     add_adapters,
     draw_adapters,
     fold_adapters,
+    gets_adapters,
+    layer_of,
     merged_weights,
     save_adapter,
 )
 from .tokenizer import Tokenizer
-from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
+from .transformer import THREAD_GRAIN, Attend, Block, Transformer, causal_attention, initialise
 
 __all__ = [
     "DTYPES",
@@ -34,18 +38,29 @@ __all__ = [
     "THREAD_GRAIN",
     "AdaptedLinear",
     "Attend",
+    "Block",
+    "DeltaConfig",
+    "DeltaInputs",
+    "DeltaState",
+    "ExpertConfig",
+    "GroupedLinear",
     "ModelConfig",
     "Piece",
+    "Recur",
     "Tokenizer",
     "Transformer",
     "adapted",
     "add_adapters",
     "causal_attention",
+    "causal_recurrence",
     "check_trained",
     "draw_adapters",
+    "empty_state",
     "fill",
     "fold_adapters",
+    "gets_adapters",
     "initialise",
+    "layer_of",
     "layout",
     "load",
     "load_weights",
@@ -54,6 +69,8 @@ __all__ = [
     "open_tensors",
     "published_tensors",
     "read_config",
+    "run_sequence",
+    "run_token",
     "save_adapter",
     "save_checkpoint",
     "stored_tensors",

@@ -34,7 +34,7 @@ from .lanes import LaneCache, LaneDecoder
 from .memory import free_memory
 from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
 from .row import Read, Row
-from .row_bits import BatchSizes, Product, model_sizes, packed_model
+from .row_bits import BatchSizes, Product, expert_sizes, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,9 @@ class Engine:
     def _batches(self) -> BatchSizes:
         """How a step's rows are cut into batches. Warns once where the module's promise cannot be kept."""
         batches = model_sizes(self.model, self.vocab)
-        if not batches.holds and not self._warned:
+        experts = expert_sizes(self.model)
+        holds = batches.holds and (experts is None or experts.holds)
+        if not holds and not self._warned:
             self._warned = True
             log.warning(
                 "matrix products on this machine (%s, %d threads) round a row by its place in the batch: completions may "
