@@ -29,6 +29,7 @@ from .lora import (
     merged_weights,
     save_adapter,
 )
+from .rope import rotate
 from .tokenizer import Tokenizer
 from .transformer import THREAD_GRAIN, Attend, Block, Transformer, causal_attention, initialise
 
@@ -69,6 +70,7 @@ __all__ = [
     "open_tensors",
     "published_tensors",
     "read_config",
+    "rotate",
     "run_sequence",
     "run_token",
     "save_adapter",

@@ -305,6 +305,10 @@ def _delta(place: str, raw: dict[str, Any], layers: int) -> DeltaConfig:
         if len(kinds) != layers:
             raise UserError(f"{place}: layer_types: {len(kinds)} entries, num_hidden_layers is {layers}")
         linear = tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention")
+    if len(linear) == layers:
+        raise UserError(
+            f"{place}: layer_types or full_attention_interval leave no layer of full attention, which is needed"
+        )
     key_heads, value_heads = (_need(place, raw, f"linear_num_{of}_heads", int) for of in ("key", "value"))
     if value_heads % key_heads:
         raise UserError(

@@ -46,7 +46,7 @@ class DeltaInputs(NamedTuple):
     config: DeltaConfig
 
 
-Recur = Callable[[int, DeltaInputs], Tensor]  # (layer, inputs) -> the rule's output [..., Hv, V]
+Recur = Callable[[int, DeltaInputs], Tensor]  # (layer, inputs) -> the rule's output, float32 [..., Hv, V]
 
 
 class DeltaRule(nn.Module):
@@ -70,14 +70,10 @@ class DeltaRule(nn.Module):
         mixed, z, b, a = self.inputs(x).split(self.sizes, dim=-1)
         rate = at_least_float32(self.log_rate).exp()
         decay = -rate * F.softplus(at_least_float32(a) + at_least_float32(self.rate_bias))
-        beta = at_least_float32(b.sigmoid())
+        beta = at_least_float32(b).sigmoid()
         found = recur(layer, DeltaInputs(mixed, decay, beta, self.kernel, self.config))
-        return self.out(self.gated_norm(found, z.unflatten(-1, (-1, self.config.value_dim))).flatten(-2))
-
-    def gated_norm(self, x: Tensor, gate: Tensor) -> Tensor:
-        """RMSNorm of each head, times SiLU of the gate; both [..., Hv, V]."""
-        normed = F.rms_norm(at_least_float32(x), x.shape[-1:], None, self.norm_eps).to(gate.dtype) * self.norm
-        return (normed * F.silu(at_least_float32(gate))).to(gate.dtype)
+        normed = F.rms_norm(found, found.shape[-1:], None, self.norm_eps).to(z.dtype) * self.norm
+        return self.out((normed.flatten(-2) * silu(at_least_float32(z))).to(z.dtype))
 
 
 def causal_recurrence(layer: int, inputs: DeltaInputs) -> Tensor:
@@ -93,33 +89,31 @@ def empty_state(inputs: DeltaInputs) -> DeltaState:
 
 
 def run_sequence(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:
-    """B sequences of T tokens from a state: the output [B, T, Hv, V] in mixed's dtype, and the state after the last."""
+    """B sequences of T tokens from a state: the output float32 [B, T, Hv, V], and the state after the last."""
     c, tail = inputs.config, state.tail
     fed = torch.cat((tail, inputs.mixed.transpose(1, 2)), dim=2)  # [B, C, kernel - 1 + T]
-    convolved = F.silu(F.conv1d(fed, inputs.kernel, groups=fed.shape[1])).transpose(1, 2)
-    q, k, v = split_heads(convolved, c)
+    convolved = F.conv1d(at_least_float32(fed), at_least_float32(inputs.kernel), groups=fed.shape[1])
+    q, k, v = split_heads(F.silu(convolved).transpose(1, 2), c)
     out, memory = chunked(q, k, v, inputs.decay, inputs.beta, state.memory)
-    return out.to(inputs.mixed.dtype), DeltaState(fed[..., fed.shape[2] - c.kernel + 1 :], memory)
+    return out, DeltaState(fed[..., fed.shape[2] - c.kernel + 1 :], memory)
 
 
 def run_token(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:
-    """One token of each of R sequences, mixed [R, C]: the output [R, Hv, V] and the states after it. A row's bits do not
-    depend on the others: nothing but products and sums number by number, and sums in one fixed order."""
+    """One token of each of R sequences, mixed [R, C]: the output float32 [R, Hv, V] and the states after it. A row's
+    bits do not depend on the others: nothing but products and sums number by number, and sums in one fixed order."""
     c = inputs.config
     fed = torch.cat((state.tail, inputs.mixed[..., None]), dim=2)  # [R, C, kernel]
-    taps = fed.unbind(2), inputs.kernel[:, 0].unbind(1)
-    convolved = taps[0][0] * taps[1][0]
-    for x, w in zip(taps[0][1:], taps[1][1:]):
-        convolved = convolved + x * w
+    taps = zip(at_least_float32(fed).unbind(2), at_least_float32(inputs.kernel[:, 0]).unbind(1))
+    convolved = sum((x * w for x, w in taps), start=inputs.decay.new_zeros(()))
     q, k, v = split_heads(silu(convolved), c)
     out, memory = recurrent_step(q, k, v, inputs.decay, inputs.beta, state.memory)
-    return out.to(inputs.mixed.dtype), DeltaState(fed[..., 1:], memory)
+    return out, DeltaState(fed[..., 1:], memory)
 
 
 def split_heads(x: Tensor, c: DeltaConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k [..., Hv, K] and v [..., Hv, V] in at least float32 of x [..., C]: q and k scaled to length 1, those of a key head
+    """q, k [..., Hv, K] and v [..., Hv, V] of x [..., C]: q and k scaled to length 1, those of a key head
     repeated for each of its value heads, q divided by sqrt(K)."""
-    q, k, v = at_least_float32(x).split(c.widths, dim=-1)
+    q, k, v = x.split(c.widths, dim=-1)
     q, k = (part.unflatten(-1, (c.key_heads, c.key_dim)) for part in (q, k))
     q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + LENGTH_EPS) for part in (q, k))
     repeats = c.value_heads // c.key_heads

@@ -1,5 +1,7 @@
 """What blocks compute number by number: RMSNorm and SiLU."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,11 +25,17 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one thread computes them.
+    """SiLU of x [..., F], by_rows."""
+    return by_rows(F.silu, x)
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of each number of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one
+    thread computes them.
 
     torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
     inside a row, its bits depend on the rows beside it.
     """
     if x.is_cuda or x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
-        return F.silu(x)
-    return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
+        return function(x)
+    return torch.cat([function(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .delta_rule import DeltaRule, Recur, causal_recurrence
-from .elementwise import THREAD_GRAIN, rms_norm, silu
+from .elementwise import THREAD_GRAIN, by_rows, rms_norm, silu
 from .experts import Experts
 from .rope import rotary, rotate
 
@@ -79,8 +79,8 @@ class Block(nn.Module):
         if self.rotates and rotation is not None:  # q and k lie side by side, so one call turns both
             qk = rotate(qk, *rotation)
         q, k = qk.split([c.num_heads, c.num_kv_heads], dim=-2)
-        mixed = attend(layer, q, k, v)
-        return self.o((mixed if gate is None else mixed * gate.sigmoid()).flatten(-2))
+        mixed = attend(layer, q, k, v).flatten(-2)
+        return self.o(mixed if gate is None else mixed * by_rows(torch.sigmoid, gate.flatten(-2)))
 
 
 class Transformer(nn.Module):
