@@ -30,7 +30,7 @@ import stat
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from . import __version__
 from .distributed import on_rank0
@@ -39,6 +39,8 @@ from .files import damaged_file, digests, read_record, refuse_links, write_recor
 from .types import Problem
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SIDES = ("base", "after")  # the evaluations before and after training
 SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
@@ -117,16 +119,16 @@ class RunFolder:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
             raise UserError(f"{self.lock}: is not a file; remove it")
-        text = os.read(file, 32).decode(errors="replace").strip()
-        owner = int(text) if text.isdecimal() and text.isascii() else None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = lock_owner(file)
             os.close(file)
             raise UserError(
                 f"{self.path}: process {owner or 'unknown'} is at work in this folder; wait for it, or choose another --out"
             ) from None
-        self.killed, self._lock = owner, file
+        # Read only now: before the lock was ours, an owner that was just ending well had its id there still.
+        self.killed, self._lock = lock_owner(file), file
         self._write_lock(f"{os.getpid()}\n")
 
     def _write_lock(self, text: str) -> None:
@@ -162,9 +164,12 @@ class RunFolder:
 
         return on_rank0("the run's folder", act)
 
-    def claim(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], model: Path) -> None:
+    def claim(
+        self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], origin: dict[str, Any]
+    ) -> None:
         """Own the folder from here on; files may be written to it. Raises UserError as `check` does. Changes of free
-        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N."""
+        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N.
+        origin: what else settings.json keeps, of where the model and the problems came from."""
 
         def act() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -185,7 +190,7 @@ class RunFolder:
             if "rounds" in changed:
                 self._archive(held["rounds"])
             if changed or not held:
-                write_record(self.settings, settings | {"model": str(model), "o1core": __version__})
+                write_record(self.settings, settings | origin | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)
@@ -201,7 +206,11 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+        return self.ask(lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer of rank 0, which all get, to a question about the folder's files. A JSON value."""
+        return on_rank0("the run's folder", question)
 
     def drop_reference(self, round_index: int) -> None:
         """Delete the round's reference log-probs, which belong to rollouts that are gone."""
@@ -227,6 +236,10 @@ class RunFolder:
         save(self.pruned)
         on_rank0(what, lambda: write_record(self.pruned_record, {"files": digests(self.pruned)}))
 
+    def write_adapter(self, save: Callable[[Path], None]) -> None:
+        """Let rank 0 save the adapter."""
+        on_rank0("the adapter", lambda: save(self.adapter))
+
     def _pruned_is_intact(self) -> bool:
         if not self.pruned.exists() or not self.pruned_record.exists():
             return False
@@ -235,7 +248,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
-        return on_rank0("the run's folder", self.settings.exists)
+        return self.ask(self.settings.exists)
 
     def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings that the folder holds."""
@@ -276,6 +289,12 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def lock_owner(file: int) -> int | None:
+    """The process id in a lock file, given as a descriptor; None where there is none."""
+    text = os.pread(file, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def as_flag(name: str, value: Any) -> str:

@@ -16,6 +16,7 @@ from .checkpoint import (
 )
 from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
 from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
+from .download import find_model
 from .experts import GroupedLinear
 from .lora import (
     LORA_TARGETS,
@@ -58,6 +59,7 @@ __all__ = [
     "draw_adapters",
     "empty_state",
     "fill",
+    "find_model",
     "fold_adapters",
     "gets_adapters",
     "initialise",

@@ -18,6 +18,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "bench" / "results").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
 TINY = str(Path(o1core.__file__).parent / "tiny_o1")
 MATH, GSM8K = (str(ROOT / "tests" / "data" / name) for name in ("math.jsonl", "gsm8k.jsonl"))
