@@ -15,6 +15,7 @@ gets the trained weights whenever something is sampled.
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class Policy:
         begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
+        seen: Counter[str] = Counter()  # for the bar
         written = time.monotonic()
         done = (total - len(todo)) * params.n
         bar = tqdm(total=total * params.n, initial=done, desc=store.label, unit="sample")
@@ -126,11 +128,17 @@ class Policy:
         with keep_large_blocks(), grader, bar, closing(stream):
 
             def flush() -> None:
-                store.add(self.grade(grader, pending))
+                groups = self.grade(grader, pending)
+                verdicts = [s.correct for group in groups for s in group.samples]
+                seen.update(graded=len(verdicts), right=sum(verdicts))
+                store.add(groups)
                 pending.clear()
 
             for i, completions in stream:
                 pending.append((todo[i], prompts[i], [begun_with(begin, c) for c in completions]))
+                seen.update(sampled=params.n, tokens=sum(len(begin) + len(c.ids) for c in completions))
+                right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
+                bar.set_postfix_str(f"{seen['tokens'] / seen['sampled']:.0f} tokens{right}", refresh=False)
                 bar.update(params.n)
                 if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                     flush()

@@ -8,6 +8,7 @@
     adapter/         with --lora-rank, the same as a PEFT adapter
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
+    seconds.json     how long the run has taken so far
     lock             held by the process that owns the folder
 
 An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
@@ -20,6 +21,7 @@ Rank 0 alone takes the lock and writes records here; all ranks call these functi
 states and the pruned model are written by several ranks.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -27,6 +29,7 @@ import os
 import shlex
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,10 +78,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings, self.result, self.plot = path / "settings.json", path / "result.json", path / "plot.png"
-        self.log, self.lock = path / "log.jsonl", path / "lock"
+        self.log, self.lock, self.clock = path / "log.jsonl", path / "lock", path / "seconds.json"
         self.pruned, self.pruned_record, self.adapter = path / "pruned", path / "pruned.json", path / "adapter"
         self.own_evaluation = EvaluationFolder(path)  # of a folder made by `o1core eval` or a study of samples
         self.killed: int | None = None
+        self._before: float | None = None  # seconds of earlier processes, once they have been read
+        self._opened = time.monotonic()
         self._lock: int | None = None  # file descriptor
 
     def round(self, index: int) -> Path:
@@ -143,6 +148,9 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            if self._before is not None:
+                with contextlib.suppress(UserError, OSError):  # the disk is full: the rest of the run says so
+                    write_record(self.clock, {"seconds": self.seconds(), "since": None})
             self._write_lock("")
             os.close(self._lock)
             self._lock = None
@@ -189,11 +197,29 @@ class RunFolder:
                 )
             if "rounds" in changed:
                 self._archive(held["rounds"])
+            self._start_clock()
             if changed or not held:
                 write_record(self.settings, settings | origin | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)
+
+    def seconds(self) -> float:
+        """How long the run has taken so far, over all processes that worked on it one after the other."""
+        return (self._before or 0.0) + time.monotonic() - self._opened
+
+    def _start_clock(self) -> None:
+        """Read how long earlier processes took. One that was killed had worked at least until it last wrote something."""
+        if self._before is not None:
+            return
+        self._before = 0.0
+        with contextlib.suppress(UserError, OSError):
+            held = read_record(self.clock) if self.clock.exists() else {}
+            before, since = (float(held.get(name) or 0) for name in ("seconds", "since"))
+            others = [path for path in self.path.rglob("*") if path not in (self.clock, self.lock) and path.is_file()]
+            newest = max((path.stat().st_mtime for path in others), default=0.0)
+            self._before = max(0.0, before) + (max(0.0, newest - since) if since else 0.0)
+        write_record(self.clock, {"seconds": self._before, "since": time.time() - (time.monotonic() - self._opened)})
 
     def finish(self, result: dict[str, Any], plot: Callable[[], None]) -> None:
         """Write what the run has come to: the plot, and result.json last, by which a finished run is known."""

@@ -25,7 +25,7 @@ from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
 from ..rewards import State
-from ..rollout import free_memory, problems_held, read_groups
+from ..rollout import problems_held, read_groups
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from ..training import (
@@ -115,9 +115,16 @@ def train(
     return run.pruned
 
 
+def phase(recipe: Recipe, index: int | None = None, training: bool = False) -> str:
+    """ "3/6": which of a run's phases this is. It evaluates, samples and trains in each round (its index), and evaluates."""
+    rounds = recipe.sampling.rounds if recipe.objective.kind != "none" else 0
+    last = 2 + 2 * rounds
+    return f"{last if index is None else 2 + 2 * index + training}/{last}"
+
+
 def sample_round(policy: Policy, problems: list[Problem], recipe: Recipe, run: RunFolder, index: int) -> Rollouts:
     """The rollouts of a round, sampled or read back."""
-    label = f"sample, round {index + 1} of {recipe.sampling.rounds}"
+    label = f"{phase(recipe, index)} sample, round {index + 1} of {recipe.sampling.rounds}"
     rollouts = policy.sample(problems, recipe.round_params(index), run.rollouts(index), label, recipe.prompt.opening)
     warn_of_cuts(label, rollouts.truncated.float().mean().item(), rollouts.limit)
     return rollouts
@@ -175,9 +182,9 @@ class Round:
         """Run the steps from progress.step on. Returns the progress at the start of the next round."""
         settings, save_every = self.recipe.deciding(), self.recipe.execution.save_every
         batches = self.batches(progress.round_index)
-        label = f"train, round {progress.round_index + 1} of {self.recipe.sampling.rounds}"
+        index, rounds = progress.round_index, self.recipe.sampling.rounds
+        label = f"{phase(self.recipe, index, training=True)} train, round {index + 1} of {rounds}"
         todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
-        device = self.trainer.policy.model.embed.device
         with open_log(self.run.log) as lines:
             for batch in todo:
                 with deferred() as asked_to_stop:
@@ -189,9 +196,9 @@ class Round:
                     self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
                     if progress.steps % save_every == 0 or any_rank(asked_to_stop()):
                         save_state(self.run, self.trainer.updater, progress, settings)
-                memory = f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB"
-                masked = f", {line['masked_tokens']:.0f} tokens masked" if "masked_tokens" in line else ""
-                todo.set_postfix_str(memory + masked)
+                shown = f"reward {line['reward']:.3g}, {line['mean_length']:.0f} tokens"
+                masked = f", {line['masked_tokens']:.0f} masked" if "masked_tokens" in line else ""
+                todo.set_postfix_str(f"{shown}{masked}, peak {line['peak_memory_mib']:.0f} MiB")
         return progress
 
     def batches(self, index: int) -> list[list[Example]]:

@@ -4,7 +4,6 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Machine
 from .job import EMBEDDED, Job, resolve_dtype
-from .loop import sample_round, train
+from .loop import phase, sample_round, train
 from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
 
@@ -209,7 +208,6 @@ def open_session(job: Job, run: RunFolder, resources: Resources) -> Iterator[Ses
 
 def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     """The main job: evaluate, train, evaluate again, report. Returns what RUN/result.json says."""
-    start = time.perf_counter()
     trains = job.recipe.objective.kind != "none"
     with open_session(job, run, resources) as session:
         if session.finished:
@@ -217,11 +215,11 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         if trains:
             session.check_memory()
         before, after = SIDES
-        base = session.evaluate(job.model, job.tests, before, "evaluate the base")
+        last = phase(job.recipe)
+        base = session.evaluate(job.model, job.tests, before, f"1/{last.partition('/')[2]} evaluate the base")
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
-        pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
-        seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
-        result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
+        pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
+        result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), job.settings)
         run.finish(to_json(result), lambda: plot_run(run, result))
         return result
