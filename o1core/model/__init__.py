@@ -33,6 +33,7 @@ from .lora import (
 from .rope import rotate
 from .tokenizer import Tokenizer
 from .transformer import THREAD_GRAIN, Attend, Block, Transformer, causal_attention, initialise
+from .trees import Trees
 
 __all__ = [
     "DTYPES",
@@ -51,6 +52,7 @@ __all__ = [
     "Recur",
     "Tokenizer",
     "Transformer",
+    "Trees",
     "adapted",
     "add_adapters",
     "causal_attention",

@@ -19,9 +19,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .config import DeltaConfig, ModelConfig
 from .elementwise import at_least_float32, silu
+from .trees import Trees
 
 CHUNK = 64
 LENGTH_EPS = 1e-6  # beside the squared length of q and k
@@ -81,6 +83,46 @@ def causal_recurrence(layer: int, inputs: DeltaInputs) -> Tensor:
     return run_sequence(inputs, empty_state(inputs))[0]
 
 
+def tree_recurrence(trees: Trees) -> Recur:
+    """`recur` of Transformer.forward for packed rows, mixed [N, C]: each root from an empty state, each branch from the
+    one that its root left, which is computed once. Sequences of about the same length run together."""
+
+    def recur(layer: int, inputs: DeltaInputs) -> Tensor:
+        forks = len(trees.branches)
+        found, states = run_slices(inputs, trees.of_roots, None, forks)
+        branches = [branch for of_root in trees.of_branches for branch in of_root]
+        if branches:
+            roots = [root for root, of_root in enumerate(trees.branches) for _ in of_root]
+            found += run_slices(inputs, branches, [states[root] for root in roots], 0)[0]
+        return torch.cat(found)
+
+    return recur
+
+
+def run_slices(
+    inputs: DeltaInputs, rows: list[slice], states: list[DeltaState] | None, kept: int
+) -> tuple[list[Tensor], list[DeltaState]]:
+    """The sequences that are these rows of `inputs`, from states (of one sequence each; None: empty ones): the output of each,
+    and the states after the first `kept`."""
+    together: dict[int, list[int]] = {}
+    for i, part in enumerate(rows):  # so that at most half of what is computed is padding
+        together.setdefault((-(-(part.stop - part.start) // CHUNK) - 1).bit_length(), []).append(i)
+    outputs, ends = [Tensor()] * len(rows), [DeltaState(Tensor(), Tensor())] * kept
+    for members in together.values():
+        lengths = [rows[i].stop - rows[i].start for i in members]
+        mixed, decay, beta = (pad_sequence([of[rows[i]] for i in members], batch_first=True) for of in inputs[:3])
+        batch = DeltaInputs(mixed, decay, beta, inputs.kernel, inputs.config)
+        start = empty_state(batch)
+        if states is not None:
+            start = DeltaState(*(torch.cat(of) for of in zip(*(states[i] for i in members))))
+        out, state = run_sequence(batch, start, lengths)
+        for b, i in enumerate(members):
+            outputs[i] = out[b, : lengths[b]]
+            if i < kept:
+                ends[i] = DeltaState(*(of[b : b + 1] for of in state))
+    return outputs, ends
+
+
 def empty_state(inputs: DeltaInputs) -> DeltaState:
     """The state before the first token of B sequences."""
     c, batch, dtype = inputs.config, len(inputs.mixed), inputs.decay.dtype
@@ -88,14 +130,18 @@ def empty_state(inputs: DeltaInputs) -> DeltaState:
     return DeltaState(tail, inputs.decay.new_zeros(batch, c.value_heads, c.key_dim, c.value_dim, dtype=dtype))
 
 
-def run_sequence(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:
-    """B sequences of T tokens from a state: the output float32 [B, T, Hv, V], and the state after the last."""
+def run_sequence(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | None = None) -> tuple[Tensor, DeltaState]:
+    """B sequences of T tokens from a state: the output float32 [B, T, Hv, V], and the state after the last. lengths: of the
+    sequences, where some are padded on the right with zeros."""
     c, tail = inputs.config, state.tail
     fed = torch.cat((tail, inputs.mixed.transpose(1, 2)), dim=2)  # [B, C, kernel - 1 + T]
     convolved = F.conv1d(at_least_float32(fed), at_least_float32(inputs.kernel), groups=fed.shape[1])
     q, k, v = split_heads(F.silu(convolved).transpose(1, 2), c)
+    # Padding has beta 0 and does not fade, so it leaves the memory as it was.
     out, memory = chunked(q, k, v, inputs.decay, inputs.beta, state.memory)
-    return out, DeltaState(fed[..., fed.shape[2] - c.kernel + 1 :], memory)
+    ends = lengths or [inputs.mixed.shape[1]] * len(fed)
+    tail = torch.stack([of_row[:, end : end + c.kernel - 1] for of_row, end in zip(fed, ends)])
+    return out, DeltaState(tail, memory)
 
 
 def run_token(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:

@@ -36,6 +36,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
     inside a row, its bits depend on the rows beside it.
     """
-    if x.is_cuda or x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
+    decoded = x.ndim == 2 and x.is_inference()  # the packed rows of an update are alike, and not the engine's
+    if x.is_cuda or not decoded or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
         return function(x)
     return torch.cat([function(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])

@@ -2,10 +2,11 @@
 
 A block mixes tokens by attention or by the gated delta rule (delta_rule.py), then computes each token by an MLP or by
 experts (experts.py); the configuration says which. One forward for training, prefill and decode. It takes rows of any
-leading shape and a function `attend` that turns (layer, q, k, v) into the attention's output: causal attention over a
-padded batch here, attention over a KV cache in the rollout engine; `recur` is the same for the delta rule. Left out on
-purpose: dropout and attention masks (batches are padded on the right, where a causal model does not look), and logits
-inside the forward (log-probs come from o1core.kernels, which never holds them).
+leading shape and a function `attend` that turns (layer, q, k, v) into the attention's output; `recur` is the same for the
+delta rule. An update runs on packed rows, whose sequences only these two know (trees.py); the rollout engine attends over a KV
+cache; `hidden` takes a padded batch, for parity and tests. Left out on purpose: dropout and attention masks (a batch is
+padded on the right, where a causal model does not look), and logits inside the forward (log-probs come from
+o1core.kernels, which never holds them).
 """
 
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
-from .delta_rule import DeltaRule, Recur, causal_recurrence
+from .delta_rule import DeltaRule, Recur, causal_recurrence, tree_recurrence
 from .elementwise import THREAD_GRAIN, by_rows, rms_norm, silu
 from .experts import Experts
 from .rope import rotary, rotate
+from .trees import Trees, tree_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 Rotation = tuple[Tensor, Tensor]  # cos and sin [..., 1, D/2]
@@ -130,6 +132,11 @@ class Transformer(nn.Module):
         c = self.config
         cos, sin = rotary(positions, c.rotary_dim, c.rope_theta, c.scaling)
         return cos.to(dtype), sin.to(dtype)
+
+    def packed(self, ids: Tensor, trees: Trees, recompute: bool = False) -> Tensor:
+        """Hidden states [N, H] of packed rows ids [N]."""
+        attend, recur = tree_attention(trees, ids.device), tree_recurrence(trees)
+        return self(ids, trees.positions(ids.device), attend, recompute, recur)
 
     def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
         """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.errors import UserError
-from o1core.model import adapted, add_adapters, draw_adapters, merged_weights, read_config, save_checkpoint
+from o1core.model import Trees, adapted, add_adapters, draw_adapters, merged_weights, read_config, save_checkpoint
 
 MIXTURE = {"moe_intermediate_size": 24, "num_experts": 7, "num_experts_per_tok": 3}
 QWEN3_MOE = MIXTURE | {"num_hidden_layers": 3, "norm_topk_prob": True}
@@ -168,6 +168,43 @@ def test_save_is_load_to_the_bit(made, name, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     with torch.inference_mode():
         assert torch.equal(again(ids_of(1, 20)).logits, theirs(ids_of(1, 20)).logits)
+
+
+TREES = Trees((70, 1, 3, 64), ((65, 1, 3), (63, 129)))
+
+
+@pytest.mark.parametrize("name", [n for n in SHAPES if "with experts" in n or n == "hybrid"])
+def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
+    """Prompts with their completions and sequences of their own, end to end, in float64."""
+    model = o1core.model.load(made(name)[0], torch.float64)[0]
+    ids, parameters = ids_of(TREES.rows), list(model.parameters())
+    direction = torch.randn(TREES.rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = model.packed(ids, TREES)
+    mine = torch.autograd.grad((found * direction).sum(), parameters)
+    alone = [model.hidden(ids[None, root])[0] for root in TREES.of_roots]
+    for root, branches in zip(TREES.of_roots, TREES.of_branches):
+        for branch in branches:
+            alone.append(model.hidden(torch.cat((ids[root], ids[branch]))[None])[0, root.stop - root.start :])
+    expected = torch.cat(alone)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for one, other in zip(mine, torch.autograd.grad((expected * direction).sum(), parameters)):
+        assert (one - other).norm() <= 1e-9 * other.norm()
+
+
+@torch.inference_mode()
+def test_no_state_crosses_the_border_of_a_packed_sequence(made):
+    """Whatever the neighbours say, a sequence has the same bits; its own prompt's text changes it."""
+    model = o1core.model.load(made("hybrid")[0], torch.float32)[0]
+    ids = ids_of(TREES.rows)
+    found = model.packed(ids, TREES)
+    own = [TREES.of_roots[0], TREES.of_branches[0][1]]
+    for rows in (*TREES.of_roots[1:], TREES.of_branches[0][0], *TREES.of_branches[1]):
+        changed = ids.clone()
+        changed[rows] = (changed[rows] + 1) % 259
+        after = model.packed(changed, TREES)
+        assert not torch.equal(after[rows], found[rows]) and all(torch.equal(after[o], found[o]) for o in own)
+    ids[0] = (ids[0] + 1) % 259
+    assert not torch.equal(model.packed(ids, TREES)[own[1]], found[own[1]])
 
 
 @pytest.mark.parametrize("experts", [False, True])
