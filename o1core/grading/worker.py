@@ -112,8 +112,8 @@ def _at_a_point(expression: Any) -> complex | None:
     import sympy
     from sympy.core.function import AppliedUndef
 
-    plain = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Number, sympy.NumberSymbol, sympy.Symbol, sympy.Function)
-    plain += (sympy.UnevaluatedExpr, type(sympy.I))
+    arithmetic = (sympy.Add, sympy.Mul, sympy.Pow, sympy.UnevaluatedExpr)
+    plain = (*arithmetic, sympy.Number, sympy.NumberSymbol, type(sympy.I), sympy.Symbol, sympy.Function)
     parts = list(sympy.preorder_traversal(expression))
     if any(not isinstance(part, plain) or isinstance(part, AppliedUndef) for part in parts):
         return None
