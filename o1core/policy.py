@@ -51,7 +51,7 @@ from .model import (
     read_config,
 )
 from .recipe import OptimiserSettings, Recipe
-from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
+from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_samples, write_shard
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
@@ -205,6 +205,7 @@ class Policy:
         found = evaluation_of(rollouts.groups, seconds, sampled)
         warn_of_cuts(label, found.truncated, params.max_new_tokens)
         if folder is not None:
+            write_samples(folder.samples, rollouts.groups, problems, self.tokenizer)
             folder.finish(to_json(found))
         return found
 

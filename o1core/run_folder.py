@@ -2,7 +2,7 @@
 
     settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
-    round-00/        a round's rollouts/ and reference.safetensors (while CRISP trains on it, teacher/ too)
+    round-00/        a round's rollouts/, reference.safetensors (while CRISP trains on it, teacher/ too) and samples.jsonl
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
     adapter/         with --lora-rank, the same as a PEFT adapter
@@ -10,7 +10,8 @@
     rounds-N/        what a run of N rounds had come to before it was given more
     lock             held by the process that owns the folder
 
-An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
+An evaluation's folder holds problems.json, rollouts/, samples.jsonl and result.json. `o1core eval` makes one that is a run by
+itself. samples.jsonl is the text of the rollouts beside it (rollout/text.py).
 
 The lock is flock on a file, which the kernel lets go of when the process ends, however it ends. The file holds the owner's
 process id while it is at work and nothing once it has ended properly. So whoever gets the lock and finds an id in the file
@@ -50,6 +51,7 @@ class EvaluationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems, self.rollouts, self.result = path / "problems.json", path / "rollouts", path / "result.json"
+        self.samples = path / "samples.jsonl"
 
     def begin(self, problems: Sequence[Problem]) -> None:
         """Write problems.json: what a page or a study says of a problem beside its rollouts."""
@@ -84,6 +86,9 @@ class RunFolder:
 
     def rollouts(self, round_index: int) -> Path:
         return self.round(round_index) / "rollouts"
+
+    def samples(self, round_index: int) -> Path:
+        return self.round(round_index) / "samples.jsonl"
 
     def reference(self, round_index: int) -> Path:
         return self.round(round_index) / "reference.safetensors"

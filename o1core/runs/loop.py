@@ -24,7 +24,7 @@ from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
-from ..rollout import free_memory, problems_held, read_groups
+from ..rollout import free_memory, problems_held, read_groups, write_samples
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from ..training import (
@@ -92,6 +92,8 @@ def train(
                 forget_teachers(run, index)
             rollouts = sample_round(policy, problems, recipe, run, index)
             scored = score_round(rollouts, recipe, progress)
+            if progress.step == 0:
+                write_samples(run.samples(index), rollouts.groups, problems, policy.tokenizer, scored.reward)
             picked = pick_round(scored, recipe, index)
             compute = partial(policy.reference, picked.examples)
             kept = kept_reference(run.reference(index), picked.examples, compute, progress.step == 0)

@@ -20,7 +20,7 @@ from ..model import Tokenizer, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run
-from ..rollout import free_memory, map_large_blocks
+from ..rollout import free_memory, map_large_blocks, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
 from ..training import load_optimiser_modules, open_tracker
@@ -147,7 +147,9 @@ class Session:
     def sample(self) -> None:
         """Sample the first round."""
         problems = self.job.instructed(self.job.train, training=True)
-        sample_round(self.open(self.job.model), problems, self.job.recipe, self.run, 0)
+        policy = self.open(self.job.model)
+        rollouts = sample_round(policy, problems, self.job.recipe, self.run, 0)
+        write_samples(self.run.samples(0), rollouts.groups, problems, policy.tokenizer)
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
