@@ -15,6 +15,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, ModelConfig, check_trained, read_config
+from .folder import checkpoint_file, read_text
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -42,6 +43,7 @@ __all__ = [
     "add_adapters",
     "causal_attention",
     "check_trained",
+    "checkpoint_file",
     "draw_adapters",
     "fill",
     "fold_adapters",
@@ -54,6 +56,7 @@ __all__ = [
     "open_tensors",
     "published_tensors",
     "read_config",
+    "read_text",
     "save_adapter",
     "save_checkpoint",
     "stored_tensors",

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import write_json
+from ..files import write_atomic, write_json
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
@@ -226,5 +226,5 @@ def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)

@@ -1,6 +1,7 @@
 """Reports of runs and studies: tables as text, plots as PNG, samples in a terminal, and a page of all of it."""
 
 from ..tables import Cell, Column, Table, to_markdown, to_text
+from .card import write_cards
 from .page import write_page
 from .run_charts import plot_run
 from .samples import open_tokenizer, sample_lines
@@ -23,5 +24,6 @@ __all__ = [
     "study_tables",
     "to_markdown",
     "to_text",
+    "write_cards",
     "write_page",
 ]

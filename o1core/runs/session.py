@@ -4,6 +4,7 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 """
 
 import logging
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from typing import Any
 
 import torch
 
-from ..distributed import gather, load_part, neighbours, on_all_ranks, processes
+from ..distributed import gather, load_part, neighbours, on_all_ranks, on_rank0, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
-from ..report import plot_run
+from ..report import plot_run, write_cards
 from ..rollout import free_memory, map_large_blocks, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
@@ -141,7 +142,7 @@ class Session:
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
-        here["day"] = self.day
+        here |= {"day": self.day, "torch": torch.__version__, "device_name": device_name(self.resources.device)}
         return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
@@ -165,6 +166,7 @@ class Session:
         problems = self.job.instructed(self.job.train, training=True)
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
             pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
+        on_rank0("the model card", lambda: write_cards(self.run, self.job.model, None))
         self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
 
@@ -190,6 +192,11 @@ class Session:
         if found is None:
             found = self.open(self.job.model).evaluate(problems, self.job.recipe.evaluation_params(), folder)
         return found
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of the run is told of the machine: the GPU's name, or the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
 
 
 @contextmanager
@@ -220,5 +227,6 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
         seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
         result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
+        on_rank0("the model card", lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
         return result
