@@ -167,9 +167,12 @@ class RunFolder:
 
         return on_rank0("the run's folder", act)
 
-    def claim(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], model: Path) -> None:
+    def claim(
+        self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], origin: dict[str, Any]
+    ) -> None:
         """Own the folder from here on; files may be written to it. Raises UserError as `check` does. Changes of free
-        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N."""
+        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N.
+        origin: what else settings.json keeps, of where the model and the problems came from."""
 
         def act() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ class RunFolder:
             if "rounds" in changed:
                 self._archive(held["rounds"])
             if changed or not held:
-                write_record(self.settings, settings | {"model": str(model), "o1core": __version__})
+                write_record(self.settings, settings | origin | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)

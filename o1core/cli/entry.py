@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
@@ -163,6 +164,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             last = leaf(top, argv)
             flag = unknown[0].partition("=")[0]
             last.error(f"unknown: {' '.join(unknown)}{nearest(flag, last._option_string_actions)}")
+    args.typed = shlex.join(["o1core", *argv])  # what settings.json and the model card say of how a run was made
     return args
 
 

@@ -183,7 +183,7 @@ class Grader:
         )
         fix += "(256 are)"
         if '"task"' in question:
-            fix = "check that reasoning-gym is installed: pip install 'o1core[gym]'"
+            fix = "check that reasoning-gym is installed: pip install reasoning-gym"
         return f"the grading worker cannot start: {refused}; {fix}"
 
     def close(self) -> None:

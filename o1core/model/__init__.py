@@ -15,6 +15,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, ModelConfig, check_trained, read_config
+from .download import find_model
 from .folder import checkpoint_file, read_text
 from .lora import (
     LORA_TARGETS,
@@ -46,6 +47,7 @@ __all__ = [
     "checkpoint_file",
     "draw_adapters",
     "fill",
+    "find_model",
     "fold_adapters",
     "initialise",
     "layout",

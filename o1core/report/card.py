@@ -6,7 +6,6 @@ The rest says what was measured and how to make the same again. Nothing of this 
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..model import checkpoint_file, read_text
 from ..run_folder import RunFolder
 from ..tables import change, escaped, percent, points, signed, span, to_markdown, two_digits
 from ..text import one_line
+from .samples import without_places
 from .tables import run_table
 
 CARD = "README.md"
@@ -166,12 +166,6 @@ def made(settings: dict[str, Any]) -> list[str]:
     command = settings.get("command")
     block = [f"    {one_line(without_places(command))}\n"] if isinstance(command, str) else []
     return ["\n".join(lines) + "\n", *block]
-
-
-def without_places(command: str) -> str:
-    """The command with the last part alone of every absolute path."""
-    words = shlex.split(command)
-    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def shown(value: Any) -> str:

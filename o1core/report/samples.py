@@ -2,6 +2,7 @@
 problem by problem, short to long, right or wrong, before against after."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,10 +32,11 @@ def open_tokenizer(run: RunFolder) -> Tokenizer:
     """The tokenizer of the run's pruned checkpoint, so that a run can be moved to another machine, or else of its model."""
     folder = run.pruned
     if not (folder / "tokenizer.json").exists():
-        model = run.read_settings().get("model")
-        if not isinstance(model, str):
-            raise UserError(f"{run.settings}: model: must be the path of a checkpoint; name it there")
-        folder = Path(model)
+        settings = run.read_settings()
+        checkpoint = settings.get("checkpoint", settings.get("model"))  # before 0.2 `model` was the path
+        if not isinstance(checkpoint, str):
+            raise UserError(f"{run.settings}: checkpoint: must be the path of a checkpoint; name it there")
+        folder = Path(checkpoint)
     tokenizer = Tokenizer(folder, read_config(folder).vocab_size)
     stated = run.read_settings().get("thought_tags") if run.settings.exists() else None
     if isinstance(stated, str) and stated.count(",") == 1:
@@ -51,9 +53,18 @@ def logged_steps(run: RunFolder) -> list[dict[str, Any]]:
 def settings_of(run: RunFolder) -> list[tuple[str, str]]:
     """What the folder's settings.json says, as text; of the model's path its last name, the rest is this machine's."""
     settings = run.read_settings() if run.settings.exists() else {}
+    settings.pop("checkpoint", None)
     if isinstance(settings.get("model"), str):
         settings["model"] = Path(settings["model"]).name
+    if isinstance(settings.get("command"), str):
+        settings["command"] = without_places(settings["command"])
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
+
+
+def without_places(command: str) -> str:
+    """The command with the last part alone of every absolute path."""
+    words = shlex.split(command)
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def sample_lines(run: Path, problem: str | None = None, problems: int | None = None, samples: int = 4) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Runs: what a job is, where it computes, and its way from end to end."""
 
 from .footprint import Machine
-from .job import EMBEDDED, Job, open_evaluation, open_job
+from .job import EMBEDDED, TINY, Job, Sources, open_evaluation, open_job
 from .loop import peak_memory
 from .plan import plan_run, plan_table
 from .resources import Resources
@@ -9,10 +9,12 @@ from .session import Session, load, open_policy, open_session, prune
 
 __all__ = [
     "EMBEDDED",
+    "TINY",
     "Job",
     "Machine",
     "Resources",
     "Session",
+    "Sources",
     "load",
     "open_evaluation",
     "open_job",

@@ -17,7 +17,7 @@ import torch
 
 from ..distributed import gather, load_part, neighbours, on_all_ranks, on_rank0, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
-from ..model import Tokenizer, open_tensors, read_config
+from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run, write_cards
@@ -60,14 +60,17 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     max_new_tokens: int = 2048,
+    revision: str | None = None,
 ) -> Policy:
-    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine.
+    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine. A name on the hub
+    ("Qwen/Qwen3-0.6B") is downloaded into the hub's cache.
 
     dtype: a torch dtype or its name, default the one that config.json states. device: default the GPU where there is one.
-    max_new_tokens: the longest completion where `sample` does not say. Raises UserError naming the file and the field where
-    the folder is not a whole checkpoint of a supported family.
+    max_new_tokens: the longest completion where `sample` does not say. revision: of a name on the hub, a branch, a tag or a
+    commit. Raises UserError naming the file and the field where the folder is not a whole checkpoint of a supported family,
+    and as find_model does.
     """
-    path = Path(folder)
+    path = find_model(folder, revision).folder
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compute = resolve_dtype(None if path == EMBEDDED else path, dtype) if isinstance(dtype, str) else dtype
     return open_policy(path, compute, Recipe.of(max_new_tokens=max_new_tokens), Resources(device))
@@ -136,7 +139,7 @@ class Session:
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
         if not self.claimed:
-            self.run.claim(*self._terms(), self.job.model)
+            self.run.claim(*self._terms(), self.job.origin)
             self.claimed = True
 
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:

@@ -9,7 +9,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from o1core.cli import main
-from o1core.report.card import base_card, card, datasets_of, without_places
+from o1core.report.card import base_card, card, datasets_of
+from o1core.report.samples import without_places
 
 LICENCE = "Apache License\n"
 HEAD = "---\nlicense: other\nlicense_name: tiny\nlanguage:\n- en\nmodel-index: []\n---\n# Base\n"
@@ -41,6 +42,10 @@ def test_a_run_leaves_cards_with_the_bases_licence(base, flags, tmp_path, capsys
         assert metrics["token_change"].metric_value == pytest.approx(100 * change, abs=0.006)
         assert "95 % interval, paired: " in metrics["token_change"].metric_name
         assert "| learning rate | 0.001 |" in text and "| rank of the adapters | 2 |" in text and "| torch | " in text
+        assert (
+            "    o1core prune --model model --data problems.jsonl" in text
+            and "| training data | problems.jsonl |" in text
+        )
         assert str(tmp_path) not in text, "paths of this machine are nobody's business"
         assert (folder / "LICENSE").read_text() == LICENCE
         assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
@@ -48,7 +53,11 @@ def test_a_run_leaves_cards_with_the_bases_licence(base, flags, tmp_path, capsys
 
 
 def test_names_on_the_hub_are_the_base_and_the_data_sets(tmp_path):
-    settings = {"model": "Qwen/Qwen3-0.6B", "data": "openai/gsm8k:train@0123", "eval_data": ["a/b", str(tmp_path), "x.json"]}
+    settings = {
+        "model": "Qwen/Qwen3-0.6B",
+        "data": "openai/gsm8k:train@0123",
+        "eval_data": ["a/b", str(tmp_path), "x.json"],
+    }
     assert datasets_of(settings) == ["openai/gsm8k", "a/b"]
     held = ModelCard(card(settings | {"method": "dler"}, {"license": "mit"}, None, adapter=True)).data
     assert (held.base_model, held.base_model_relation, held.license) == ("Qwen/Qwen3-0.6B", "adapter", "mit")
@@ -74,7 +83,12 @@ def test_a_strangers_head_is_data_or_nothing(tmp_path, text, monkeypatch):
 
 
 def test_a_name_cannot_write_the_card(tmp_path):
-    evil = {"model": '/x/m\n---\nlicense: mit\n"<script>`|', "method": "a|b", "data": "x: y\n- z", "command": "o1core 'a\nb'"}
+    evil = {
+        "model": '/x/m\n---\nlicense: mit\n"<script>`|',
+        "method": "a|b",
+        "data": "x: y\n- z",
+        "command": "o1core 'a\nb'",
+    }
     text = card(evil, {}, None, adapter=False)
     assert yaml.safe_load(text.split("---\n")[1]).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "<script>" not in text.replace("\\<script>", "")
