@@ -6,7 +6,6 @@ The rest says what was measured and how to make the same again. Nothing of this 
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,16 @@ def write_cards(run: RunFolder, base: Path, result: RunResult | None) -> None:
     for folder in (run.pruned, run.adapter):
         if not folder.is_dir():
             continue
-        text = card(settings, base_card(base), result, folder == run.adapter)
-        write_atomic(folder / CARD, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        put(folder / CARD, card(settings, base_card(base), result, folder == run.adapter).encode())
         for name in LICENCES:
             if (found := checkpoint_file(base, name)) is not None:
-                write_atomic(folder / name, lambda path, found=found: shutil.copyfile(found, path))
+                put(folder / name, found.read_bytes())
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file, unless it is there as it should be: a finished run is not touched."""
+    if not path.exists() or path.read_bytes() != content:
+        write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def base_card(base: Path) -> dict[str, Any]:
