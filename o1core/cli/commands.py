@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..distributed import at_work, check_same, on_all_ranks, on_rank0, opened, processes_asked, team_of
 from ..errors import UserError
+from ..hub import check_upload, upload
 from ..model import DTYPES, find_model, read_config
 from ..problems import Fields, download_data, hub_data
 from ..recipe import SPECS, Recipe, read_recipe
@@ -226,12 +228,29 @@ def on_a_job(
 
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
+    if args.push_to_hub:
+        check_upload(args.push_to_hub)
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
     print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
+    if args.push_to_hub:
+        push(args.push_to_hub, run)
     print(f"samples in the terminal: o1core show {named(run.path)}; as a page: o1core report {named(run.path)}")
+
+
+def push(name: str, run: RunFolder) -> None:
+    """Upload what the run made, by rank 0: the pruned checkpoint, and its adapter in a folder of its own."""
+    if not run.pruned.exists():
+        raise UserError(f"--push-to-hub {name}: this method trains nothing; leave the flag out")
+    folders = {"": run.pruned} | ({"adapter": run.adapter} if run.adapter.exists() else {})
+
+    def act() -> str:
+        with at_work():
+            return upload(name, folders, f"Pruned with o1core {__version__}")
+
+    print(f"on the hub: {one_line(on_rank0('the upload', act))}")
 
 
 @on_a_job

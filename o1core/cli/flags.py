@@ -89,6 +89,9 @@ def fill(sub: argparse.ArgumentParser, name: str) -> None:
             return
         case _:
             add_job_flags(sub, name)
+            if name == "prune":
+                help = "upload the result as this model repository, with its card; log in with hf auth login"
+                sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)
             if name == "train":
                 sub.add_argument("--resume", action="store_true", help="continue from the run's newest training state")
     sub.set_defaults(run=getattr(commands, {"eval": "evaluate", "show": "show"}.get(name, name)))

@@ -10,7 +10,7 @@ from .checkpoint import COPIED, INDEX, MORE_TEMPLATES, SINGLE
 from .config import read_config
 from .folder import shown
 
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY.md")  # they go with the model wherever it goes
+LICENCES = ("LICENCE", "NOTICE*", "USE_POLICY.md")  # besides those that are copied: they go where the model goes
 SMALL = ("config.json", "README.md", *LICENCES, INDEX, f"{MORE_TEMPLATES}/*.jinja", *COPIED)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
