@@ -38,7 +38,10 @@ SHOWN_OF = {
     "difficulty": SHOWN | {"percentiles", "problems", "samples", "rounds"},
 }
 SHOWN_ELSE = SHOWN | {"problems", "samples", "rounds", "reward", "lr", "lora_rank"}
-OVERRIDES = "A flag overrides the method, the method the recipe, and the recipe the defaults that are named here."
+OVERRIDES = (
+    "RUN.yaml, or RUN.json, holds flags by their names, such as `eval_data: [a.jsonl]`; a run's settings.json is one. A flag "
+    "overrides this file, the file the method, the method the recipe, and the recipe the defaults that are named here."
+)
 TORCHRUN = (
     "Several GPUs: torchrun --nproc-per-node N -m o1core ... . torchrun listens on all network interfaces and trusts whoever "
     "connects, and ranks that save a training state send each other pickled plans. On a machine that others can reach, give "
@@ -169,7 +172,7 @@ def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:
 
 def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     """The flags of every command that works on a checkpoint and problems."""
-    sub.usage = "%(prog)s [--model DIR --data FILE] [--recipe NAME|FILE] [--out RUN] [FLAGS]"
+    sub.usage = "%(prog)s [RUN.yaml] [--model DIR|NAME --data FILE|NAME] [--recipe NAME|FILE] [--out RUN] [FLAGS]"
     sub.set_defaults(command=name)
     sub.add_argument(
         "--model",
