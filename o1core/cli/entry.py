@@ -164,13 +164,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     with contextlib.ExitStack() as quiet:
         if not is_first():
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        argv = with_run_file(top, argv)
+        typed, argv = argv, with_run_file(top, argv)
         args, unknown = top.parse_known_args(argv)
         if unknown:  # found by the parser of all commands, which does not know whose flags they are
             last = leaf(top, argv)
             flag = unknown[0].partition("=")[0]
             last.error(f"unknown: {' '.join(unknown)}{nearest(flag, last._option_string_actions)}")
-    args.typed = shlex.join(["o1core", *argv])  # what settings.json and the model card say of how a run was made
+    args.typed = shlex.join(["o1core", *typed])  # what settings.json and the model card say of how a run was made
     return args
 
 
