@@ -5,7 +5,7 @@
     round-00/        a round's rollouts/, reference.safetensors (while CRISP trains on it, teacher/ too) and samples.jsonl
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
-    adapter/         with --lora-rank, the same as a PEFT adapter
+    adapter/         with --lora-rank, the same as a PEFT adapter; dial/ has its evaluations at other scales
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
     lock             held by the process that owns the folder
@@ -80,6 +80,14 @@ class RunFolder:
         self.own_evaluation = EvaluationFolder(path)  # of a folder made by `o1core eval` or a study of samples
         self.killed: int | None = None
         self._lock: int | None = None  # file descriptor
+
+    @property
+    def dials(self) -> Path:
+        return self.path / "dial"
+
+    def dial(self, scale: float) -> Path:
+        """The evaluations, and the checkpoint, of the adapter at a scale."""
+        return self.dials / f"scale-{scale:g}"
 
     def round(self, index: int) -> Path:
         return self.path / f"round-{index:02d}"
@@ -272,7 +280,15 @@ class RunFolder:
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
         earlier = self.path / f"rounds-{rounds}"
-        for path in (self.result, self.plot, self.pruned_record, self.pruned, self.adapter, self.path / SIDES[1]):
+        for path in (
+            self.result,
+            self.plot,
+            self.pruned_record,
+            self.pruned,
+            self.adapter,
+            self.dials,
+            self.path / SIDES[1],
+        ):
             if path.exists():
                 earlier.mkdir(exist_ok=True)
                 os.replace(path, earlier / path.name)

@@ -22,6 +22,7 @@ from ..problems import Fields, download_data, hub_data
 from ..recipe import SPECS, Recipe, read_recipe
 from ..report import (
     Table,
+    dial_tables,
     disharmony_tables,
     in_one_line,
     run_headlines,
@@ -37,7 +38,17 @@ from ..run_folder import RunFolder
 from ..runs import EMBEDDED, TINY, Job, Machine, Resources, Sources, open_evaluation, open_session, plan_run, plan_table
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
-from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
+from ..studies import (
+    SCALES,
+    export_scale,
+    lambda_variants,
+    method_variants,
+    percentile_variants,
+    run_comparison,
+    run_study,
+    study_disharmony,
+    turn_dial,
+)
 from ..text import one_line
 from ..typed_json import to_json
 
@@ -251,6 +262,17 @@ def push(name: str, run: RunFolder) -> None:
             return upload(name, folders, f"Pruned with o1core {__version__}")
 
     print(f"on the hub: {one_line(on_rank0('the upload', act))}")
+
+
+@on_a_job
+def dial(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
+    if processes_asked() > 1:
+        raise UserError("dial: runs in one process; start it without torchrun")
+    if args.scale is not None:
+        print(f"checkpoint: {named(export_scale(job, run, args.scale, resources))}")
+    if args.scales or args.scale is None:
+        (table,) = dial_tables(turn_dial(job, run, args.scales or SCALES, resources))
+        print(f"{to_text(table)}\n{table.note}\nplot: {named(run.dials / 'plot.png')}")
 
 
 @on_a_job

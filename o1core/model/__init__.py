@@ -24,6 +24,7 @@ from .lora import (
     add_adapters,
     draw_adapters,
     fold_adapters,
+    load_adapter,
     merged_weights,
     save_adapter,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "initialise",
     "layout",
     "load",
+    "load_adapter",
     "load_weights",
     "merged_weights",
     "model_fingerprint",

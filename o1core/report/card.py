@@ -39,6 +39,7 @@ SHOWN = (  # settings that the card names, in this order, and what it calls them
     ("lam", "lambda"),
     ("lr", "learning rate"),
     ("lora_rank", "rank of the adapters"),
+    ("scale", "scale of the adapter"),
     ("seed", "seed"),
     ("dtype", "dtype"),
     ("day", "begun"),
@@ -51,14 +52,19 @@ SHOWN = (  # settings that the card names, in this order, and what it calls them
 def write_cards(run: RunFolder, base: Path, result: RunResult | None) -> None:
     """Write the card of the pruned checkpoint, and of the adapter where there is one. base: the model's folder. result: None
     before the run has been evaluated."""
-    settings = run.read_settings()
     for folder in (run.pruned, run.adapter):
-        if not folder.is_dir():
-            continue
-        put(folder / CARD, card(settings, base_card(base), result, folder == run.adapter).encode())
-        for name in LICENCES:
-            if (found := checkpoint_file(base, name)) is not None:
-                put(folder / name, found.read_bytes())
+        if folder.is_dir():
+            write_card(folder, run.read_settings(), base, result, folder == run.adapter)
+
+
+def write_card(
+    folder: Path, settings: dict[str, Any], base: Path, result: RunResult | None, adapter: bool = False
+) -> None:
+    """Write the card of one checkpoint or adapter, and copy the base's licence."""
+    put(folder / CARD, card(settings, base_card(base), result, adapter).encode())
+    for name in LICENCES:
+        if (found := checkpoint_file(base, name)) is not None:
+            put(folder / name, found.read_bytes())
 
 
 def put(path: Path, content: bytes) -> None:
