@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..hub import check_upload, upload
 from ..model import DTYPES, find_model, read_config
 from ..problems import Fields, download_data, hub_data
-from ..recipe import SPECS, Recipe, read_recipe
+from ..recipe import SPECS, OptimiserSettings, Recipe, read_recipe
 from ..report import (
     Table,
     dial_tables,
@@ -35,7 +35,20 @@ from ..report import (
 )
 from ..rollout import keep_freed_memory
 from ..run_folder import RunFolder
-from ..runs import EMBEDDED, TINY, Job, Machine, Resources, Sources, open_evaluation, open_session, plan_run, plan_table
+from ..runs import (
+    EMBEDDED,
+    TINY,
+    Job,
+    Machine,
+    Resources,
+    Sources,
+    choose_threads,
+    count_weights,
+    open_evaluation,
+    open_session,
+    plan_run,
+    plan_table,
+)
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import (
@@ -212,6 +225,22 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
     print(one_line(about), file=sys.stderr)
 
 
+def what_runs(args: argparse.Namespace, job: Job, weights: int) -> str:
+    """The first line of a run: "Prune tiny-o1 (1 M) on 96 problems x 16 samples, 2 rounds, method o1-pruner; evaluate 300"."""
+    size = f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{max(1, round(weights / 1e6))} M"
+    recipe, tests = job.recipe, sum(map(len, job.tests.values()))
+    each = f" x {recipe.evaluation.samples} samples" if recipe.evaluation.samples > 1 else ""
+    model = f"{job.name} ({size})"
+    if args.command == "eval":
+        return f"Evaluate {model} on {tests:,} problems{each}"
+    rounds = f", {recipe.sampling.rounds} rounds" if recipe.sampling.rounds > 1 else ""
+    work = f"{model} on {len(job.train):,} problems x {recipe.sampling.samples} samples"
+    if recipe.objective.kind == "none":  # nothing is trained
+        work, rounds = model, ""
+    about = f"{args.command.capitalize()} {work}{rounds}, method {args.method}"
+    return about + (f"; evaluate {tests:,}{each}" if args.command == "prune" else "")
+
+
 def named(path: Path) -> str:
     """A path as it is printed: a folder's name may hold what a terminal obeys."""
     return one_line(str(path))
@@ -232,6 +261,9 @@ def on_a_job(
             resources = on_all_ranks("the resources", lambda: open_resources(args, device))
             job = on_all_ranks("the job", lambda: open_job(args, resolve(args)))
             check_same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
+            weights = count_weights(read_config(job.model), OptimiserSettings()).trained
+            log.info("%s", what_runs(args, job, weights))
+            choose_threads(weights, device)
             work(args, job, RunFolder(folder_of(args)), resources)
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..charts import BASE, INK, PRUNED, Chart, write_png
 from ..evaluation import DialResult
@@ -47,7 +47,7 @@ def dial_chart(result: DialResult) -> Chart:
         for (scale, e), tokens, accuracy in zip(sides, x, y):
             if e.accuracy_low is not None and e.accuracy_high is not None:
                 axes.plot([tokens] * 2, [100 * e.accuracy_low, 100 * e.accuracy_high], color=BASE, linewidth=0.8)
-            mark = {"color": BASE, "marker": "o"} if scale == 0 else {"color": PRUNED, "marker": "s"}
+            mark: dict[str, Any] = {"color": BASE, "marker": "o"} if scale == 0 else {"color": PRUNED, "marker": "s"}
             axes.plot([tokens], [accuracy], linestyle="", markersize=5.5, **mark)
             axes.annotate(f"{scale:g}", (tokens, accuracy), (5, 5), textcoords="offset points", fontsize=9, color=INK)
         axes.set(xlabel="mean tokens", ylabel="accuracy (%)")

@@ -5,7 +5,6 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 
 import logging
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Machine
 from .job import EMBEDDED, Job, resolve_dtype
-from .loop import sample_round, train
+from .loop import phase, sample_round, train
 from .plan import check_fits, plan_lines, plan_run
 from .resources import Resources
 
@@ -47,7 +46,7 @@ def open_policy(
     longest = recipe.sampling.max_new_tokens
     tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
     tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
-    model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
+    model = load_part(checkpoint, dtype, where.device, where.team)
     engine = where.engine(model, tokenizer, longest)
     policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
     policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
@@ -132,9 +131,12 @@ class Session:
         self.planned = True
 
     def check(self) -> None:
-        """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        """Claim a folder that was begun by this job. Raises UserError where it belongs to another one, or to a process at
+        work in it."""
         self.day = self.run.held("day") or date.today().isoformat()
         self.finished = self.run.check(*self._terms())
+        if not self.finished and self.run.is_begun():
+            self.claim()
 
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
@@ -167,6 +169,7 @@ class Session:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
+        self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
             pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
         on_rank0("the model card", lambda: write_cards(self.run, self.job.model, None))
@@ -214,22 +217,19 @@ def open_session(job: Job, run: RunFolder, resources: Resources) -> Iterator[Ses
 
 def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     """The main job: evaluate, train, evaluate again, report. Returns what RUN/result.json says."""
-    start = time.perf_counter()
     trains = job.recipe.objective.kind != "none"
     with open_session(job, run, resources) as session:
         if session.finished:
             return read_run_result(run.result)
-        if run.is_begun():
-            session.claim()
         if trains:
             session.check_memory()
         before, after = SIDES
-        base = session.evaluate(job.model, job.tests, before, "evaluate the base")
+        last = phase(job.recipe)
+        base = session.evaluate(job.model, job.tests, before, f"1/{last.partition('/')[2]} evaluate the base")
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
-        pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
-        seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
-        result = RunResult(compare(base, pruned), seconds, str(checkpoint), job.settings)
+        pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
+        result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), job.settings)
         on_rank0("the model card", lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
         return result
