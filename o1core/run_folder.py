@@ -2,15 +2,17 @@
 
     settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
-    round-00/        a round's rollouts/ and reference.safetensors (while CRISP trains on it, teacher/ too)
+    round-00/        a round's rollouts/, reference.safetensors (while CRISP trains on it, teacher/ too) and samples.jsonl
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
-    adapter/         with --lora-rank, the same as a PEFT adapter
+    adapter/         with --lora-rank, the same as a PEFT adapter; dial/ has its evaluations at other scales
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
+    seconds.json     how long the run has taken so far
     lock             held by the process that owns the folder
 
-An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
+An evaluation's folder holds problems.json, rollouts/, samples.jsonl and result.json. `o1core eval` makes one that is a run by
+itself. samples.jsonl is the text of the rollouts beside it (rollout/text.py).
 
 The lock is flock on a file, which the kernel lets go of when the process ends, however it ends. The file holds the owner's
 process id while it is at work and nothing once it has ended properly. So whoever gets the lock and finds an id in the file
@@ -20,6 +22,7 @@ Rank 0 alone takes the lock and writes records here; all ranks call these functi
 states and the pruned model are written by several ranks.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -27,10 +30,11 @@ import os
 import shlex
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from . import __version__
 from .distributed import on_rank0
@@ -39,6 +43,8 @@ from .files import damaged_file, digests, read_record, refuse_links, write_recor
 from .types import Problem
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SIDES = ("base", "after")  # the evaluations before and after training
 SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
@@ -50,6 +56,7 @@ class EvaluationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems, self.rollouts, self.result = path / "problems.json", path / "rollouts", path / "result.json"
+        self.samples = path / "samples.jsonl"
 
     def begin(self, problems: Sequence[Problem]) -> None:
         """Write problems.json: what a page or a study says of a problem beside its rollouts."""
@@ -73,17 +80,30 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings, self.result, self.plot = path / "settings.json", path / "result.json", path / "plot.png"
-        self.log, self.lock = path / "log.jsonl", path / "lock"
+        self.log, self.lock, self.clock = path / "log.jsonl", path / "lock", path / "seconds.json"
         self.pruned, self.pruned_record, self.adapter = path / "pruned", path / "pruned.json", path / "adapter"
         self.own_evaluation = EvaluationFolder(path)  # of a folder made by `o1core eval` or a study of samples
         self.killed: int | None = None
+        self._before: float | None = None  # seconds of earlier processes, once they have been read
+        self._opened = time.monotonic()
         self._lock: int | None = None  # file descriptor
+
+    @property
+    def dials(self) -> Path:
+        return self.path / "dial"
+
+    def dial(self, scale: float) -> Path:
+        """The evaluations, and the checkpoint, of the adapter at a scale."""
+        return self.dials / f"scale-{scale:g}"
 
     def round(self, index: int) -> Path:
         return self.path / f"round-{index:02d}"
 
     def rollouts(self, round_index: int) -> Path:
         return self.round(round_index) / "rollouts"
+
+    def samples(self, round_index: int) -> Path:
+        return self.round(round_index) / "samples.jsonl"
 
     def reference(self, round_index: int) -> Path:
         return self.round(round_index) / "reference.safetensors"
@@ -117,16 +137,16 @@ class RunFolder:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
             raise UserError(f"{self.lock}: is not a file; remove it")
-        text = os.read(file, 32).decode(errors="replace").strip()
-        owner = int(text) if text.isdecimal() and text.isascii() else None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = lock_owner(file)
             os.close(file)
             raise UserError(
                 f"{self.path}: process {owner or 'unknown'} is at work in this folder; wait for it, or choose another --out"
             ) from None
-        self.killed, self._lock = owner, file
+        # Read only now: before the lock was ours, an owner that was just ending well had its id there still.
+        self.killed, self._lock = lock_owner(file), file
         self._write_lock(f"{os.getpid()}\n")
 
     def _write_lock(self, text: str) -> None:
@@ -141,6 +161,9 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            if self._before is not None:
+                with contextlib.suppress(UserError, OSError):  # the disk is full: the rest of the run says so
+                    write_record(self.clock, {"seconds": self.seconds(), "since": None})
             self._write_lock("")
             os.close(self._lock)
             self._lock = None
@@ -187,11 +210,29 @@ class RunFolder:
                 )
             if "rounds" in changed:
                 self._archive(held["rounds"])
+            self._start_clock()
             if changed or not held:
                 write_record(self.settings, settings | origin | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)
+
+    def seconds(self) -> float:
+        """How long the run has taken so far, over all processes that worked on it one after the other."""
+        return (self._before or 0.0) + time.monotonic() - self._opened
+
+    def _start_clock(self) -> None:
+        """Read how long earlier processes took. One that was killed had worked at least until it last wrote something."""
+        if self._before is not None:
+            return
+        self._before = 0.0
+        with contextlib.suppress(UserError, OSError):
+            held = read_record(self.clock) if self.clock.exists() else {}
+            before, since = (float(held.get(name) or 0) for name in ("seconds", "since"))
+            others = [path for path in self.path.rglob("*") if path not in (self.clock, self.lock) and path.is_file()]
+            newest = max((path.stat().st_mtime for path in others), default=0.0)
+            self._before = max(0.0, before) + (max(0.0, newest - since) if since else 0.0)
+        write_record(self.clock, {"seconds": self._before, "since": time.time() - (time.monotonic() - self._opened)})
 
     def finish(self, result: dict[str, Any], plot: Callable[[], None]) -> None:
         """Write what the run has come to: the plot, and result.json last, by which a finished run is known."""
@@ -204,7 +245,11 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+        return self.ask(lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer of rank 0, which all get, to a question about the folder's files. A JSON value."""
+        return on_rank0("the run's folder", question)
 
     def drop_reference(self, round_index: int) -> None:
         """Delete the round's reference log-probs, which belong to rollouts that are gone."""
@@ -230,6 +275,10 @@ class RunFolder:
         save(self.pruned)
         on_rank0(what, lambda: write_record(self.pruned_record, {"files": digests(self.pruned)}))
 
+    def write_adapter(self, save: Callable[[Path], None]) -> None:
+        """Let rank 0 save the adapter."""
+        on_rank0("the adapter", lambda: save(self.adapter))
+
     def _pruned_is_intact(self) -> bool:
         if not self.pruned.exists() or not self.pruned_record.exists():
             return False
@@ -238,7 +287,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
-        return on_rank0("the run's folder", self.settings.exists)
+        return self.ask(self.settings.exists)
 
     def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings that the folder holds."""
@@ -267,7 +316,15 @@ class RunFolder:
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
         earlier = self.path / f"rounds-{rounds}"
-        for path in (self.result, self.plot, self.pruned_record, self.pruned, self.adapter, self.path / SIDES[1]):
+        for path in (
+            self.result,
+            self.plot,
+            self.pruned_record,
+            self.pruned,
+            self.adapter,
+            self.dials,
+            self.path / SIDES[1],
+        ):
             if path.exists():
                 earlier.mkdir(exist_ok=True)
                 os.replace(path, earlier / path.name)
@@ -279,6 +336,12 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def lock_owner(file: int) -> int | None:
+    """The process id in a lock file, given as a descriptor; None where there is none."""
+    text = os.pread(file, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def as_flag(name: str, value: Any) -> str:
