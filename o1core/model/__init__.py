@@ -18,6 +18,7 @@ from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_traine
 from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
 from .download import find_model
 from .experts import GroupedLinear
+from .folder import checkpoint_file, read_text
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -27,6 +28,7 @@ from .lora import (
     fold_adapters,
     gets_adapters,
     layer_of,
+    load_adapter,
     merged_weights,
     save_adapter,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "causal_attention",
     "causal_recurrence",
     "check_trained",
+    "checkpoint_file",
     "draw_adapters",
     "empty_state",
     "fill",
@@ -68,12 +71,14 @@ __all__ = [
     "layer_of",
     "layout",
     "load",
+    "load_adapter",
     "load_weights",
     "merged_weights",
     "model_fingerprint",
     "open_tensors",
     "published_tensors",
     "read_config",
+    "read_text",
     "rotate",
     "run_sequence",
     "run_token",
