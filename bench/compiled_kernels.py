@@ -39,7 +39,8 @@ from .roofline import print_roofline
 TARGETS = (80, 86, 89, 90, 100)
 PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention")
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
-STREAMS = (*PRODUCTS, "kept_gradient", "gather_forward", "gather_backward")
+ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
+STREAMS = (*PRODUCTS, *ELEMENTWISE, "kept_gradient", "gather_forward", "gather_backward")
 RECORD = Path(__file__).parent / "results/compiled_kernels.json"
 Record = dict[str, Any]
 
@@ -141,11 +142,23 @@ TITLES = {
     "paged_attention": "decode attention",
     "attention_merge": "merge of its splits",
     "write_pages": "rotary embedding and write of pages",
+    "rms_norm": "RMSNorm",
+    "rms_norm_backward": "its gradients",
+    "rotate": "rotary embedding, and its gradient",
+    "swiglu": "SwiGLU",
+    "swiglu_backward": "its gradient",
     "sample": "sampling without a filter",
     "sample_candidates": "sampling with a filter",
     "sample_row": "the same of a flat row",
 }
-FLAGS = {"ENTROPY": "entropy", "KEEP": "kept", "PICK": "some rows", "GREEDY": "greedy", "TOP_K": "top-k"}
+FLAGS = {
+    "ENTROPY": "entropy",
+    "KEEP": "kept",
+    "PICK": "some rows",
+    "GREEDY": "greedy",
+    "TOP_K": "top-k",
+    "NEED_WEIGHT": "trained",
+}
 
 
 def table(records: list[Record]) -> list[str]:

@@ -73,7 +73,9 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
     except OSError as error:
         raise unwritable(folder, error) from None
     tensors = trained_tensors(updater)
-    updater.writing = BackgroundSave(lambda: write_state(run, tensors, partial, folder, record))
+    updater.writing = BackgroundSave(
+        lambda: write_state(run, tensors, partial, folder, record), updater.model.embed.device
+    )
 
 
 def write_state(
