@@ -23,6 +23,7 @@ from o1core.rollout.row_bits import head_columns, head_product
 from o1core.rollout.sampling import device_uniforms, uniforms
 from tests.campaigns.bits import Words
 from tests.kernels.triton_cases import needs_interpreter
+from tests.rollout.graphed import Graphed, captured
 
 SHAPE = ModelConfig("Qwen2ForCausalLM", 75, 64, 96, 2, 6, 2, 16, 1e-6, 1e4, 512, True, torch.float64)
 PARAMS = SamplingParams(n=2, max_new_tokens=4, seed=3)
@@ -215,29 +216,6 @@ def test_graphs_are_captured_once_and_replayed(monkeypatch):
     assert capturing == [None, "pool"]
     first, second = (0, 256, 1), (256, 256, 1)
     assert calls == [first, ("replay", first), second, ("replay", second), ("replay", first)]
-
-
-class PretendedGraphs(Captured):
-    """Graphs that run the step they were captured with, and notice what a GPU's would read from where it no longer is."""
-
-    def _capture(self, step, numbers):
-        decoder = step.__self__
-        captured.append(numbers)
-        return SimpleNamespace(replay=lambda: self.replay(decoder, step, numbers, decoder.assumptions(decoder.params)))
-
-    @staticmethod
-    def replay(decoder, step, numbers, assumed):
-        assert decoder.assumptions(decoder.params) == assumed
-        step(*numbers)
-
-
-captured: list[tuple[int, int, int]] = []
-
-
-class Graphed(PageDecoder):
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.graphs = PretendedGraphs()
 
 
 def test_graphs_are_kept_until_something_moves(monkeypatch):
