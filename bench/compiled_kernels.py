@@ -162,10 +162,10 @@ FLAGS = {
 
 
 def table(records: list[Record]) -> list[str]:
-    """The table of bench/results/kernels.md: bf16 (the surrogate: fp32), as each kernel is launched first."""
+    """The table of bench/results/kernels.md: bf16 (surrogate and sampling: fp32), as each kernel is launched first."""
     cells: dict[str, dict[str, str]] = {}
     for r in records:
-        if r["dtype"] != ("fp32" if r["kernel"] == "surrogate" else "bf16"):
+        if r["dtype"] != ("fp32" if r["kernel"].startswith(("surrogate", "sample")) else "bf16"):
             continue
         flags = [FLAGS[key] for key, value in r["flags"].items() if value and key in FLAGS]
         flags += [f"{key.lower()} {value}" for key, value in r["flags"].items() if key in ("LEVEL", "GROUP", "HALF")]
