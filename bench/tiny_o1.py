@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from bench.tiny_o1_ceiling import Ceiling, ceiling
+from o1core.charts import Line, write_png
 from o1core.errors import UserError
 from o1core.evaluation import StudyResult, answers_of, read_problems, read_run_result
 from o1core.files import write_json
@@ -38,7 +39,6 @@ from o1core.model import Tokenizer, read_config
 from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
 from o1core.recipe import Recipe, read_recipe
 from o1core.report import study_tables, to_markdown
-from o1core.report.charts import Line, write_png
 from o1core.report.study_charts import spread_line, trade_off
 from o1core.rollout import keep_freed_memory, read_groups
 from o1core.run_folder import SIDES, RunFolder

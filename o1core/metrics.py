@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from .typed_json import OMIT_NONE, Figure
 
 Z95 = 1.959963984540054  # two-sided 95 % of a normal
 RESAMPLES = 10_000  # of the bootstrap: its percentiles are then good to a hundredth of AES
+COEFFICIENTS = (1.0, 3.0, 5.0)  # alpha, beta and gamma of AES in the O1-Pruner paper; other papers take others
+MOST_SUBSETS = 2000  # over which majority_at averages
 RESAMPLES_AT_ONCE = 500  # so that 10,000 problems take 20 MB an array
 
 
@@ -134,6 +137,45 @@ def budget_area(lengths: np.ndarray, correct: np.ndarray, longest: int) -> float
     return float((correct * np.maximum(0.0, 1.0 - lengths / longest)).mean())
 
 
+def pass_at(correct: np.ndarray, k: int) -> float:
+    """The chance that at least one of k completions of a problem is right, over problems: correct bool [P, K], k <= K.
+
+    Unbiased: of K completions with c right ones, 1 - C(K - c, k) / C(K, k) (arXiv 2107.03374, equation 1).
+    """
+    count = correct.shape[1]
+    missed = [math.comb(count - int(right), k) / math.comb(count, k) for right in correct.sum(axis=1)]
+    return 1.0 - sum(missed) / len(missed)
+
+
+def majority_at(votes: np.ndarray, k: int) -> float:
+    """The chance that the most frequent answer of k completions is right, over problems.
+
+    votes: int [P, K], k <= K: 0 is the right answer, 1 and on are different wrong ones, -1 is no answer and no vote. A tie is
+    broken at random, so a right answer that ties with one other counts half. The mean over all subsets of k completions,
+    or over MOST_SUBSETS of them drawn once where there are more.
+    """
+    chosen = subsets(votes.shape[1], k)  # [S, K], 0 or 1
+    chances = []
+    for row in votes:
+        ballots = row[:, None] == np.arange(max(1, row.max() + 1))  # [K, answers]
+        counts = chosen @ ballots.astype(float)  # [S, answers]
+        most = counts.max(axis=1, keepdims=True)
+        winners = (counts == most) & (most > 0)
+        chances.append(float((winners[:, 0] / np.maximum(1, winners.sum(axis=1))).mean()))
+    return sum(chances) / len(chances)
+
+
+def subsets(count: int, k: int) -> np.ndarray:
+    """Which of `count` are in each subset of k: float [S, count] of 0 and 1."""
+    if math.comb(count, k) <= MOST_SUBSETS:
+        held = np.array(list(combinations(range(count), k)))
+    else:
+        held = np.argsort(np.random.default_rng(0).random((MOST_SUBSETS, count)), axis=1)[:, :k]
+    chosen = np.zeros((len(held), count))
+    np.put_along_axis(chosen, held, 1.0, axis=1)
+    return chosen
+
+
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     """A 95 % interval of the mean of correct [P, K], for problems drawn at random: Wilson's, on the number of answers
     that are independent.
@@ -180,18 +222,23 @@ def over_seeds(values: Sequence[float], least: float = -math.inf, most: float = 
     return mean_interval(np.asarray(values, float)).within(least, most)
 
 
-def paired(before: Answers, after: Answers, seed: int = 0) -> Paired:
+def paired(
+    before: Answers, after: Answers, seed: int = 0, coefficients: tuple[float, float, float] = COEFFICIENTS
+) -> Paired:
     """After less before, problem by problem: what every comparison reports.
 
     Accuracy and tokens: mean_interval of the problems' differences. AES: the percentiles 2.5 and 97.5 of `RESAMPLES`
     resamples of the problems (Efron's bootstrap; the same seed draws the same ones). It has no interval where
     resamples do not differ, or where the base got nothing right in more than one of a hundred. With fewer than some twenty
-    problems it is too narrow, as every bootstrap is. Raises UserError where the problems are not the same.
+    problems it is too narrow, as every bootstrap is. coefficients: alpha, beta and gamma of AES. Raises UserError where the
+    problems are not the same.
     """
-    return mean_paired([(before, after)], seed)
+    return mean_paired([(before, after)], seed, coefficients)
 
 
-def mean_paired(tests: Sequence[tuple[Answers, Answers]], seed: int = 0) -> Paired:
+def mean_paired(
+    tests: Sequence[tuple[Answers, Answers]], seed: int = 0, coefficients: tuple[float, float, float] = COEFFICIENTS
+) -> Paired:
     """`paired`, of the unweighted mean over several tests: (before, after) of each.
 
     Tests are independent, so the ends of their intervals combine by squares (MOVER: Zou and Donner, Stat. Med. 2008), and
@@ -205,7 +252,7 @@ def mean_paired(tests: Sequence[tuple[Answers, Answers]], seed: int = 0) -> Pair
         gain = after.correct.mean(axis=1) - before.correct.mean(axis=1)
         accuracy.append(mean_interval(gain, one).within(-1.0, 1.0))
         tokens.append(mean_interval(after.lengths.mean(axis=1) - before.lengths.mean(axis=1), one))
-    return Paired(mean_of(accuracy), mean_of(tokens), bootstrap_aes(tests, seed))
+    return Paired(mean_of(accuracy), mean_of(tokens), bootstrap_aes(tests, seed, coefficients))
 
 
 def paired_over_seeds(seeds: Sequence[Sequence[tuple[Answers, Answers]]]) -> Paired:
@@ -232,7 +279,9 @@ def mean_of(spreads: Sequence[Spread]) -> Spread:
     return Spread(mean, mean - below, mean + above)
 
 
-def bootstrap_aes(tests: Sequence[tuple[Answers, Answers]], seed: int) -> Spread | None:
+def bootstrap_aes(
+    tests: Sequence[tuple[Answers, Answers]], seed: int, coefficients: tuple[float, float, float]
+) -> Spread | None:
     """The mean of the tests' AES, with its bootstrap interval over problems; None where a base got nothing right."""
     scores, drawn = [], np.zeros(RESAMPLES)
     for number, (before, after) in enumerate(tests):
@@ -240,8 +289,9 @@ def bootstrap_aes(tests: Sequence[tuple[Answers, Answers]], seed: int) -> Spread
         columns = np.stack(sides, axis=1).astype(float)  # [P, 4]: accuracy and tokens before, then after
         if columns[:, 0].sum() == 0:
             return None
-        scores.append(aes(*map(float, columns.mean(axis=0))))
-        drawn += aes_of(resampled(columns, np.random.default_rng([seed, number])))
+        alpha, beta, gamma = coefficients
+        scores.append(aes(*map(float, columns.mean(axis=0)), alpha=alpha, beta=beta, gamma=gamma))
+        drawn += aes_of(resampled(columns, np.random.default_rng([seed, number])), coefficients)
     mean, drawn = sum(scores) / len(scores), drawn / len(tests)
     defined = drawn[np.isfinite(drawn)]
     if len(defined) < 0.99 * RESAMPLES or defined.min() == defined.max():
@@ -257,11 +307,13 @@ def resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([values[problems].mean(axis=1) for problems in drawn])
 
 
-def aes_of(means: np.ndarray) -> np.ndarray:
+def aes_of(means: np.ndarray, coefficients: tuple[float, float, float]) -> np.ndarray:
     """AES of many means [N, 4] (accuracy and tokens before, then after); not finite where the base got nothing right."""
+    alpha, beta, gamma = coefficients
     with np.errstate(divide="ignore", invalid="ignore"):
         better = (means[:, 2] - means[:, 0]) / means[:, 0]
-        return (means[:, 1] - means[:, 3]) / means[:, 1] + np.where(better >= 0, 3.0, 5.0) * better
+        shorter = (means[:, 1] - means[:, 3]) / means[:, 1]
+        return alpha * shorter + np.where(better >= 0, beta, gamma) * better
 
 
 @cache

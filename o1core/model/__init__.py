@@ -15,6 +15,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, ModelConfig, check_trained, read_config
+from .download import find_model
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -27,6 +28,7 @@ from .lora import (
 )
 from .tokenizer import Tokenizer
 from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
+from .trees import Trees
 
 __all__ = [
     "DTYPES",
@@ -38,12 +40,14 @@ __all__ = [
     "Piece",
     "Tokenizer",
     "Transformer",
+    "Trees",
     "adapted",
     "add_adapters",
     "causal_attention",
     "check_trained",
     "draw_adapters",
     "fill",
+    "find_model",
     "fold_adapters",
     "initialise",
     "layout",

@@ -1,21 +1,11 @@
 """Reports of runs and studies: tables as text, plots as PNG, samples in a terminal, and a page of all of it."""
 
+from ..tables import Cell, Column, Table, to_markdown, to_text
 from .page import write_page
 from .run_charts import plot_run
 from .samples import open_tokenizer, sample_lines
 from .study_charts import plot_disharmony, plot_study
-from .tables import (
-    Cell,
-    Column,
-    Table,
-    disharmony_tables,
-    in_one_line,
-    run_headlines,
-    run_table,
-    study_tables,
-    to_markdown,
-    to_text,
-)
+from .tables import disharmony_tables, in_one_line, run_headlines, run_table, study_tables
 
 __all__ = [
     "Cell",

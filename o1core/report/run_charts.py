@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import UserError
-from ..evaluation import THIRDS, RunResult, answers_of, difficulties
-from ..metrics import Answers
-from ..rollout import read_groups
-from ..run_folder import SIDES, RunFolder
-from ..typed_json import is_number
-from ..types import Problem
-from .charts import (
+from ..charts import (
     BASE,
     DASHES,
     FAINT,
@@ -35,8 +28,16 @@ from .charts import (
     short,
     write_png,
 )
+from ..errors import UserError
+from ..evaluation import THIRDS, RunResult, answers_of, difficulties
+from ..metrics import Answers
+from ..rollout import read_groups
+from ..run_folder import SIDES, RunFolder
+from ..tables import change, minus, percent, plain
+from ..typed_json import is_number
+from ..types import Problem
 from .samples import logged_steps
-from .tables import change, in_one_line, minus, percent, plain, run_headlines
+from .tables import in_one_line, run_headlines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

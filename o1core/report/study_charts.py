@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..charts import BASE, DASHES, INK, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short, write_png
 from ..evaluation import DisharmonyResult, Figures, StudyResult, StudyRow
 from ..metrics import Spread
-from .charts import BASE, DASHES, INK, PRUNED, SIZE, Chart, Line, look_of, name_at_right, short, write_png
-from .tables import Form, interval_of, minus, percent, span, two_digits
+from ..tables import Form, minus, percent, span, two_digits
+from .tables import interval_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,15 +5,17 @@ from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, keep_large_blocks, map_large_blocks
 from .pages import page_bytes, pages_of
 from .sampling import SamplingParams
-from .store import problems_held, read_groups, write_shard
+from .store import RolloutFolder, folder_or_temporary, problems_held, read_groups, write_shard
 
 __all__ = [
     "CacheKind",
     "Engine",
     "FreedMemory",
+    "RolloutFolder",
     "SamplingParams",
     "cache_bytes",
     "cache_kind",
+    "folder_or_temporary",
     "free_memory",
     "keep_freed_memory",
     "keep_large_blocks",

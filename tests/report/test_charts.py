@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from o1core.charts import write_png
 from o1core.metrics import Answers
-from o1core.report.charts import write_png
 from o1core.report.run_charts import MOST_MARKS, each_problem, first_steps
 
 

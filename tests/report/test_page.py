@@ -5,12 +5,12 @@ import re
 
 import pytest
 
+from o1core.charts import Line, spread_out, to_svg
 from o1core.files import write_json
-from o1core.report.charts import Line, spread_out, to_svg
 from o1core.report.page import write_page
 from o1core.report.page.writer import embed
 from o1core.report.run_charts import curves
-from o1core.report.tables import minus
+from o1core.tables import minus
 from tests.report.page_cases import (
     AGAIN,
     ANSWER,

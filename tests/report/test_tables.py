@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from o1core.charts import COLOURS, Chart, write_png
 from o1core.evaluation import Evaluation, Figures, Measures, RunResult, Spread, StudyResult, StudyRow, compare
 from o1core.metrics import Answers
 from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
-from o1core.report.charts import COLOURS, Chart, write_png
 from o1core.report.samples import evenly
-from o1core.report.tables import Cell, Column, Table
+from o1core.tables import Cell, Column, Table
 
 
 def evaluation(accuracy: float, tokens: float) -> Evaluation:

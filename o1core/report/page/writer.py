@@ -17,25 +17,23 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ...charts import Chart, to_svg
 from ...errors import UserError
 from ...evaluation import DisharmonyResult, Result, RunResult, StudyResult, answers_of, read_problems, read_result
 from ...files import write_atomic
 from ...model import Tokenizer
 from ...rollout import read_groups
 from ...run_folder import SIDES, RunFolder
+from ...tables import Table, minus, percent
 from ...text import clean
 from ...typed_json import to_json
-from ..charts import Chart, to_svg
 from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, training_charts
 from ..samples import check_inside, logged_steps, open_tokenizer, settings_of
 from ..study_charts import disharmony_chart, study_charts
 from ..tables import (
     Headline,
-    Table,
     disharmony_headlines,
     disharmony_tables,
-    minus,
-    percent,
     run_headlines,
     run_table,
     sampled_note,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from ..files import write_atomic
-from ..text import one_line
+from .files import write_atomic
+from .text import one_line
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn: it costs a second, and every command imports this
     from matplotlib.axes import Axes
