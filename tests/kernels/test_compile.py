@@ -106,9 +106,9 @@ def test_the_persistent_forward_loads_by_tma_alone(compiled):
 
 def test_the_sampler_stays_in_its_budget_of_instructions(compiled):
     """Of one of 512 threads for a row of 151,665 ids, from the loops in the machine code, as if each ran through and every
-    block held a candidate: 19 passes of 8,192 columns, 32 steps of a bisection (24 of top-k's first, which bounds its candidates),
-    each with two barriers. Without a filter, 256 threads take twice as many passes over half the columns of fp32 logits. The
-    kernel for whole rows ends at once, but where they are nearly uniform."""
+    block held a candidate: 19 passes of 8,192 columns, 32 steps of a bisection (24 of top-k's first, which bounds its
+    candidates), each with two barriers. Without a filter, 256 threads take twice as many passes over half the columns of fp32
+    logits. The kernel for whole rows ends at once, but where they are nearly uniform."""
 
     def executed(record):
         halved = record["kernel"] == "sample" and record["dtype"] == "fp32"
