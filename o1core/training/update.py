@@ -208,7 +208,7 @@ class Updater:
         self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
         self.grad_clip, self.execution = optimiser.grad_clip, execution
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
-        select_trained(model, optimiser.train_last_layers)
+        select_trained(model, optimiser.train_last_layers, optimiser.train_router)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, p in model.named_parameters():
