@@ -28,6 +28,7 @@ from .lora import (
 )
 from .tokenizer import Tokenizer
 from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
+from .trees import Trees
 
 __all__ = [
     "DTYPES",
@@ -39,6 +40,7 @@ __all__ = [
     "Piece",
     "Tokenizer",
     "Transformer",
+    "Trees",
     "adapted",
     "add_adapters",
     "causal_attention",

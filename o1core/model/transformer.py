@@ -1,9 +1,10 @@
 """The decoder of the Qwen2, Qwen3, Llama and SmolLM3 families in plain torch: token ids in, hidden states out.
 
 One forward for training, prefill and decode. It takes rows of any leading shape and a function `attend` that turns
-(layer, q, k, v) into the attention's output: causal attention over a padded batch here, attention over a KV cache in
-the rollout engine. Left out on purpose: dropout and attention masks (batches are padded on the right, where a causal model does
-not look), and logits inside the forward (log-probs come from o1core.kernels, which never holds them).
+(layer, q, k, v) into the attention's output. An update runs on packed rows, whose sequences only attention knows (trees.py);
+the rollout engine attends over a KV cache; `hidden` takes a padded batch, for parity and tests. Left out on purpose: dropout
+and attention masks (a batch is padded on the right, where a causal model does not look), and logits inside the forward
+(log-probs come from o1core.kernels, which never holds them).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .rope import rotary, rotate
+from .trees import Trees, tree_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 Rotation = tuple[Tensor, Tensor]  # cos and sin [..., 1, D/2]
@@ -95,6 +97,10 @@ class Transformer(nn.Module):
         cos, sin = rotary(positions, c.head_dim, c.rope_theta, c.scaling)
         return cos.to(dtype), sin.to(dtype)
 
+    def packed(self, ids: Tensor, trees: Trees, recompute: bool = False) -> Tensor:
+        """Hidden states [N, H] of packed rows ids [N]."""
+        return self(ids, trees.positions(ids.device), tree_attention(trees, ids.device), recompute)
+
     def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
         """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""
         return self(ids, torch.arange(ids.shape[1], device=ids.device), causal_attention, recompute)
@@ -115,7 +121,8 @@ def silu(x: Tensor) -> Tensor:
     torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
     inside a row, its bits depend on the rows beside it.
     """
-    if x.is_cuda or x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
+    decoded = x.ndim == 2 and x.is_inference()  # the packed rows of an update are alike, and not the engine's
+    if x.is_cuda or not decoded or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
         return F.silu(x)
     return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
 

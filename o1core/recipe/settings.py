@@ -369,7 +369,9 @@ class ExecutionSettings(Settings):
 
     title = "memory and speed"
 
-    micro_tokens: int = setting(16384, "tokens per forward and backward pass, padding included", low=1, high=TOKENS)
+    micro_tokens: int = setting(
+        16384, "tokens per forward and backward pass; a prompt counts once for its completions", low=1, high=TOKENS
+    )
     checkpointing: bool = setting(False, "gradient checkpointing: less memory, a third more time")
     save_every: int = setting(50, "optimiser steps between saves of the training state", low=1, high=COUNT)
 

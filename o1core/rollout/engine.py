@@ -17,7 +17,7 @@ Nothing here ran on a GPU: there the code is that of a CPU with other kernels, a
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -100,7 +100,9 @@ class Engine:
         with packed_model(self.model, self.vocab) as head:
             yield from self._serve(Queue(prompts, pairs), params, self._decoder(cache, head, batches, params))
 
-    def stream_dealt(self, prompts: list[list[int]], params: SamplingParams) -> Iterator[tuple[int, list[Completion]]]:
+    def stream_dealt(
+        self, prompts: list[list[int]], params: SamplingParams
+    ) -> Generator[tuple[int, list[Completion]], None, None]:
         """The same for the prompts that are dealt to this process. All ranks ask for the same ones and share them; of a
         team's ranks the first one yields."""
         for found in self.stream(prompts, params, deal(len(prompts), self.team)):
