@@ -41,7 +41,15 @@ from .model import (
     read_config,
 )
 from .recipe import OptimiserSettings, Recipe
-from .rollout import Engine, RolloutFolder, SamplingParams, folder_or_temporary, keep_large_blocks, problems_held
+from .rollout import (
+    Engine,
+    RolloutFolder,
+    SamplingParams,
+    folder_or_temporary,
+    keep_large_blocks,
+    problems_held,
+    write_samples,
+)
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
@@ -195,6 +203,7 @@ class Policy:
         found = evaluation_of(rollouts.groups, seconds, sampled)
         warn_of_cuts(label, found.truncated, params.max_new_tokens)
         if folder is not None:
+            write_samples(folder.samples, rollouts.groups, problems, self.tokenizer)
             folder.finish(to_json(found))
         return found
 

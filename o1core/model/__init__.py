@@ -16,6 +16,7 @@ from .checkpoint import (
 )
 from .config import DTYPES, ModelConfig, check_trained, read_config
 from .download import find_model
+from .folder import checkpoint_file, read_text
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -23,6 +24,7 @@ from .lora import (
     add_adapters,
     draw_adapters,
     fold_adapters,
+    load_adapter,
     merged_weights,
     save_adapter,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "add_adapters",
     "causal_attention",
     "check_trained",
+    "checkpoint_file",
     "draw_adapters",
     "fill",
     "find_model",
@@ -52,12 +55,14 @@ __all__ = [
     "initialise",
     "layout",
     "load",
+    "load_adapter",
     "load_weights",
     "merged_weights",
     "model_fingerprint",
     "open_tensors",
     "published_tensors",
     "read_config",
+    "read_text",
     "save_adapter",
     "save_checkpoint",
     "stored_tensors",

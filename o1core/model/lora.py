@@ -18,13 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import write_json
+from ..errors import UserError
+from ..files import write_atomic, write_json
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
+from .folder import shown
 from .transformer import Transformer
 
 LORA_TARGETS = {  # name: the fused projections that get adapters
@@ -207,6 +210,24 @@ def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Fill the adapters that a model has been given with those of a folder that save_adapter wrote.
+
+    Raises UserError where the folder's are of other projections or of another rank.
+    """
+    path = folder / WEIGHTS
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; make the adapter again") from None
+    wanted = adapter_tensors(model)
+    shapes, held = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (wanted, stored))
+    if other := next((name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)), None):
+        raise UserError(f"{path}: {shown(other)} is not that of this run's settings; restore the run's own adapter")
+    for name, view in wanted.items():
+        view.copy_(stored[name])
+
+
 def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     """Write the adapters as a folder that PEFT loads onto `source`, the base."""
     modules = adapted(model)
@@ -226,5 +247,5 @@ def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
