@@ -356,11 +356,19 @@ class OptimiserSettings(Settings):
         None, "adapters are scaled by alpha / rank (none: alpha is twice the rank)", above=0, high=1e6
     )
     lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
+    lora_experts: bool = setting(False, "adapters for the experts of a mixture too")
+    train_router: bool = setting(False, "train what chooses the experts of a mixture too")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_alpha is not None and self.lora_rank is None:
             raise UserError("--lora-alpha: scales adapters, and there are none; add --lora-rank")
+        if self.lora_experts and self.lora_rank is None:
+            raise UserError("--lora-experts: there are no adapters; add --lora-rank")
+        if self.train_router and self.lora_rank is not None:
+            raise UserError(
+                "--train-router: adapters leave the router as it is; take --lora-rank or --train-router out"
+            )
 
 
 @dataclass(frozen=True)
@@ -369,7 +377,9 @@ class ExecutionSettings(Settings):
 
     title = "memory and speed"
 
-    micro_tokens: int = setting(16384, "tokens per forward and backward pass, padding included", low=1, high=TOKENS)
+    micro_tokens: int = setting(
+        16384, "tokens per forward and backward pass; a prompt counts once for its completions", low=1, high=TOKENS
+    )
     checkpointing: bool = setting(False, "gradient checkpointing: less memory, a third more time")
     save_every: int = setting(50, "optimiser steps between saves of the training state", low=1, high=COUNT)
 

@@ -1,6 +1,8 @@
 """Reports of runs and studies: tables as text, plots as PNG, samples in a terminal, and a page of all of it."""
 
 from ..tables import Cell, Column, Table, to_markdown, to_text
+from .card import write_card, write_cards
+from .dial import dial_chart, dial_tables, plot_dial
 from .page import write_page
 from .run_charts import plot_run
 from .samples import open_tokenizer, sample_lines
@@ -11,9 +13,12 @@ __all__ = [
     "Cell",
     "Column",
     "Table",
+    "dial_chart",
+    "dial_tables",
     "disharmony_tables",
     "in_one_line",
     "open_tokenizer",
+    "plot_dial",
     "plot_disharmony",
     "plot_run",
     "plot_study",
@@ -23,5 +28,7 @@ __all__ = [
     "study_tables",
     "to_markdown",
     "to_text",
+    "write_card",
+    "write_cards",
     "write_page",
 ]

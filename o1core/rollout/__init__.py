@@ -6,6 +6,7 @@ from .memory import FreedMemory, free_memory, keep_freed_memory, keep_large_bloc
 from .pages import page_bytes, pages_of
 from .sampling import SamplingParams
 from .store import RolloutFolder, folder_or_temporary, problems_held, read_groups, write_shard
+from .text import write_samples
 
 __all__ = [
     "CacheKind",
@@ -24,5 +25,6 @@ __all__ = [
     "pages_of",
     "problems_held",
     "read_groups",
+    "write_samples",
     "write_shard",
 ]

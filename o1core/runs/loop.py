@@ -25,7 +25,7 @@ from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
 from ..rewards import State
-from ..rollout import problems_held, read_groups
+from ..rollout import problems_held, read_groups, write_samples
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from ..training import (
@@ -96,6 +96,8 @@ def train(
             rollouts = sample_round(policy, problems, recipe, run, index)
             policy.steps = progress.steps
             scored = score_round(rollouts, recipe, progress)
+            if progress.step == 0:
+                write_samples(run.samples(index), rollouts.groups, problems, policy.tokenizer, scored.reward)
             picked = pick_round(scored, recipe, index)
             compute = partial(policy.reference, picked.examples)
             kept = kept_reference(run.reference(index), picked.examples, compute, progress.step == 0)

@@ -44,12 +44,15 @@ class Trained:
     metrics: list[dict[str, float]]
 
 
-def make_examples(count: int, seed: int = 0, vocab: int = VOCAB) -> list[Example]:
+def make_examples(count: int, seed: int = 0, vocab: int = VOCAB, samples: int = 1) -> list[Example]:
+    """samples: of each prompt."""
     g = torch.Generator().manual_seed(seed)
     examples = []
     for i in range(count):
         t, n = (int(torch.randint(low, high, (), generator=g)) for low, high in ((1, 9), (1, 20)))
         prompt, ids = (torch.randint(vocab, (m,), generator=g, dtype=torch.int32) for m in (t, n))
+        if i % samples:
+            prompt = examples[-1].prompt
         examples.append(Example(f"p{i}", prompt, ids, torch.zeros(n), float(torch.randn((), generator=g)), False))
     return examples
 
@@ -61,13 +64,14 @@ def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe, vocab: int = VO
     return Updater(model, vocab, recipe.objective, recipe.optimiser, recipe.execution)
 
 
-def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: object) -> Trained:
-    """Some steps on random examples, on a shifted reference; CRISP's teacher is the policy with a longer prompt."""
+def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, samples: int = 1, **settings: object) -> Trained:
+    """Some steps on random examples, `samples` of each prompt, on a shifted reference; CRISP's teacher is the policy with a
+    longer prompt."""
     recipe = Recipe.of(**{"lr": 1e-3, "ratio": "token", "micro_tokens": 64} | settings)
     updater = updater_on(folder, dtype, recipe)
     metrics = []
     for step in range(steps):
-        examples = make_examples(batch, seed=step)
+        examples = make_examples(batch, step, samples=samples)
         reference = reference_logprobs(updater.model, VOCAB, examples, 64)
         batch_of_step = with_reference(examples, [r + 0.1 for r in reference])
         if recipe.objective.kind == "crisp":
