@@ -214,7 +214,8 @@ class RewardSettings(Settings):
     )
     length_limit: int | None = setting(
         None,
-        "tokens of the rewards truncation, overlong and alp (none: the round's mean length); lead: the longest target",
+        "tokens of the rewards truncation, alp, overlong and drpo (none: the round's mean length, and the most that may be "
+        "generated for the last two); lead: the longest target",
         low=1,
         high=TOKENS,
     )
