@@ -392,11 +392,11 @@ class EvaluationSettings(Settings):
         low=1,
         high=TOKENS,
     )
-    every: str | None = setting(
-        None,
-        "round: evaluate between rounds too, on training problems that are held out (none: only before and after)",
+    every: str = setting(
+        "none",
+        "round: evaluate between rounds too, on training problems that are held out; none: before and after, on the tests",
         name="eval_every",
-        choices=("round",),
+        choices=("none", "round"),
     )
     validation: int = setting(
         100,
@@ -414,7 +414,7 @@ class EvaluationSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep == "best" and self.every is None:
+        if self.keep == "best" and self.every == "none":
             raise UserError("--keep best: nothing says which round is the best; add --eval-every round")
         check_temperature("--eval-temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:

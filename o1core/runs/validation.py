@@ -10,6 +10,7 @@ All of it is read back from RUN/validation, so an interrupted run decides as it 
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 from ..distributed import on_rank0
@@ -37,7 +38,11 @@ class Validation:
         """Evaluate the policy after so many rounds, unless the folder holds it, and with --keep best keep its weights where it
         is the best so far. Returns whether training should stop."""
         for done in range(len(self.found), rounds):  # of an interrupted run
-            self.found.append(self.read(done) or self.lost(done))
+            held = self.read(done)
+            if held is None:
+                where = self.run.validation(done).path
+                raise UserError(f"{where}: is lost, and its policy is gone; restore it, or choose another --out")
+            self.found.append(held)
         self.found.append(self.read(rounds) or self.sample(rounds))
         if rounds == 0 or not self.keeps:
             return False
@@ -51,11 +56,6 @@ class Validation:
 
     def read(self, rounds: int) -> Evaluation | None:
         return finished_evaluation(self.run.validation(rounds), self.problems)
-
-    def lost(self, rounds: int) -> Evaluation:
-        raise UserError(
-            f"{self.run.validation(rounds).path}: is lost, and its policy is gone; restore it, or choose another --out"
-        )
 
     def sample(self, rounds: int) -> Evaluation:
         label = f"validate after round {rounds}" if rounds else "validate the base"
@@ -104,13 +104,14 @@ class Validation:
                 shutil.copytree(self.adapter(best), self.run.adapter, dirs_exist_ok=True)
 
         on_rank0("the adapter", copy)
-        self.run.write_pruned(
-            lambda folder: on_rank0("the pruned checkpoint", lambda: copy_folder(self.run.kept(best), folder))
-        )
+        self.run.write_pruned(partial(copy_folder, self.run.kept(best)))
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
+    def copy() -> None:
+        shutil.copytree(source, target)
+
+    on_rank0("the pruned checkpoint", copy)
 
 
 def is_below(outcome: Outcome) -> bool:
