@@ -85,8 +85,12 @@ class Validation:
                     "the adapter", lambda: save_adapter(self.policy.trained, self.policy.folder, self.adapter(rounds))
                 )
             self.policy.save(kept)
-        others = [place(r) for r in range(1, rounds) for place in (self.run.kept, self.adapter)]
-        on_rank0("the best checkpoint", lambda: [shutil.rmtree(path, ignore_errors=True) for path in others])
+
+        def drop_others() -> None:
+            for place in [place(done) for done in range(1, rounds) for place in (self.run.kept, self.adapter)]:
+                shutil.rmtree(place, ignore_errors=True)
+
+        on_rank0("the best checkpoint", drop_others)
 
     def adapter(self, rounds: int) -> Path:
         return self.run.kept(rounds).with_name("adapter")
