@@ -150,6 +150,9 @@ class Transformer(nn.Module):
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each position seeing itself and those before it."""
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
+    if q.device.type != "cpu" and q.dtype == torch.float32:
+        # A GPU's fast kernels take grouped heads in 16 bits alone; else they fall to one that stores [T, T].
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
     return out.transpose(-3, -2)
 

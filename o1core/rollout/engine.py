@@ -86,6 +86,7 @@ class Engine:
         self.vocab = min(tokenizer.size, model.config.vocab_size)
         self.restarts = 0  # rows that started again because pages ran out
         self._cache: LaneCache | PagedCache | None = None
+        self._held: PageDecoder | None = None  # the last call's, if it has graphs: they may serve again
         self._warned = False
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[Completion]]:
@@ -122,7 +123,7 @@ class Engine:
 
     def release(self) -> None:
         """Give the cache's memory back, for an update to use. The next call takes it again."""
-        self._cache = None
+        self._cache = self._held = None
         if self.model.embed.is_cuda:
             torch.cuda.empty_cache()
 
@@ -196,7 +197,7 @@ class Engine:
             if self.pages is not None:
                 pages = min(pages, self.pages)
             if not isinstance(held, PagedCache) or not held.holds(pages, longest):
-                held = None
+                held = self._held = None
                 if self.pages is None and self.team.members == 1:
                     # A team's ranks must agree on the pages, and the memory that each has free need not.
                     free = free_memory(device) - self.slots * state_bytes(config, dtype)
@@ -211,7 +212,13 @@ class Engine:
     ) -> Decoder:
         if isinstance(cache, LaneCache):
             return LaneDecoder(self.model, head, cache, batches, params, self.team)
-        return PageDecoder(self.model, head, cache, batches, params, self.team)
+        decoder, self._held = self._held, None
+        if decoder is None or not decoder.serves(cache, batches, params):
+            decoder = None  # its graphs' memory goes before the next ones take theirs
+            decoder = PageDecoder(self.model, head, cache, batches, params, self.team)
+        decoder.begin(head, batches, params)
+        self._held = decoder if decoder.graphs else None
+        return decoder
 
     def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor, DeltaState | None]:
         return prefill(self.model, ids)

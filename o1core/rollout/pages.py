@@ -17,8 +17,8 @@ of it a step later, and drops what was sampled after it.
 
 Rows are computed in batches of a fixed size (row_bits.py), so that every product has the same shape: 256 on a GPU, where
 fewer rows would read the weights for as long. On a CPU the same code runs with the kernels' torch twins and reads its
-results at once. CUDA graphs need Triton's kernels, which nothing has to wait for; a team of ranks runs without them, because
-an all-reduce inside of a graph is not tried. Nothing here ran on a GPU.
+results at once. CUDA graphs need Triton's kernels, which nothing has to wait for. A team's all-reduces are part of its graphs:
+its ranks capture and replay the same steps in the same order. Nothing here ran on a GPU.
 """
 
 import math
@@ -251,8 +251,9 @@ class PageDecoder:
         self.triton = runs_triton(device) and refused_heads(*heads) is None
         self.lookahead = int(device.type == "cuda")
         # A step is run once before it is captured, which would move the states of a hybrid's rows on twice.
-        captures = device.type == "cuda" and self.triton and team.members == 1 and config.delta is None
+        captures = device.type == "cuda" and self.triton and config.delta is None
         self.graphs = Captured() if captures else None
+        self.assumed = self.assumptions(params)
         rows = -(-len(cache.table) // batches.base) * batches.base
         self.live = 0  # rows of the step that are no padding
         self._places: dict[Row, int] = {}  # of the rows of the step before
@@ -262,6 +263,21 @@ class PageDecoder:
             self.tokens, self.ids = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
             self.lengths, self.flags = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(2))
             self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    def assumptions(self, params: SamplingParams) -> tuple[object, ...]:
+        """What a graph has taken for granted beside this decoder's own tensors: where weights lie, and how tokens are drawn. A
+        weight that is changed in place is read as it is now."""
+        weights = tuple(p.data_ptr() for p in self.model.parameters())
+        return weights, params.temperature, params.top_k, params.top_p
+
+    def serves(self, cache: PagedCache, batches: BatchSizes, params: SamplingParams) -> bool:
+        """Whether another call of the engine may go on with this decoder and its graphs."""
+        same = self.cache is cache and self.batches.base == batches.base
+        return same and self.assumed == self.assumptions(params)
+
+    def begin(self, head: Product, batches: BatchSizes, params: SamplingParams) -> None:
+        """Another call of the engine, with other rows and seeds."""
+        self.head, self.batches, self.params, self.live, self._places = head, batches, params, 0, {}
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:
@@ -341,8 +357,8 @@ class Captured:
 
     A step is captured the first time that its numbers are seen, and replayed from then on: it must read and write the same
     tensors every time, wait for nothing and ask the host for nothing (tests/rollout/test_page_decoder.py holds it to that
-    on a CPU). All graphs share one pool of memory. They live as long as one call of the engine: between two of them an
-    update moves weights, whose addresses are in the graph.
+    on a CPU). All graphs share one pool of memory. They live as long as their decoder, which the engine keeps until the cache
+    is given back or something moves (PageDecoder.assumptions).
 
     The step is handed over with each call and not kept: a step that its owner keeps would keep the owner, and with it the
     cache, past its time.
@@ -368,7 +384,8 @@ class Captured:
         torch.cuda.current_stream().wait_stream(beside)
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may go on meanwhile: one writes a training state, NCCL's looks after its collectives.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step(*numbers)
         return graph
 

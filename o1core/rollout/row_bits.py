@@ -184,6 +184,14 @@ def product(weight: Tensor, bias: Tensor | None, packed: bool) -> Product:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, layout, bias, "none", [], "")
 
 
+def head_product(weight: Tensor, packed: bool) -> Product:
+    """x [R, H] -> logits x weight^T [R, V] of a head. On a GPU they are the product's own fp32 sums: rounded to bf16, a logit
+    of 25 would be off by up to .06, and a sampled token's log-prob with it."""
+    if weight.device.type == "cpu" or weight.dtype.itemsize > 2:
+        return product(weight, None, packed)
+    return lambda x: torch.mm(x, weight.T, out_dtype=torch.float32)
+
+
 def worth_packing(model: Transformer) -> bool:
     """Whether the model computes in bf16 on a CPU whose oneDNN does, and takes at most an eighth of the machine's memory.
 
@@ -217,7 +225,7 @@ def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
                 elif packed:
                     vars(module)["forward"] = product(module.weight, module.bias, packed)
             columns = head_columns(len(model.lm_head), vocab, model.lm_head.is_cuda)
-            whole = product(model.lm_head[:columns], None, packed)
+            whole = head_product(model.lm_head[:columns], packed)
         yield lambda x: whole(x)[..., :vocab]
     finally:
         for module in linears:
