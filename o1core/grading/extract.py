@@ -171,7 +171,7 @@ def _formula_at_start(rest: str) -> str | None:
 
 
 _BETWEEN_FORMULAS = re.compile(r"[\s,*]*(?:and|or|,)[\s*]*(?=[$\\])")
-_GOES_ON = re.compile(r"[\s,;]*(?:=|\b(?:so|thus|hence|therefore|giving|which\s+gives|or\s+just)\b)")
+_GOES_ON = re.compile(r"[\s,;]*(?:=|\b(?:so|thus|hence|therefore|giving|which\s+gives|or\s+just)\b(?=[^\n]*\d))")
 _CHANGING_WORDS = re.compile(
     r"\s*(?:\\?%|(?:percent|hundred|thousand|million|billion|trillion|dozen|tenths|halves|[ap]\.?m\.?)(?![a-z]))",
     re.IGNORECASE,
@@ -225,7 +225,12 @@ def _closes_at_once(rest: str) -> bool:
     match = re.match(r"\s*\$([^$\n]*)\$", rest)
     if match is None or match[1].rstrip().endswith(("=", "+", "-", "*", "/")):
         return False
-    return _WORDS.search(re.sub(r"\\(?:text|mbox|mathrm)\{[^{}]*\}", "", match[1])) is None
+    words = _WORDS.findall(re.sub(r"\\(?:text|mbox|mathrm)\{[^{}]*\}", "", match[1]))
+    return all(word in _NO_WORDS or (len(word) == 2 and word not in _SMALL_WORDS) for word in words)
+
+
+_NO_WORDS = {"sin", "cos", "tan", "sec", "csc", "cot", "log", "ln", "exp", "sqrt", "pi"}
+_SMALL_WORDS = {"is", "at", "in", "of", "to", "on", "by", "as", "so", "it", "we", "he", "if", "or", "an"}
 
 
 def _expression_at_start(rest: str) -> str | None:
