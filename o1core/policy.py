@@ -333,5 +333,5 @@ def select(model: Transformer, settings: OptimiserSettings) -> None:
     """Choose the weights that are trained; with --lora-rank, those of adapters that are added here and still undrawn."""
     if settings.lora_rank is not None:
         of = settings
-        add_adapters(model, settings.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
-    select_trained(model, settings.train_last_layers)
+        add_adapters(model, settings.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers, of.lora_experts)
+    select_trained(model, settings.train_last_layers, settings.train_router)

@@ -25,6 +25,8 @@ from ..report import (
     dial_tables,
     disharmony_tables,
     in_one_line,
+    logged_steps,
+    rounds_table,
     run_headlines,
     run_table,
     sample_lines,
@@ -88,14 +90,30 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     return recipe
 
 
+def why_no_gpu() -> str | None:
+    """What keeps torch from a GPU, in its words and on one line; None where it has one."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "this build of torch knows no CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return one_line(str(error).strip().partition(". ")[0])
+    return "torch finds no GPU here"
+
+
 def recipe_name(args: argparse.Namespace) -> str:
     """--recipe, or what stands for it."""
     return args.recipe or ("tiny-o1" if args.model is None else "paper")
 
 
 def open_device(args: argparse.Namespace) -> torch.device:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+    reason = why_no_gpu() if args.device != "cpu" else None
+    if args.device == "cuda" and reason:
+        raise UserError(f"--device cuda: {reason}; use --device cpu")
+    if reason and "too old" in reason:  # there is a GPU, so its owner would wonder
+        log.warning("no GPU is used: %s; the CPU computes", reason)
     keep_freed_memory()
     return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
 
@@ -276,6 +294,8 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
+    if (rounds := rounds_table(logged_steps(run))) is not None:
+        print(f"\n{to_text(rounds)}\n{rounds.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
     print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
     if args.push_to_hub:

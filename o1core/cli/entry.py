@@ -98,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     number after Ctrl-C or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads leave their core
+    if (
+        "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    ):  # every micro-batch has another shape: without it a GPU's memory tears
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     interrupts.install()
     with lasting_streams() as printed:
         status = run(argv)

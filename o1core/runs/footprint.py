@@ -187,7 +187,8 @@ def sampling(
         rows, copies = BLOCK_SLOTS, 0 if machine.cuda else copies  # of one block; the sampling kernel copies nothing
     else:
         cache, rows = slots * cache_bytes(own, longest, dtype), slots
-    parts = {"KV cache": cache, "logits": rows * c.vocab_size * (dtype.itemsize + copies)}
+    itemsize = 4 if machine.cuda else dtype.itemsize  # a GPU's logits are fp32
+    parts = {"KV cache": cache, "logits": rows * c.vocab_size * (itemsize + copies)}
     if recipe.optimiser.lora_rank is not None and recipe.sampling.rounds > 1 and machine.ranks == 1:
         parts["merged matrices"] = dtype.itemsize * matrices
     return parts

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from ..distributed import (
     BackgroundSave,
+    HostMemory,
     Offload,
     clip_gradients,
     is_sharded,
     largest,
     of_this_rank,
-    offloaded,
     processes,
     reshard,
     split_by_cost,
@@ -208,7 +208,7 @@ class Updater:
         self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
         self.grad_clip, self.execution = optimiser.grad_clip, execution
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
-        select_trained(model, optimiser.train_last_layers)
+        select_trained(model, optimiser.train_last_layers, optimiser.train_router)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, p in model.named_parameters():
@@ -218,6 +218,7 @@ class Updater:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
         self.freed = FreedMemory()
+        self.host = HostMemory()  # for what is offloaded
         self.writing: BackgroundSave | None = None  # of a training state, from these tensors
         self.teacher_head: Tensor | None = None  # CRISP's, where it is not the policy's own frozen one
         trained = {name: master for name, (_, master) in self.pairs.items()}
@@ -287,7 +288,7 @@ class Updater:
         moments = [t for m in self.masters for n, t in self.optimiser.state.get(m, {}).items() if n != "step"]
         masters = [m for w, m in self.pairs.values() if m is not w or is_sharded(m)]
         named = {"none": [], "moments": moments, "optimiser": moments + masters}[offload]
-        with offloaded(on_gpu(named)):
+        with self.host.holding(on_gpu(named)):
             yield
 
     def accumulate(self, examples: list[Example]) -> dict[str, float]:
