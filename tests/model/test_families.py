@@ -182,6 +182,8 @@ def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
     direction = torch.randn(TREES.rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = model.packed(ids, TREES)
     mine = torch.autograd.grad((found * direction).sum(), parameters)
+    again = torch.autograd.grad((model.packed(ids, TREES, recompute=True) * direction).sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(mine, again))
     alone = [model.hidden(ids[None, root])[0] for root in TREES.of_roots]
     for root, branches in zip(TREES.of_roots, TREES.of_branches):
         for branch in branches:
