@@ -265,8 +265,8 @@ def _last_number(text: str) -> str | None:
 
 
 _SAYS = re.compile(
-    r"(?<![\w\\}+\-^|)*/.])([a-zA-Z])(?:_\{?\d\}?)?\s*=\s*"
-    r"((?:[^\s=$,;A-Za-z\\|]|\\(?:[dt]?frac|sqrt|pi|pm|left|right)(?![A-Za-z])|\s?[-+]\s?){1,60})"
+    r"(?<![\w\\}+\-^|)*/.])([a-zA-Z])(?:_\{?(\d)\}?)?\s*=\s*"
+    r"((?:[^\s=$,;A-Za-z\\|]|\\(?:[dt]?frac|sqrt|pi|pm|left|right)(?![A-Za-z])|\s?[-+]\s?){1,60}+)(?!\s*=)"
 )
 _OR = re.compile(r"[\s$\\(),;]*(?:\\text\{\s*(?:or|and)\s*\}|\bor\b|\band\b|,)[\s$\\(),;]*(?:\band\b[\s$\\()]*)?")
 
@@ -285,7 +285,10 @@ def _values_at_end(line: str, number: re.Match[str]) -> str | None:
         ):
             break
         values.append(before)
-    found = [match[2].rstrip(".)\\") for match in reversed(values)]
+    values.reverse()
+    if [match[2] for match in values] not in ([None] * len(values), [str(i + 1) for i in range(len(values))]):
+        return None  # s_5, s_6 and s_7 are members of a sequence; x_1 and x_2 are two solutions
+    found = [match[3].rstrip(".)\\") for match in values]
     return ", ".join(found) if len(set(found)) > 1 else None
 
 
