@@ -218,16 +218,12 @@ def micro_batch(recipe: Recipe, machine: Machine) -> tuple[int, int]:
     return max(pair * longest, min(recipe.execution.micro_tokens, sequences * longest)), longest
 
 
-def saved_by_block(c: ModelConfig, dtype: torch.dtype, cuda: bool) -> int:
-    """Bytes a token that autograd keeps of one block: two RMSNorms, q, k and v before and after the rotation, the
-    attention's output, and four tensors of the MLP's width. On a CPU a norm is made of several operations, and keeps
-    its input and the normalised input in fp32 beside its output; on a GPU it is one, and keeps its input."""
-    size, q, kv = dtype.itemsize, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
-    heads = size * (q + 2 * kv + q + kv + q)
-    if c.qk_norm:
-        heads += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-    return norms + heads + size * 4 * c.ffn_size
+def saved_by_block(c: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes a token that an update keeps of one block of attention and an MLP: the inputs of its two norms, q, k and v, q and k
+    rotated, the attention's output with a float32 a head, gate and up. Everything else is made again in the backward pass."""
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    numbers = 2 * c.hidden_size + (q + 2 * kv) + (q + kv) + q + 2 * c.ffn_size
+    return dtype.itemsize * numbers + 4 * c.num_heads
 
 
 def scratch_of_head(c: ModelConfig, tokens: int, cuda: bool) -> int:
@@ -251,13 +247,16 @@ def update(c: ModelConfig, recipe: Recipe, dtype: torch.dtype, machine: Machine)
     tokens, _ = micro_batch(recipe, machine)
     size, counts = dtype.itemsize, count_weights(c, recipe.optimiser)
     layers = layers_trained(c, recipe.optimiser)
-    of_block = tokens * saved_by_block(c, dtype, machine.cuda)
-    # Gradients inside a block's MLP. On a CPU its matrix products hold copies, fewer where the weights are frozen: with
-    # adapters 4 to 7 were measured on AVX512, and 8 came within 15 % on AVX2.
-    wide = 2.7 if machine.cuda else 6 if counts.adapters else 8
+    of_block = tokens * saved_by_block(c, dtype)
+    # Gradients inside a block's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of the
+    # heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
+    wide = 2.7 if machine.cuda else 10 if counts.adapters else 8
     on_the_way = int(tokens * size * wide * c.ffn_size)
     if recipe.execution.checkpointing:
-        parts = {"checkpoints": tokens * size * c.hidden_size * layers, "activations": of_block + on_the_way}
+        made = (
+            tokens * size * (2 * c.hidden_size + c.ffn_size)
+        )  # norms and SwiGLU of the block that is run again are kept
+        parts = {"checkpoints": tokens * size * c.hidden_size * layers, "activations": of_block + made + on_the_way}
     else:
         parts = {"activations": layers * of_block + on_the_way}
     last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient

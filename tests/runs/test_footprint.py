@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import o1core.model
-from o1core.model import DTYPES, ModelConfig, Transformer, read_config
+from o1core.model import DTYPES, ModelConfig, Transformer, Trees, read_config
 from o1core.recipe import Recipe
 from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update, writing
 from o1core.training import Updater
@@ -135,7 +135,7 @@ def test_a_block_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, 
     two = kept_bytes(model)
     del model.blocks[1]
     found = (two - kept_bytes(model)) / 128
-    assert saved_by_block(model.config, DTYPES[dtype], cuda=False) == pytest.approx(found, rel=0.03)
+    assert saved_by_block(model.config, DTYPES[dtype]) == pytest.approx(found, rel=0.03)
 
 
 def kept_bytes(model: Transformer) -> int:
@@ -150,7 +150,7 @@ def kept_bytes(model: Transformer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.hidden(torch.zeros(2, 64, dtype=torch.int64))
+        model.packed(torch.zeros(128, dtype=torch.int64), Trees((64, 64)))
     return sum(size for size, _ in held.values())
 
 
