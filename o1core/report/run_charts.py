@@ -171,11 +171,12 @@ def accuracy_by_length(before: Answers, after: Answers | None = None) -> Chart:
 
 def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
     """Before and after, or one side alone. Their names stand outside the axes: inside they would cover a point."""
-    for line, colour, marker, dash in zip(lines, (BASE, PRUNED), "os", (DASHES[1], "-")):
-        axes.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash)
+    looks: list[dict[str, Any]] = [{"color": BASE, "marker": "o"}, {"color": PRUNED, "marker": "s"}]
+    for line, look, dash in zip(lines, looks, (DASHES[1] if len(lines) > 1 else "-", "-")):
+        axes.plot(line.x, line.y, linestyle=dash, **look)
     axes.margins(0.08, 0.12)
     if len(lines) > 1:
-        name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines])
+        name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines], looks)
 
 
 def each_problem(before: Answers, after: Answers) -> Chart:

@@ -57,9 +57,11 @@
 
   function list() {
     const set = sets[Number(setBox.value)];
+    const alone = set.problems.every((p) => p.after_all === null);
+    which.parentElement.hidden = alone;
     const text = search.value.trim().toLowerCase();
     const found = set.problems.filter(
-      (p) => kinds[which.value](p) && shown(p) && (p.question + " " + p.id).toLowerCase().includes(text));
+      (p) => kinds[alone ? "all" : which.value](p) && shown(p) && (p.question + " " + p.id).toLowerCase().includes(text));
     found.sort(orders[order.value]);
     at("list").replaceChildren(...found.map((p) => {
       const button = make("button");
@@ -80,9 +82,10 @@
       return item;
     }));
     const left = set.total - set.problems.length;
+    const taken = alone ? " Taken were some at even distances." : " Taken were, in turn: the longest cut," +
+      " one that became right, one that became wrong, one of the others at even distances.";
     at("status").textContent = `${found.length} of ${set.problems.length} problems match.` +
-      (left > 0 ? ` Of the test's ${set.total}, ${left} are left out of this page. Taken were, in turn: the longest cut,` +
-        " one that became right, one that became wrong, one of the others at even distances." : "");
+      (left > 0 ? ` Of the test's ${set.total}, ${left} are left out of this page.${taken}` : "");
     if (found.length) show(found.find((p) => p.id === chosen) || found[0]);
     else at("problem").replaceChildren(make("p", "note", "No problem matches. Take back a filter."));
   }

@@ -137,7 +137,8 @@ def section_of(folder: Path, name: str) -> Section:
 
 def evaluation_section(run: RunFolder, name: str, result: Evaluation) -> Section:
     """The part of the page on one evaluation: a folder of `o1core eval`, or one of those within a run."""
-    test = read_side(EvaluationFolder(run.path), name, name, run)
+    above = (run, *map(RunFolder, run.path.resolve().parents[:2]))  # RUN/base/TEST is such a folder too
+    test = read_side(EvaluationFolder(run.path), name, name, next((r for r in above if r.settings.exists()), run))
     notes = [] if test.source else ["No rollouts are there, so no charts and no samples."]
     sources = [test.source] if test.source else []
     blocks = [Block("Completions", test.charts)] if test.charts else []
@@ -162,7 +163,8 @@ def section_at_work(run: RunFolder, name: str) -> Section:
     rounds = len(list(run.path.glob("round-??")))
     headlines = [Headline("rounds begun", f"{rounds} of {settings.get('rounds')}")]
     headlines.append(Headline("optimiser steps", f"{len(steps):,}"))
-    headlines += evaluation_headlines(next(iter(found.values()))) if found else []
+    for first, evaluation in list(found.items())[:1]:
+        headlines += [replace(line, label=f"{line.label}, {first}") for line in evaluation_headlines(evaluation)]
     notes = ["This run has not come to its result. Write the page again to see more of it."]
     sources = [test.source for test in tests if test.source]
     tables = [evaluation_table(found)] if found else []
