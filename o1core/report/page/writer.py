@@ -48,6 +48,7 @@ from ..tables import (
     disharmony_tables,
     evaluation_headlines,
     evaluation_table,
+    rounds_table,
     run_headlines,
     run_table,
     sampled_note,
@@ -167,7 +168,7 @@ def section_at_work(run: RunFolder, name: str) -> Section:
         headlines += [replace(line, label=f"{line.label}, {first}") for line in evaluation_headlines(evaluation)]
     notes = ["This run has not come to its result. Write the page again to see more of it."]
     sources = [test.source for test in tests if test.source]
-    tables = [evaluation_table(found)] if found else []
+    tables = [*([evaluation_table(found)] if found else []), *filter(None, [rounds_table(steps)])]
     return Section(name, "run at work", headlines, tables, blocks, settings_of(run), notes, sources)
 
 
@@ -200,11 +201,12 @@ def run_section(run: RunFolder, name: str, result: RunResult) -> Section:
     tests = [read_test(run, test, name) for test in result.comparison.tests]
     blocks = [Block(f"Test: {test.name}", test.charts) for test in tests if test.charts]
     notes = [f"{test.name}: no rollouts are there, so no charts and no samples." for test in tests if not test.source]
-    if training := training_charts({name: logged_steps(run)}):
+    log = logged_steps(run)
+    if training := training_charts({name: log}):
         blocks.append(Block("Training", training))
     else:
         notes.append("No optimiser step was logged, so there are no training curves.")
-    tables = [run_table(result)]
+    tables = [run_table(result), *filter(None, [rounds_table(log)])]
     if held_out := validations(run):
         tables.append(replace(evaluation_table(held_out), title="Between rounds"))
     if (run.dials / "result.json").exists():
