@@ -241,7 +241,7 @@ def read_test(run: RunFolder, name: str, label: str) -> Test:
     pairs = pair_up(read_problems(before), *groups)
     if not pairs:
         raise UserError(f"{before.problems}: does not match {before.rollouts}; they belong to different runs")
-    sides = [p.before for p in pairs], [p.after for p in pairs]
+    sides = [p.before for p in pairs], [p.after for p in pairs if p.after]
     for folder, side in zip((before, after), sides):
         if len({len(group.samples) for group in side}) > 1:
             raise UserError(f"{folder.rollouts}: its problems have different numbers of samples; sample them again")
