@@ -162,6 +162,7 @@ def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path,
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
     assert main(["show", str(run), "--problems", "1"]) == 0
     hub.repos["models"].clear()  # the run goes on with what it began with
+    hub.repos["datasets"].clear()
     assert main(command) == 0
 
 
