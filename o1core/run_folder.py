@@ -6,6 +6,7 @@
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
     adapter/         with --lora-rank, the same as a PEFT adapter; dial/ has its evaluations at other scales
+    validation/      with --eval-every, an evaluation after each round (round-00: before the first), and the best's weights
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
     seconds.json     how long the run has taken so far
@@ -105,6 +106,14 @@ class RunFolder:
     def samples(self, round_index: int) -> Path:
         return self.round(round_index) / "samples.jsonl"
 
+    def validation(self, rounds: int) -> EvaluationFolder:
+        """The evaluation after so many rounds of training, on problems held out of it."""
+        return EvaluationFolder(self.path / "validation" / f"round-{rounds:02d}")
+
+    def kept(self, rounds: int) -> Path:
+        """The checkpoint after so many rounds, while it is the best."""
+        return self.validation(rounds).path / "checkpoint"
+
     def reference(self, round_index: int) -> Path:
         return self.round(round_index) / "reference.safetensors"
 
@@ -193,7 +202,11 @@ class RunFolder:
         origin: what else settings.json keeps, of where the model and the problems came from."""
 
         def act() -> None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"--out: {self.path} cannot be made ({reason}); name another folder") from None
             self.acquire()
             if self.killed is not None:
                 log.warning(

@@ -25,6 +25,8 @@ from ..report import (
     dial_tables,
     disharmony_tables,
     in_one_line,
+    logged_steps,
+    rounds_table,
     run_headlines,
     run_table,
     sample_lines,
@@ -292,6 +294,8 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
+    if (rounds := rounds_table(logged_steps(run))) is not None:
+        print(f"\n{to_text(rounds)}\n{rounds.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
     print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
     if args.push_to_hub:

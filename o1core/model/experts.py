@@ -49,7 +49,8 @@ class Experts(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         weights, chosen = self.choose(flat)
         order = chosen.flatten().argsort(stable=True)  # a place for each pair of token and expert, by expert
-        counts = chosen.flatten().bincount(minlength=self.router.out_features)
+        # bincount would wait for the device to learn the largest number.
+        counts = order.new_zeros(self.router.out_features).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
         gate, up = self.gate_up(flat[order // chosen.shape[1]], counts).chunk(2, dim=-1)
         found = self.down(silu(gate) * up, counts)
         found = found[order.argsort()].view(*chosen.shape, -1)  # back beside their token, [N, chosen, H]

@@ -387,7 +387,7 @@ class ExecutionSettings(Settings):
 
 @dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """How the model is evaluated before and after."""
+    """How the model is evaluated: before, after and between rounds."""
 
     title = "evaluation"
 
@@ -401,9 +401,30 @@ class EvaluationSettings(Settings):
         low=1,
         high=TOKENS,
     )
+    every: str = setting(
+        "none",
+        "round: evaluate between rounds too, on training problems that are held out; none: before and after, on the tests",
+        name="eval_every",
+        choices=("none", "round"),
+    )
+    validation: int = setting(
+        100,
+        "--eval-every: training problems to hold out for it, at most a fifth of them",
+        name="validation_problems",
+        low=1,
+        high=COUNT,
+    )
+    keep: str = setting(
+        "last",
+        "the round that becomes the result: last, or best: the fewest tokens among those whose held-out accuracy does not lie "
+        "below the base's; training stops where it does",
+        choices=("last", "best"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep == "best" and self.every == "none":
+            raise UserError("--keep best: nothing says which round is the best; add --eval-every round")
         check_temperature("--eval-temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:
             raise UserError(

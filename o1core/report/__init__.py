@@ -5,9 +5,9 @@ from .card import write_card, write_cards
 from .dial import dial_chart, dial_tables, plot_dial
 from .page import write_page
 from .run_charts import plot_run
-from .samples import open_tokenizer, sample_lines
+from .samples import logged_steps, open_tokenizer, sample_lines
 from .study_charts import plot_disharmony, plot_study
-from .tables import disharmony_tables, in_one_line, run_headlines, run_table, study_tables
+from .tables import disharmony_tables, in_one_line, rounds_table, run_headlines, run_table, study_tables
 
 __all__ = [
     "Cell",
@@ -17,11 +17,13 @@ __all__ = [
     "dial_tables",
     "disharmony_tables",
     "in_one_line",
+    "logged_steps",
     "open_tokenizer",
     "plot_dial",
     "plot_disharmony",
     "plot_run",
     "plot_study",
+    "rounds_table",
     "run_headlines",
     "run_table",
     "sample_lines",

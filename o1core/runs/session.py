@@ -108,6 +108,7 @@ class Session:
         UserError that names the problem."""
         job, tags = self.job, policy.tokenizer.tags
         tests = [problem for test in job.tests.values() for problem in test]
+        tests += job.validation
         asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
         policy.tokenizer.prompts(asked, policy.model.config.max_positions)
         log.info("thoughts stand between %s and %s", " or ".join(tags.opens), " or ".join(tags.closes))
@@ -169,11 +170,13 @@ class Session:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
+        held_out = self.job.instructed(self.job.validation, training=False)
         self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
-            pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
+            pruned = train(policy, problems, recipe, self.run, resume, send, of.offload, held_out)
         on_rank0("the model card", lambda: write_cards(self.run, self.job.model, None))
-        self.loaded = pruned, policy  # training changed the weights in memory to those it saved
+        if recipe.evaluation.keep == "last":
+            self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
 
     def evaluate(

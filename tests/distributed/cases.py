@@ -159,6 +159,14 @@ def exported(folder: Path, out: Path, dtype: torch.dtype) -> None:
     export_checkpoint(model, folder, out, dtype)
 
 
+def everything_of(folder: Path, out: Path, prompts: list[list[int]], ids: Tensor, recipe: dict) -> tuple:
+    """Of one model in one world of two: what copied_weights, sampled_by_a_team and train give, and an exported checkpoint."""
+    copied = copied_weights(folder, 2, torch.bfloat16)
+    sampled = sampled_by_a_team(folder, 2, prompts, ids)
+    exported(folder, out, torch.float32)
+    return copied, sampled, train(folder, torch.float32, 2, 6, **recipe)
+
+
 def bytes_read(folder: Path) -> tuple[int, int]:
     """Bytes of the slices that loading shards reads, and of all weights that it fills, on this rank."""
     plain = o1core.model.load(folder, torch.float32)[0]

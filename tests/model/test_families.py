@@ -1,6 +1,7 @@
 """The mixtures of experts and the hybrids against transformers, at small random shapes."""
 
 import contextlib
+import json
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_save_is_load_to_the_bit(made, name, tmp_path):
 TREES = Trees((70, 1, 3, 64), ((65, 1, 3), (63, 129)))
 
 
-@pytest.mark.parametrize("name", [n for n in SHAPES if "with experts" in n or n == "hybrid"])
+@pytest.mark.parametrize("name", ["hybrid with experts"])
 def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
     """Prompts with their completions and sequences of their own, end to end, in float64."""
     model = o1core.model.load(made(name)[0], torch.float64)[0]
@@ -181,6 +182,8 @@ def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
     direction = torch.randn(TREES.rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = model.packed(ids, TREES)
     mine = torch.autograd.grad((found * direction).sum(), parameters)
+    again = torch.autograd.grad((model.packed(ids, TREES, recompute=True) * direction).sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(mine, again))
     alone = [model.hidden(ids[None, root])[0] for root in TREES.of_roots]
     for root, branches in zip(TREES.of_roots, TREES.of_branches):
         for branch in branches:
@@ -279,3 +282,93 @@ def test_a_quantised_checkpoint_names_what_it_was_made_from(made, tmp_path, edit
     edit_json(folder / "config.json", quantization_config={"quant_method": "fp8"})
     with pytest.raises(UserError, match=r"quantization_config = .* made from, Qwen3-30B-A3B-Instruct-2507 by its name"):
         read_config(folder)
+
+
+# Models that see images: the text part of them
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory, made):
+    """The folder of a hybrid with experts inside a model that sees images, as transformers writes it, beside weights of
+    multi-token prediction; and transformers' text model of it."""
+    from transformers import AutoConfig, Qwen3_5MoeForConditionalGeneration
+
+    text_folder, text = made("hybrid with experts")
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+    vision |= {"num_position_embeddings": 16, "patch_size": 2}
+    config = AutoConfig.for_model("qwen3_5_moe", text_config=text.config.to_dict(), vision_config=vision)
+    config.tie_word_embeddings = True
+    whole = Qwen3_5MoeForConditionalGeneration(config)
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.config.architectures = [type(whole).__name__]
+    folder = copied(text_folder, tmp_path_factory.mktemp("seeing") / "model")
+    whole.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["mtp.fc.weight"] = torch.randn(64, 128)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder, text
+
+
+def test_of_a_model_that_sees_images_the_text_part_is_read_and_the_rest_is_told(seeing, made, caplog):
+    folder, _ = seeing
+    with caplog.at_level("INFO"):
+        model = o1core.model.load(folder)[0]
+    alone = o1core.model.load(made("hybrid with experts")[0])[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+    told = [r.getMessage() for r in caplog.records if "text alone is read" in r.getMessage()]
+    assert len(told) == 1 and "1 tensors of multi-token prediction (mtp.fc.weight, ...)" in told[0]
+    assert "tensors of vision (model.visual.blocks.0.attn.proj.bias, ...)" in told[0]
+
+
+def test_what_is_beside_the_text_part_is_written_as_it_was(seeing, tmp_path):
+    folder, text = seeing
+    model = o1core.model.load(folder)[0]
+    with torch.no_grad():
+        model.blocks[1].mlp_norm += 0.1
+    save_checkpoint(model, folder, tmp_path / "saved")
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "saved"))
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["model.language_model.layers.1.post_attention_layernorm.weight"]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    with torch.inference_mode():
+        ours, found = model.logits(ids_of(1, 20)), again(ids_of(1, 20)).logits
+        assert (ours - found).norm() <= 1e-5 * found.norm()
+        assert (found - text(ids_of(1, 20)).logits).norm() > 1e-2 * found.norm()
+
+
+def test_a_text_weight_that_is_missing_beside_vision_weights_is_named(seeing, tmp_path):
+    folder = copied(seeing[0], tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.language_model.layers.2.linear_attn.A_log"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"tensor model.language_model.layers.2.linear_attn.A_log is missing \(those of vis"
+    ):
+        o1core.model.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layer_types": ["linear_attention"] * 3 + ["sliding_attention"]},
+            "layer_types: only 'full_attention' and 'lin",
+        ),
+        ({"layer_types": ["linear_attention"] * 4}, "leave no layer of full attention, which is needed"),
+        ({"layer_types": ["full_attention"]}, "layer_types: 1 entries, num_hidden_layers is 4"),
+        ({"linear_num_value_heads": 3}, "linear_num_value_heads 3 is not a multiple of linear_num_key_heads 2"),
+        ({"linear_key_head_dim": None}, "linear_key_head_dim: expected int, found None"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "partial_rotary_factor: expected float, found None"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.19}}, "0.19 of head_dim 16 is not an even"),
+        ({"attn_output_gate": False}, "attn_output_gate = False is not supported, only True"),
+        ({"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size: must be from 1"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = "),
+    ],
+)
+def test_a_field_of_the_text_model_that_does_not_fit_is_named(seeing, tmp_path, edit_json, changes, message):
+    (tmp_path / "config.json").write_bytes((seeing[0] / "config.json").read_bytes())
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"] | changes
+    edit_json(tmp_path / "config.json", text_config={k: v for k, v in text.items() if v is not None})
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
