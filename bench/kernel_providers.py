@@ -56,10 +56,9 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """What its GRPO trainer takes the log-probs from since 2026, with its own chunk."""
-    from trl.trainer import utils
+    from trl.kernels import ChunkedLogProbFunction
 
-    chunk = utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    return utils._ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, chunk, None, 1.0, ())[0]
+    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
 
 
 def surrogate_rest(tokens: int, clipped: float, device: str) -> tuple[Tensor, Tensor, Tensor, None]:

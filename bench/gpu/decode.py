@@ -15,7 +15,7 @@ from o1core.rollout.sampling import sample
 from .measure import BASE, Bar, Found, Row, Sizes, card_of, milliseconds, normal
 
 THEIR_PAGE = 256  # tokens: the smallest page that torch's attention takes on every card
-REAL = {"temperature": 0.5, "top_p": 0.8}  # what the default recipe samples with
+REAL: dict[str, Any] = {"temperature": 0.5, "top_p": 0.8}  # what the default recipe samples with
 SPREAD = 4.0  # standard deviation of logits: their nucleus has some hundred tokens, where a model's has fewer
 CHECKED = 64  # rows that the CPU's sampler draws too
 SAMPLED = (

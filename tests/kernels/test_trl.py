@@ -22,8 +22,7 @@ def snippet():
 
 def chunked_log_probs():
     """The function behind TRL's GRPO loss."""
-    utils = pytest.importorskip("trl.trainer.utils", reason="TRL is not installed")
-    return utils._ChunkedLogProbFunction.apply
+    return pytest.importorskip("trl.kernels", reason="TRL is not installed").ChunkedLogProbFunction.apply
 
 
 @pytest.fixture(scope="module")
