@@ -9,15 +9,14 @@ import sys
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download
 import pytest
-from huggingface_hub import ModelCard
 
 import o1core
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.model import find_model, read_config
+from o1core.model import add_adapters, find_model, read_config, save_adapter
 from o1core.problems import load_problems
 from tests.conftest import build
-from tests.hub import COMMIT, TOKEN, serve
+from tests.hub import COMMIT, serve
 
 NAME, DATA = "someone/small-model", "someone/sums"
 README = """---
@@ -163,6 +162,7 @@ def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path,
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
     assert main(["show", str(run), "--problems", "1"]) == 0
     hub.repos["models"].clear()  # the run goes on with what it began with
+    hub.repos["datasets"].clear()
     assert main(command) == 0
 
 
@@ -232,47 +232,14 @@ def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
     assert list((tmp_path / "home/hub/datasets--someone--sums/snapshots").iterdir())
 
 
-def test_a_folder_of_the_cache_is_read(hub):
-    assert read_config(find_model(NAME).folder).num_layers == 2
-
-
-def test_from_a_name_on_the_hub_to_a_card_on_the_hub(repos, tmp_path, monkeypatch, capsys):
-    """SmolLM2-135M's name with a small Llama in its place: downloaded, pruned, and uploaded with its card and licence."""
-    name, mine = "HuggingFaceTB/SmolLM2-135M", "me/smol-pruned"
-    smol = tmp_path / "smol"
-    build(smol, "llama")
-    (smol / "README.md").write_text("---\nlicense: apache-2.0\n---\n# SmolLM2\n")
-    (smol / "LICENSE").write_text("Apache")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    small = "--problems 4 --samples 2 --picked 2 --rounds 1 --max-new-tokens 8 --temperature 1 --batch 4 --device cpu"
-    flags = ["--model", name, "--data", DATA, *small.split(), "--lora-rank", "2", "--out", str(tmp_path / "run")]
-    with serve({name: smol}, {DATA: repos[1]}) as server:
-        move_to(monkeypatch, server.url)
-        assert main(["prune", *flags, "--push-to-hub", mine]) == 0
-        assert f"on the hub: {server.url}/{mine}" in capsys.readouterr().out
-        pushed = server.pushed[mine]
-        assert {"README.md", "LICENSE", "config.json", "model.safetensors", "adapter/README.md"} < pushed.keys()
-        assert pushed["model.safetensors"] == (tmp_path / "run" / "pruned" / "model.safetensors").read_bytes()
-        held = ModelCard(pushed["README.md"].decode()).data
-        assert (held.base_model, held.license, held.datasets) == (name, "apache-2.0", [DATA])
-        assert {r.dataset_name for r in held.eval_results} == {"sums"}
-        monkeypatch.setenv("HF_TOKEN", "another")
-        assert main(["prune", *flags, "--push-to-hub", mine]) == 2, "the run is finished, the upload is refused"
-        assert f"--push-to-hub {mine}: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "name, token, message",
-    [
-        ("me/model", None, "nobody is logged in; log in with: hf auth login"),
-        ("model", TOKEN, "model is not OWNER/NAME"),
-    ],
-)
-def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_TOKEN", token or "")
-    assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+def test_an_adapter_names_its_base_on_the_hub(hub, tmp_path):
+    found = find_model(NAME)
+    assert read_config(found.folder).num_layers == 2
+    policy = o1core.load(NAME, device="cpu")
+    add_adapters(policy.model, 2, None, "all", None)
+    save_adapter(policy.model, found.folder, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (NAME, COMMIT)
+    save_adapter(policy.model, tmp_path, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(tmp_path), None)
