@@ -50,8 +50,8 @@ from .model import (
     merged_weights,
     read_config,
 )
-from .recipe import OptimiserSettings, Recipe
-from .rollout import Engine, SamplingParams, keep_large_blocks, problems_held, read_groups, write_shard
+from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
+from .rollout import Engine, SamplingParams, keep_large_tensors, problems_held, read_groups, write_shard
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
@@ -82,7 +82,7 @@ class Policy:
     longest: int
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
-    micro_tokens: int = 16384  # of a forward pass for reference log-probs
+    micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
@@ -136,7 +136,7 @@ class Policy:
         written = time.monotonic()
         bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
         grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
-        with keep_large_blocks(), grader, bar:
+        with keep_large_tensors(), grader, bar:
 
             def flush() -> None:
                 groups = self.grade(grader, pending)
@@ -300,7 +300,7 @@ class Trainer:
             None if isinstance(optimiser, str) else optimiser,
         )
         policy.trained, policy.sampling = model, self.sampling
-        policy.micro_tokens = recipe.execution.micro_tokens
+        policy.micro_tokens = self.updater.micro_tokens
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.

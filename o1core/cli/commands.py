@@ -1,6 +1,7 @@
 """What each command does with its parsed flags: open what they name, call one function, print what it returns."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from ..report import (
 )
 from ..rollout import keep_freed_memory
 from ..run_folder import RunFolder
-from ..runs import Job, Machine, Resources, open_evaluation, open_session, plan_run, plan_table
+from ..runs import Job, Machine, Resources, Workload, open_evaluation, open_session, plan_run, plan_table
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
@@ -251,10 +252,9 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
-    memory = int(args.gpu_memory * (1 << 30))
-    planned = plan_run(config, recipe, dtype, memory, machine, slots_of(args))
-    table = plan_table(config, planned, dtype)
+    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload, int(args.gpu_memory * (1 << 30)))
+    planned = plan_run(dataclasses.replace(config, dtype=dtype), Workload.of(recipe), machine, slots_of(args))
+    table = plan_table(planned)
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"

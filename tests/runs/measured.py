@@ -15,7 +15,7 @@ import torch
 from o1core.distributed import save_tensors
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory, map_large_blocks
+from o1core.rollout import keep_freed_memory, map_large_tensors
 from o1core.training import Updater, load_optimiser_modules, with_reference
 from o1core.types import Example
 
@@ -68,7 +68,7 @@ def peak() -> int:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     keep_freed_memory()
-    map_large_blocks()
+    map_large_tensors()
     torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
     load_optimiser_modules()
     config, recipe = replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"])

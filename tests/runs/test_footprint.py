@@ -13,7 +13,16 @@ import torch
 import o1core.model
 from o1core.model import DTYPES, ModelConfig, Transformer, read_config
 from o1core.recipe import Recipe
-from o1core.runs.footprint import Machine, count_weights, held_by_training, phases, saved_by_block, update, writing
+from o1core.runs.footprint import (
+    Machine,
+    Workload,
+    count_weights,
+    footprint,
+    held_by_training,
+    kept_by_layer,
+    update,
+    writing,
+)
 from o1core.training import Updater
 
 HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 << 30
@@ -41,13 +50,13 @@ def grown(phase: str, shape: dict, settings: dict) -> int:
     ids=["vocabulary", "adam-mini", "activations", "checkpointing", "adapters", "crisp"],
 )
 def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
-    """The widths of Qwen2.5-0.5B. Nothing is written meanwhile."""
+    """The widths of Qwen2.5-0.5B."""
     settings = {"ratio": "token", "max_new_tokens": 256} | settings
     measured = grown("update", shape, settings)
-    predicted = phases(replace(QWEN, **shape), Recipe.of(**settings), torch.float32, Machine(), slots=1)[-1]
-    assert predicted.name == "update"
-    total = predicted.total - predicted.parts["state being written"]
-    assert total == pytest.approx(measured, rel=0.15), predicted.parts
+    config = replace(QWEN, **shape, dtype=torch.float32)
+    workload = Workload.of(Recipe.of(**settings | {"save_every": 10**6}))  # nothing is written meanwhile
+    predicted = next(p for p in footprint(config, workload, Machine(), 1, 16384) if p.name == "update")
+    assert predicted.total - predicted.parts["libraries"] == pytest.approx(measured, rel=0.15), predicted.parts
 
 
 FIRST_OPTIMISER = """
@@ -89,10 +98,9 @@ def test_crisps_teacher_is_counted():
     config, head = read_config(DATA / "marco-o1"), 152064 * 3584
     for machine in (Machine(cuda=True), Machine(8, cuda=True)):
         for settings, expected in (({}, (2 + 4) * head), ({"lora_rank": 8}, 0)):
-            recipe = Recipe.of(objective="crisp", micro_tokens=4096, cutoff=4096, **settings)
-            held = update(config, recipe, torch.bfloat16, machine)
-            assert held["teacher"] == expected + 2 * 4096 * 3584
-    assert "teacher" not in update(config, recipe.replace(objective="sft"), torch.bfloat16, machine)
+            recipe = Recipe.of(objective="crisp", cutoff=4096, **settings)
+            assert update(config, Workload.of(recipe), machine, 4096)["teacher"] == expected + 2 * 4096 * 3584
+    assert "teacher" not in update(config, Workload.of(recipe.replace(objective="sft")), machine, 4096)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -112,7 +120,7 @@ def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, sett
     for master in updater.masters:
         master.grad = torch.zeros_like(master)
     updater.optimiser.step()
-    held = held_by_training(model.config, of, DTYPES[dtype], Machine())
+    held = held_by_training(replace(model.config, dtype=DTYPES[dtype]), of, Machine())
     masters = [master for weight, master in updater.pairs.values() if weight is not master]
     moments = [t for state in updater.optimiser.state.values() for name, t in state.items() if t.ndim]
     if of.kind == "adam-mini":
@@ -128,14 +136,14 @@ def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, sett
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
-def test_a_block_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
+def test_a_layer_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
     """What autograd keeps of two layers beyond what it keeps of one."""
     build_checkpoint(tmp_path / "m", family, num_hidden_layers=2)
     model = o1core.model.load(tmp_path / "m", DTYPES[dtype])[0]
     two = kept_bytes(model)
     del model.blocks[1]
     found = (two - kept_bytes(model)) / 128
-    assert saved_by_block(model.config, DTYPES[dtype], cuda=False) == pytest.approx(found, rel=0.03)
+    assert kept_by_layer(replace(model.config, dtype=DTYPES[dtype]), cuda=False) == pytest.approx(found, rel=0.03)
 
 
 def kept_bytes(model: Transformer) -> int:
@@ -168,22 +176,22 @@ def test_sharded_peaks_are_those_of_torchs_simulation(name, ranks, last, static,
     """GiB of rank 0 that FSDPMemTracker found with 4,096 and 16,384 tokens a micro-batch, checkpointing, the loss a stub."""
     config, machine = read_config(DATA / name), Machine(ranks, cuda=True)
     for tokens, peak in zip((4096, 16384), peaks):
-        recipe = Recipe.of(checkpointing=True, micro_tokens=tokens, train_last_layers=last, batch=10_000, cutoff=4096)
-        held = sum(held_by_training(config, recipe.optimiser, torch.bfloat16, machine).values())
+        recipe = Recipe.of(checkpointing=True, train_last_layers=last, batch=10_000, cutoff=4096)
+        held = sum(held_by_training(config, recipe.optimiser, machine).values())
         assert held / GIB == pytest.approx(static, abs=0.06)
         if peak is not None:
-            parts = update(config, recipe, torch.bfloat16, machine)
+            parts = update(config, Workload.of(recipe), machine, tokens)
             parts.pop("loss scratch")
             assert (held + sum(parts.values())) / GIB == pytest.approx(peak, rel=0.05)
 
 
 def test_one_process_holds_16_bytes_a_weight_in_fp32_and_12_with_adam_mini():
     config = read_config(DATA / "marco-o1")
-    for kind, size, expected in (
+    for kind, dtype, expected in (
         ("adamw", torch.float32, 16),
         ("adam-mini", torch.float32, 12),
         ("adamw", torch.bfloat16, 18),
     ):
         settings = Recipe.of(optimiser=kind).optimiser
-        held = held_by_training(config, settings, size, Machine())
+        held = held_by_training(replace(config, dtype=dtype), settings, Machine())
         assert sum(held.values()) == expected * 7_615_616_512
