@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .training import Picked, Rollouts, Scored
     from .types import Completion, Example, Group, Problem, Sample
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOM_OF = {
     "EMBEDDED": "runs",

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from .errors import UserError
 
 MAX_JSON_BYTES = 256 << 20  # of one value, which takes up to 24 times as much memory once it is parsed
+MAX_YAML_CHARS = 200_000  # a reader in Python takes a second for them
 CHECKSUM = "sha256"  # in a JSON record: the checksum of its other fields
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -76,6 +77,24 @@ def parse_json(
     except UnicodeEncodeError:
         raise UserError(f"{where}: a text holds half a surrogate pair; write the whole character") from None
     return value
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text of plain values: no objects of a program's. Raises UserError that begins with `where`."""
+    import yaml  # few commands need it
+
+    if len(text) > MAX_YAML_CHARS:
+        raise UserError(f"{where}: more than {MAX_YAML_CHARS:,} characters of YAML; write fewer")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
+        raise UserError(f"{where}: not valid YAML: {reason}{place}; correct it") from None
+    except (RecursionError, ValueError, OverflowError) as error:  # nested too deeply; a date that does not exist
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{where}: not readable as YAML: {reason}; correct it") from None
 
 
 def _integer(digits: str) -> int | float:

@@ -14,10 +14,10 @@ gets the trained weights whenever something is sampled.
 
 import dataclasses
 import logging
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .distributed import (
-    Offload,
-    allot_weights,
-    copy_weights,
-    deal,
-    drop_weights,
-    export_checkpoint,
-    gather,
-    on_rank0,
-    trained_model,
-)
+from .distributed import Offload, allot_weights, copy_weights, drop_weights, export_checkpoint, trained_model
 from .errors import UserError
 from .evaluation import MOSTLY, Evaluation, evaluation_of
 from .grading import FAULTS, Attempt, Grader, leaves_thought_open
@@ -51,7 +41,7 @@ from .model import (
     read_config,
 )
 from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
-from .rollout import Engine, SamplingParams, keep_large_tensors, problems_held, read_groups, write_shard
+from .rollout import Engine, RolloutFolder, SamplingParams, folder_or_temporary, keep_large_tensors, problems_held
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
@@ -108,60 +98,56 @@ class Policy:
 
         Ranks share the problems, and read each other's from the folder, which all of them must see. Completions are
         graded a shard at a time; answers that hung or killed their grader count as wrong and are logged. The engine's
-        cache is given back at the end. Raises UserError where a prompt does not fit the context, or the opening fills
-        the limit.
+        cache is given back at the end. Raises UserError where a prompt does not fit the context, the opening fills the
+        limit, or the folder was begun with other settings or after another number of steps.
         """
         params = params or SamplingParams(**{"max_new_tokens": self.longest} | settings)
+        if len({problem.id for problem in problems}) < len(problems):
+            raise UserError(f"{label}: two problems have one id; give each its own")
+        made_with = {"steps": self.steps, "opening": opening} | vars(params)
         with folder_or_temporary(folder, label) as path, self.sampling(), merged_weights(self.model):
-            groups = self._sample(problems, params, path, label, opening)
+            store = RolloutFolder(path, label, made_with)
+            self._sample([p for p in problems if p.id not in store.held], params, store, opening, len(problems))
+            groups = store.whole([p.id for p in problems])
         return Rollouts(groups, params.max_new_tokens, self._reference(self.steps))
 
     def _sample(
-        self, problems: list[Problem], params: SamplingParams, folder: Path, label: str, opening: str
-    ) -> list[Group]:
-        if len({problem.id for problem in problems}) < len(problems):
-            raise UserError(f"{label}: two problems have one id; give each its own")
-        done = {group.problem: group for group in read_groups(folder)}
-        for group in done.values():
-            if len(group.samples) != params.n:
-                count = f"{len(group.samples)} samples of problem {group.problem}, not {params.n}"
-                raise UserError(f"{folder}: holds {count}; name another folder")
-        held = set(on_rank0(label, lambda: list(done)))  # no rank writes before all have read
-        todo = [p for p in problems if p.id not in held]
+        self, todo: list[Problem], params: SamplingParams, store: RolloutFolder, opening: str, total: int
+    ) -> None:
+        """Add to the store what it lacks: `todo` of `total` problems."""
         prompts = self.tokenizer.prompts(todo, self.model.config.max_positions)
         begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
-        total = len(problems) * params.n
+        seen: Counter[str] = Counter()  # for the bar
         written = time.monotonic()
-        bar = tqdm(total=total, initial=total - len(todo) * params.n, desc=label, unit="sample")
+        done = (total - len(todo)) * params.n
+        bar = tqdm(total=total * params.n, initial=done, desc=store.label, unit="sample")
         grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
-        with keep_large_tensors(), grader, bar:
+        stream = self.engine.stream_dealt([prompt + begin for prompt in prompts], sampled)
+        with keep_large_tensors(), grader, bar, closing(stream):
 
             def flush() -> None:
                 groups = self.grade(grader, pending)
-                done.update((group.problem, group) for group in groups)
-                write_shard(folder, groups)
+                verdicts = [s.correct for group in groups for s in group.samples]
+                seen.update(graded=len(verdicts), right=sum(verdicts))
+                store.add(groups)
                 pending.clear()
 
-            asked = [prompt + begin for prompt in prompts]
-            for i, completions in self.engine.stream(asked, sampled, deal(len(prompts), self.engine.team)):
-                if not self.engine.team.is_lead:
-                    continue
+            for i, completions in stream:
                 pending.append((todo[i], prompts[i], [begun_with(begin, c) for c in completions]))
+                seen.update(sampled=params.n, tokens=sum(len(begin) + len(c.ids) for c in completions))
+                right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
+                bar.set_postfix_str(f"{seen['tokens'] / seen['sampled']:.0f} tokens{right}", refresh=False)
                 bar.update(params.n)
                 if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                     flush()
                     written = time.monotonic()
             if pending:
                 flush()
-            self.engine.release()
+        self.engine.release()
         if faults := {name: n for name, n in grader.counts.items() if name in (*FAULTS, "too long")}:
-            log.warning("%s: answers counted as wrong because of their grader: %s", label, faults)
-        gather(label)
-        if any(p.id not in done for p in problems):  # other ranks have sampled them
-            done = {group.problem: group for group in read_groups(folder)}
-        return [done[p.id] for p in problems]
+            log.warning("%s: answers counted as wrong because of their grader: %s", store.label, faults)
 
     def grade(self, grader: Grader, finished: list[Finished]) -> list[Group]:
         """Groups of what was sampled, each completion with its verdict."""
@@ -238,17 +224,6 @@ def warn_of_cuts(label: str, truncated: float, limit: int) -> None:
             100 * truncated,
             limit,
         )
-
-
-@contextmanager
-def folder_or_temporary(folder: Path | str | None, label: str) -> Iterator[Path]:
-    """The folder, or one that all ranks see and that is deleted at the end."""
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory() as mine:
-        yield Path(on_rank0(label, lambda: mine))
-        gather(label)  # nobody reads any more
 
 
 def opening_ids(tokenizer: Tokenizer, opening: str, limit: int) -> list[int]:

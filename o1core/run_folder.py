@@ -8,6 +8,7 @@
     adapter/         with --lora-rank, the same as a PEFT adapter
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
+    seconds.json     how long the run has taken so far
     lock             held by the process that owns the folder
 
 An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
@@ -20,6 +21,7 @@ Rank 0 alone takes the lock and writes records here; all ranks call these functi
 states and the pruned model are written by several ranks.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -27,10 +29,11 @@ import os
 import shlex
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from . import __version__
 from .distributed import on_rank0
@@ -39,6 +42,8 @@ from .files import damaged_file, digests, read_record, refuse_links, write_recor
 from .types import Problem
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SIDES = ("base", "after")  # the evaluations before and after training
 SHOWN = ("id", "question", "answer", "level", "subject")  # fields of a problem that problems.json keeps
@@ -73,10 +78,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings, self.result, self.plot = path / "settings.json", path / "result.json", path / "plot.png"
-        self.log, self.lock = path / "log.jsonl", path / "lock"
+        self.log, self.lock, self.clock = path / "log.jsonl", path / "lock", path / "seconds.json"
         self.pruned, self.pruned_record, self.adapter = path / "pruned", path / "pruned.json", path / "adapter"
         self.own_evaluation = EvaluationFolder(path)  # of a folder made by `o1core eval` or a study of samples
         self.killed: int | None = None
+        self._before: float | None = None  # seconds of earlier processes, once they have been read
+        self._opened = time.monotonic()
         self._lock: int | None = None  # file descriptor
 
     def round(self, index: int) -> Path:
@@ -117,16 +124,16 @@ class RunFolder:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
             raise UserError(f"{self.lock}: is not a file; remove it")
-        text = os.read(file, 32).decode(errors="replace").strip()
-        owner = int(text) if text.isdecimal() and text.isascii() else None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = lock_owner(file)
             os.close(file)
             raise UserError(
                 f"{self.path}: process {owner or 'unknown'} is at work in this folder; wait for it, or choose another --out"
             ) from None
-        self.killed, self._lock = owner, file
+        # Read only now: before the lock was ours, an owner that was just ending well had its id there still.
+        self.killed, self._lock = lock_owner(file), file
         self._write_lock(f"{os.getpid()}\n")
 
     def _write_lock(self, text: str) -> None:
@@ -141,6 +148,9 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            if self._before is not None:
+                with contextlib.suppress(UserError, OSError):  # the disk is full: the rest of the run says so
+                    write_record(self.clock, {"seconds": self.seconds(), "since": None})
             self._write_lock("")
             os.close(self._lock)
             self._lock = None
@@ -162,9 +172,12 @@ class RunFolder:
 
         return on_rank0("the run's folder", act)
 
-    def claim(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], model: Path) -> None:
+    def claim(
+        self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], origin: dict[str, Any]
+    ) -> None:
         """Own the folder from here on; files may be written to it. Raises UserError as `check` does. Changes of free
-        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N."""
+        settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N.
+        origin: what else settings.json keeps, of where the model and the problems came from."""
 
         def act() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -186,11 +199,29 @@ class RunFolder:
                 )
             if "rounds" in changed:
                 self._archive(held["rounds"])
+            self._start_clock()
             if changed or not held:
-                write_record(self.settings, settings | {"model": str(model), "o1core": __version__})
+                write_record(self.settings, settings | origin | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)
+
+    def seconds(self) -> float:
+        """How long the run has taken so far, over all processes that worked on it one after the other."""
+        return (self._before or 0.0) + time.monotonic() - self._opened
+
+    def _start_clock(self) -> None:
+        """Read how long earlier processes took. One that was killed had worked at least until it last wrote something."""
+        if self._before is not None:
+            return
+        self._before = 0.0
+        with contextlib.suppress(UserError, OSError):
+            held = read_record(self.clock) if self.clock.exists() else {}
+            before, since = (float(held.get(name) or 0) for name in ("seconds", "since"))
+            others = [path for path in self.path.rglob("*") if path not in (self.clock, self.lock) and path.is_file()]
+            newest = max((path.stat().st_mtime for path in others), default=0.0)
+            self._before = max(0.0, before) + (max(0.0, newest - since) if since else 0.0)
+        write_record(self.clock, {"seconds": self._before, "since": time.time() - (time.monotonic() - self._opened)})
 
     def finish(self, result: dict[str, Any], plot: Callable[[], None]) -> None:
         """Write what the run has come to: the plot, and result.json last, by which a finished run is known."""
@@ -203,7 +234,11 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return on_rank0("the run's folder", lambda: self.read_settings().get(name) if self.settings.exists() else None)
+        return self.ask(lambda: self.read_settings().get(name) if self.settings.exists() else None)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer of rank 0, which all get, to a question about the folder's files. A JSON value."""
+        return on_rank0("the run's folder", question)
 
     def drop_reference(self, round_index: int) -> None:
         """Delete the round's reference log-probs, which belong to rollouts that are gone."""
@@ -229,6 +264,10 @@ class RunFolder:
         save(self.pruned)
         on_rank0(what, lambda: write_record(self.pruned_record, {"files": digests(self.pruned)}))
 
+    def write_adapter(self, save: Callable[[Path], None]) -> None:
+        """Let rank 0 save the adapter."""
+        on_rank0("the adapter", lambda: save(self.adapter))
+
     def _pruned_is_intact(self) -> bool:
         if not self.pruned.exists() or not self.pruned_record.exists():
             return False
@@ -237,7 +276,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
-        return on_rank0("the run's folder", self.settings.exists)
+        return self.ask(self.settings.exists)
 
     def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings that the folder holds."""
@@ -278,6 +317,12 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def lock_owner(file: int) -> int | None:
+    """The process id in a lock file, given as a descriptor; None where there is none."""
+    text = os.pread(file, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def as_flag(name: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """The interface: load, sample, score, pick, split, step, evaluate, compare, save; and a reward, an objective and an
 optimiser of one's own. All of it on tiny-o1."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import o1core
 from o1core.cli import main
 from o1core.errors import UserError
 from o1core.problems import arithmetic_problems
-from o1core.training.objectives import Surrogate
+from o1core.training.objectives import Preference, Surrogate
 
 PROBLEMS = arithmetic_problems("train", 3, seed=3)
 
@@ -95,6 +96,34 @@ def test_a_batch_has_the_reference_of_the_policy_that_sampled(policy):
     assert first["ratio_max"] == pytest.approx(1, abs=1e-4) and second["ratio_max"] > 1.001
     with pytest.raises(UserError, match="trained after it had sampled these rollouts"):
         late.split(5)
+
+
+def test_a_folder_of_rollouts_is_not_filled_up_by_a_policy_that_moved(policy, tmp_path):
+    trainer = o1core.Trainer(policy, lr=1e-3)
+    (batch,) = policy.sample(PROBLEMS, n=2, temperature=1.0, folder=tmp_path).score().pick(2).split(6)
+    trainer.step(batch)
+    with pytest.raises(UserError, match="made with steps 0, not 1; name another folder"):
+        policy.sample(PROBLEMS, n=2, temperature=1.0, folder=tmp_path)
+
+
+def test_pairs_are_picked_by_their_own_objective(policy):
+    trainer = o1core.Trainer(policy, objective="dpo", lr=0.0)
+    rollouts = policy.sample(PROBLEMS, n=4, temperature=1.0)
+    rollouts = o1core.Rollouts(
+        [
+            dataclasses.replace(
+                g, samples=tuple(dataclasses.replace(s, correct=k == 0) for k, s in enumerate(g.samples))
+            )
+            for g in rollouts.groups
+        ],
+        rollouts.limit,
+        rollouts.reference,
+    )
+    batches = list(rollouts.score("accuracy").pick(Preference(0.1), cutoff=4000).split(2))
+    assert all(len(batch) % 2 == 0 and batch[0].advantage == 1 for batch in batches)
+    trainer.step(batches[0])
+    with pytest.raises(UserError, match="a batch of 3 examples, of which the objective wants 2 together"):
+        trainer.step(batches[0][:1] * 3)
 
 
 def test_an_objective_and_an_optimiser_of_ones_own(policy):
@@ -200,8 +229,10 @@ def test_a_grader_that_is_not_there_is_refused(flags, tmp_path, capsys):
 
 def test_what_the_interface_cannot_do_is_said(policy, tmp_path):
     policy.sample(PROBLEMS, n=2, folder=tmp_path)
-    with pytest.raises(UserError, match=r"holds 2 samples of problem .*, not 4"):
+    with pytest.raises(UserError, match=r"made with n 2, not 4"):
         policy.sample(PROBLEMS, n=4, folder=tmp_path)
+    with pytest.raises(UserError, match=r'made with opening "", not "So "'):
+        policy.sample(PROBLEMS, n=2, folder=tmp_path, opening="So ")
     with pytest.raises(UserError, match="two problems have one id"):
         policy.sample([PROBLEMS[0], PROBLEMS[0]], n=2)
     rollouts = policy.sample(PROBLEMS, n=2)

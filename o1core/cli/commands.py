@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ..distributed import check_same, on_all_ranks, opened, processes_asked, team_of
+from ..distributed import at_work, check_same, on_all_ranks, on_rank0, opened, processes_asked, team_of
 from ..errors import UserError
-from ..model import DTYPES, read_config
-from ..recipe import SPECS, Recipe, read_recipe
+from ..model import DTYPES, find_model, read_config
+from ..problems import Fields, download_data, hub_data
+from ..recipe import SPECS, OptimiserSettings, Recipe, read_recipe
 from ..report import (
     Table,
     disharmony_tables,
@@ -32,7 +33,21 @@ from ..report import (
 )
 from ..rollout import keep_freed_memory
 from ..run_folder import RunFolder
-from ..runs import Job, Machine, Resources, Workload, open_evaluation, open_session, plan_run, plan_table
+from ..runs import (
+    EMBEDDED,
+    TINY,
+    Job,
+    Machine,
+    Resources,
+    Sources,
+    Workload,
+    choose_threads,
+    count_weights,
+    open_evaluation,
+    open_session,
+    plan_run,
+    plan_table,
+)
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
@@ -90,14 +105,58 @@ def open_alone(args: argparse.Namespace) -> Resources:
 
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
-    """The job that a command's flags and a recipe ask for, opened and checked."""
+    """The job that a command's flags and a recipe ask for, opened and checked. What is on the hub was fetched before."""
     check_out(args.out or Path("runs"))
-    check_model(args.model)
     say_how_it_evaluates(recipe)
+    model, sources = args.checkpoint, args.sources
     if args.command in ("eval", "disharmony"):
-        return open_evaluation(args.model, args.data, args.dtype, recipe)
+        return open_evaluation(model, args.data, args.dtype, recipe, sources)
     by_level = args.command == "compare"
-    return open_pruning_job(args.model, args.data, args.eval_data, args.dtype, recipe, by_level)
+    return open_pruning_job(model, args.data, args.eval_data, args.dtype, recipe, by_level, sources)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Set args.checkpoint, the model's folder (None: the embedded one), and args.sources. What the hub has and the disk does
+    not is downloaded, by rank 0; with --dry-run all but the weights."""
+
+    def act() -> dict[str, Any]:
+        check_model(args.model)
+        held = held_settings(folder_of(args))
+        named: dict[str, Any] = {"model": TINY}
+        folder, files = None, {}
+        with at_work():
+            if args.model is not None:
+                resumed = held.get("revision") if held.get("model") == args.model else None
+                found = find_model(args.model, args.revision or resumed, weights=not args.dry_run)
+                folder, named = str(found.folder), {"model": args.model, "revision": found.commit}
+            alone = args.command in ("eval", "disharmony")
+            asked = [("data", args.data, "test" if alone else "train")]
+            asked += [("eval_data", test, "test") for test in getattr(args, "eval_data", None) or []]
+            for flag, source, split in asked:
+                if source is None:
+                    continue
+                if data := hub_data(source):
+                    commit, paths = download_data(data, split)
+                    files[source] = [str(path) for path in paths]
+                    source = data.at(commit)
+                named[flag] = [*named.get(flag, []), source] if flag == "eval_data" else source
+        named |= {f"{role}_field": name for role, name in vars(fields_of(args)).items() if name}
+        named |= {"method": getattr(args, "method", None), "recipe": args.recipe}
+        return {"folder": folder, "files": files, "named": {key: value for key, value in named.items() if value}}
+
+    found = on_rank0("the download", act)
+    args.checkpoint = Path(found["folder"]) if found["folder"] else None
+    args.sources = Sources(found["named"], fields_of(args), found["files"])
+
+
+def fields_of(args: argparse.Namespace) -> Fields:
+    return Fields(args.question_field, args.answer_field, args.level_field)
+
+
+def held_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that the folder holds, if it holds one: a run resumes at the revision that it began with."""
+    run = RunFolder(folder)
+    return run.read_settings() if run.settings.exists() else {}
 
 
 def check_out(out: Path) -> None:
@@ -109,9 +168,10 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out: nothing can be written to {there.absolute()}; name another folder")
 
 
-def check_model(model: Path | None) -> None:
+def check_model(named: str | None) -> None:
     """Raise UserError where --model is a run and no checkpoint."""
-    if model is not None and (model / "settings.json").exists() and not (model / "config.json").exists():
+    model = Path(named or "")
+    if named is not None and (model / "settings.json").exists() and not (model / "config.json").exists():
         pruned = RunFolder(model).pruned
         way = f"its checkpoint is {pruned}" if pruned.exists() else "which has not come to a checkpoint yet"
         raise UserError(f"--model: {model} is the folder of a run; {way}")
@@ -131,7 +191,8 @@ def say_how_it_evaluates(recipe: Recipe) -> None:
 
 def folder_of(args: argparse.Namespace, prefix: str = "") -> Path:
     """--out, or a folder named after the model."""
-    return args.out or Path("runs") / (prefix + (args.model.resolve().name if args.model else "tiny-o1"))
+    model = Path(args.model).resolve().name if args.model else TINY
+    return args.out or Path("runs") / (prefix + model)
 
 
 def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
@@ -139,6 +200,7 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
     them generates has nothing to check."""
     method = getattr(args, "method", None) or args.methods
     about = f"method {method}, recipe {args.recipe or ('paper' if args.model else 'tiny-o1')}"
+    fetch(args)
     if args.model is None and args.data is None:
         about += "; the embedded tiny-o1 on generated problems"
     else:
@@ -146,6 +208,22 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
         tests = ", ".join(f"{len(test):,} of {name}" for name, test in job.tests.items())
         about += f"; model {named(job.model)}; {len(job.train):,} problems to train on, {tests} to evaluate"
     print(one_line(about), file=sys.stderr)
+
+
+def what_runs(args: argparse.Namespace, job: Job, weights: int) -> str:
+    """The first line of a run: "Prune tiny-o1 (1 M) on 96 problems x 16 samples, 2 rounds, method o1-pruner; evaluate 300"."""
+    size = f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{max(1, round(weights / 1e6))} M"
+    recipe, tests = job.recipe, sum(map(len, job.tests.values()))
+    each = f" x {recipe.evaluation.samples} samples" if recipe.evaluation.samples > 1 else ""
+    model = f"{job.name} ({size})"
+    if args.command == "eval":
+        return f"Evaluate {model} on {tests:,} problems{each}"
+    rounds = f", {recipe.sampling.rounds} rounds" if recipe.sampling.rounds > 1 else ""
+    work = f"{model} on {len(job.train):,} problems x {recipe.sampling.samples} samples"
+    if recipe.objective.kind == "none":  # nothing is trained
+        work, rounds = model, ""
+    about = f"{args.command.capitalize()} {work}{rounds}, method {args.method}"
+    return about + (f"; evaluate {tests:,}{each}" if args.command == "prune" else "")
 
 
 def named(path: Path) -> str:
@@ -164,9 +242,13 @@ def on_a_job(
             print(json.dumps(recipe.to_json(), indent=2))
             return
         with opened(open_device(args), args.timeout) as device:
+            fetch(args)
             resources = on_all_ranks("the resources", lambda: open_resources(args, device))
             job = on_all_ranks("the job", lambda: open_job(args, resolve(args)))
             check_same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
+            weights = count_weights(read_config(job.model), OptimiserSettings()).trained
+            log.info("%s", what_runs(args, job, weights))
+            choose_threads(weights, device)
             work(args, job, RunFolder(folder_of(args)), resources)
 
     return run
@@ -207,6 +289,7 @@ def disharmony(args: argparse.Namespace) -> None:
         say_what_would_run(args, recipe)
         print(json.dumps(recipe.to_json(), indent=2))
         return
+    fetch(args)
     job = open_job(args, recipe.replace(eval_problems=recipe.selection.problems))
     folder = folder_of(args, "study-disharmony-")
     result = study_disharmony(job, args.intervals, folder, open_alone(args))
@@ -228,6 +311,7 @@ def study(args: argparse.Namespace) -> None:
         say_what_would_run(args, variants[0].recipe)
         print(json.dumps({v.label: v.recipe.to_json() for v in variants}, indent=2))
         return
+    fetch(args)
     resources, folder = open_alone(args), folder_of(args, f"study-{args.command}-")
     opener = partial(open_job, args)
     run = run_comparison if args.command == "compare" else partial(run_study, args.command)
@@ -245,7 +329,7 @@ def plan(args: argparse.Namespace) -> None:
     """Nothing is loaded: config.json alone is read."""
     if args.gpus < 1 or not 1 <= args.gpu_memory <= 10**4 or args.tensor_parallel < 1:
         raise UserError("--gpus, --gpu-memory, --tensor-parallel: at least 1 is needed, and at most 10,000 GiB")
-    config, recipe = read_config(args.model), resolve(args)
+    config, recipe = read_config(find_model(args.model or EMBEDDED, args.revision, weights=False).folder), resolve(args)
     if args.gpus % args.tensor_parallel or config.num_kv_heads % args.tensor_parallel:
         raise UserError(
             f"--tensor-parallel: {args.tensor_parallel} must divide --gpus {args.gpus} and the model's "
@@ -258,7 +342,7 @@ def plan(args: argparse.Namespace) -> None:
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
-        print(f"Start it with: {start} prune --model {named(args.model)} --data FILE and the same settings.")
+        print(f"Start it with: {start} prune --model {one_line(args.model or TINY)} --data FILE and the same settings.")
 
 
 def check_run(folder: Path) -> None:

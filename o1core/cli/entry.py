@@ -11,13 +11,15 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TextIO
 
 from safetensors import SafetensorError
 
 from .. import __version__, interrupts
 from ..errors import UserError
 from ..text import nearest, one_line
+from .run_file import TAKES_FILE, flags_in
 
 COMMANDS = {  # name: help
     "prune": "sample, train, evaluate before and after, and report; finished steps are skipped",
@@ -37,8 +39,11 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for what is wrong: a command's usage would fill the screen above it. A name that is mistyped
     gets its nearest match."""
 
+    reading: ClassVar[str] = ""  # the run file that the words come from
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"o1core: error: {one_line(message)}; see {self.prog} --help\n")
+        place = f"{self.reading}: " if self.reading else ""
+        self.exit(2, f"o1core: error: {one_line(place + message)}; see {self.prog} --help\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -158,12 +163,30 @@ def parse(argv: list[str]) -> argparse.Namespace:
     with contextlib.ExitStack() as quiet:
         if not is_first():
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        argv = with_run_file(top, argv)
         args, unknown = top.parse_known_args(argv)
         if unknown:  # found by the parser of all commands, which does not know whose flags they are
             last = leaf(top, argv)
             flag = unknown[0].partition("=")[0]
             last.error(f"unknown: {' '.join(unknown)}{nearest(flag, last._option_string_actions)}")
     return args
+
+
+def with_run_file(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The arguments with a file that stands after the command (`prune run.yaml`) replaced by the flags that it holds."""
+    at = 2 if argv[:1] == ["study"] else 1
+    if not argv or argv[0] not in TAKES_FILE or len(argv) <= at or argv[at].startswith("-"):
+        return argv
+    command, path = argv[:at], argv[at]
+    try:
+        words = flags_in(Path(path), leaf(top, command)._option_string_actions)
+        Parser.reading = path
+        top.parse_known_args([*command, *words])  # so that an error names the file
+    except UserError as error:
+        raise error if is_first() else SystemExit(2) from None
+    finally:
+        Parser.reading = ""
+    return [*command, *words, *argv[at + 1 :]]
 
 
 def leaf(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from ..distributed import PATIENCE, Offload
 from ..model import DTYPES
 from ..recipe import METHODS, SPECS, Spec, flag, read_recipe
+from ..runs import TINY
 from ..studies import FEW_METHODS
 from ..training import TRACKERS
 from . import commands
@@ -37,7 +38,10 @@ SHOWN_OF = {
     "difficulty": SHOWN | {"percentiles", "problems", "samples", "rounds"},
 }
 SHOWN_ELSE = SHOWN | {"problems", "samples", "rounds", "reward", "lr", "lora_rank"}
-OVERRIDES = "A flag overrides the method, the method the recipe, and the recipe the defaults that are named here."
+OVERRIDES = (
+    "RUN.yaml, or RUN.json, holds flags by their names, such as `eval_data: [a.jsonl]`; a run's settings.json is one. A flag "
+    "overrides this file, the file the method, the method the recipe, and the recipe the defaults that are named here."
+)
 TORCHRUN = (
     "Several GPUs: torchrun --nproc-per-node N -m o1core ... . torchrun listens on all network interfaces and trusts whoever "
     "connects, and ranks that save a training state send each other pickled plans. On a machine that others can reach, give "
@@ -96,7 +100,14 @@ def fill(sub: argparse.ArgumentParser, name: str) -> None:
 def add_plan_flags(sub: argparse.ArgumentParser) -> None:
     sub.usage = "%(prog)s --model DIR [--gpus N] [--gpu-memory GIB] [FLAGS]"
     sub.set_defaults(command="plan")
-    sub.add_argument("--model", metavar="DIR", type=Path, required=True, help="a folder with the model's config.json")
+    sub.add_argument(
+        "--model",
+        metavar="DIR|NAME",
+        type=model_name,
+        required=True,
+        help="a folder with config.json, or a name on the hub",
+    )
+    add_revision_flag(sub)
     sub.add_argument("--gpus", metavar="N", type=int, default=1, help="GPUs, one process each (default: 1)")
     sub.add_argument("--gpu-memory", metavar="GIB", type=float, default=80.0, help="memory of a GPU (default: 80)")
     sub.add_argument(
@@ -158,25 +169,34 @@ def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:
 
 def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     """The flags of every command that works on a checkpoint and problems."""
-    sub.usage = "%(prog)s [--model DIR --data FILE] [--recipe NAME|FILE] [--out RUN] [FLAGS]"
+    sub.usage = "%(prog)s [RUN.yaml] [--model DIR|NAME --data FILE|NAME] [--recipe NAME|FILE] [--out RUN] [FLAGS]"
     sub.set_defaults(command=name)
     sub.add_argument(
         "--model",
-        metavar="DIR",
-        type=Path,
-        help="a Hugging Face folder: Qwen2, Qwen2.5, Qwen3 or Llama (default: the embedded tiny-o1)",
+        metavar="DIR|NAME",
+        type=model_name,
+        help="a Hugging Face folder, or a name on the hub such as Qwen/Qwen3-0.6B: Qwen2, Qwen2.5, Qwen3 or Llama (default: "
+        "the embedded tiny-o1)",
     )
+    add_revision_flag(sub)
     sub.add_argument(
         "--data",
-        metavar="FILE",
-        help="problems, JSON or JSONL, or reasoning-gym:TASK (default: generated arithmetic, for tiny-o1)",
+        metavar="FILE|NAME[:SPLIT]",
+        help="problems: JSON, JSONL, CSV or parquet, a data set on the hub such as openai/gsm8k:train, or reasoning-gym:TASK "
+        "(default: generated arithmetic, for tiny-o1)",
     )
     if name not in ("eval", "disharmony"):
         sub.add_argument(
             "--eval-data",
-            metavar="FILE",
+            metavar="FILE|NAME",
             nargs="+",
-            help="problems to evaluate on, one file or several (default: the last fifth of the shuffled --data)",
+            help="problems to evaluate on, one file or several, as --data (default: the last fifth of the shuffled --data)",
+        )
+    for role in ("question", "answer", "level"):
+        sub.add_argument(
+            f"--{role}-field",
+            metavar="FIELD",
+            help=f"the field of problem files that holds the {role}; A.B is the field B in A (default: the published names)",
         )
     if name != "compare":
         sub.add_argument(
@@ -204,6 +224,15 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
         )
     skipped = {"difficulty": {"percentiles"}, "eval": {"problems"}}  # not theirs
     add_recipe_flags(sub, skipped.get(name, set()))
+
+
+def add_revision_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--revision", metavar="REV", help="branch, tag or commit of a --model on the hub (default: main)")
+
+
+def model_name(text: str) -> str | None:
+    """--model as it is typed; None for the embedded model, by its name."""
+    return None if text == TINY and not Path(text).exists() else text
 
 
 def add_resource_flags(sub: argparse.ArgumentParser) -> None:

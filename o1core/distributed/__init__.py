@@ -10,6 +10,7 @@ from .sums import any_rank, largest, of_this_rank, split_by_cost, total
 from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
 from .world import (
     PATIENCE,
+    at_work,
     check_same,
     gather,
     is_lead,
@@ -29,6 +30,7 @@ __all__ = [
     "Team",
     "allot_weights",
     "any_rank",
+    "at_work",
     "check_same",
     "clip_gradients",
     "copy_weights",

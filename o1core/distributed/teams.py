@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model import ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
 from .sharding import whole_unit
-from .world import rank, size, world
+from .world import on_all_ranks, rank, size, world
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,12 @@ def cuts(whole: ModelConfig, part: ModelConfig, member: int) -> Iterator[Cut]:
 
 
 def load_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team) -> Transformer:
-    """This rank's part of a checkpoint, in `dtype`; of a team of one, the whole model. No other slice is read."""
+    """This rank's part of a checkpoint, in `dtype`; of a team of one, the whole model. No other slice is read. Raises
+    UserError on all ranks where one of them cannot read its part."""
+    return on_all_ranks("the model", lambda: read_part(folder, dtype, device, team))
+
+
+def read_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team) -> Transformer:
     whole = read_config(folder)
     stored = open_tensors(folder, whole)
     with torch.device("meta"):

@@ -231,6 +231,27 @@ def sign_of_life() -> None:
         _world.store.add(f"signs/{_world.rank}", 1)
 
 
+@contextlib.contextmanager
+def at_work() -> Iterator[None]:
+    """Signs of life while this rank does what may take hours, such as a download."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(LOOK_EVERY):
+            sign_of_life()
+
+    if _world is None:
+        yield
+        return
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
 def on_rank0(what: str, action: Callable[[], T]) -> T:
     """Let rank 0 act while the others wait; all get what it returns, a JSON value, or the UserError it raises."""
     if _world is None:

@@ -86,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class RunResult:
-    """result.json of a run: seconds are of the call that finished it, checkpoint is the pruned model's folder."""
+    """result.json of a run: seconds are of all calls that worked on it, checkpoint is the pruned model's folder."""
 
     comparison: Comparison = field(metadata=INLINE)
     seconds: Amount

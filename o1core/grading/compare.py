@@ -6,10 +6,20 @@ letters, words and the bases of numbers. What neither decides goes to math-verif
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 from .extract import WRAPPED
-from .quantities import changing_words, in_first_unit, read_clock, read_compound, read_quantity, without_wrappers
-from .spelling import plain_spelling
+from .quantities import (
+    changing_words,
+    in_digits,
+    in_first_unit,
+    read_clock,
+    read_compound,
+    read_quantity,
+    simple_value,
+    without_wrappers,
+)
+from .spelling import plain_spelling, without_groups
 
 _PLAIN = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)?(?:\.\d{1,6})?")
 _THOUSANDS = re.compile(r",\s*\\!\s*(?=\d{3})")
@@ -18,7 +28,7 @@ _LETTER = re.compile(r"\(?\s*([A-Ja-j])\s*\)?(?:([.:)])\s(.*))?", re.DOTALL)
 _MIXED = re.compile(r"([-+]?\d+)\s+(\d+)\s?/\s?(\d+)")
 _BLANK = re.compile(r"(?<!\d) | (?!\d)")
 _PERCENT = re.compile(r"\s*(?:\\text\{\s*)?\b(?:percent|percentage points?|pct)\s*\}?$", re.IGNORECASE)
-_SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
+_SET_BUILDER = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\||:|\\mid|\\vert)\s*(.+)\\\}", re.DOTALL)
 
 
 def decide(predicted: str, gold: str) -> bool | tuple[str, str]:
@@ -29,8 +39,16 @@ def decide(predicted: str, gold: str) -> bool | tuple[str, str]:
     """
     if (equal := quick_equal(predicted, gold)) is not None:
         return equal
-    predicted, gold = plain_spelling(predicted), plain_spelling(gold)
+    predicted, gold = (_unannounced(plain_spelling(text)) for text in (predicted, gold))
+    if _PLAIN.fullmatch(predicted):
+        gold = without_groups(gold)
+    elif _PLAIN.fullmatch(gold):
+        predicted = without_groups(predicted)
     if (equal := quick_equal(predicted, gold)) is not None:
+        return equal
+    if _IS_PAIR.fullmatch(gold) and _IS_SET.fullmatch(predicted):
+        return False  # (0, 1) has an order or a length, \{0, 1\} has neither
+    if (equal := _same_letters(predicted, gold)) is not None:
         return equal
     label, predicted_value = _read_label(predicted)
     asked, gold_value = _read_label(gold)
@@ -40,8 +58,15 @@ def decide(predicted: str, gold: str) -> bool | tuple[str, str]:
         predicted = predicted_value or predicted
     if asked:
         gold = gold_value or gold
+    predicted, gold = _on_the_clock(predicted, gold), _on_the_clock(gold, predicted)
     if (equal := _same_time(predicted, gold)) is not None:
         return equal
+    if (numbers := (in_digits(predicted), in_digits(gold))) != (predicted, gold):
+        predicted, gold = numbers
+        if (equal := quick_equal(predicted, gold)) is not None:
+            return equal
+    if _same_percentage(predicted, gold):
+        return True
     settled = _settle_quantities(predicted, gold)
     if isinstance(settled, bool):
         return settled
@@ -51,6 +76,34 @@ def decide(predicted: str, gold: str) -> bool | tuple[str, str]:
     if (equal := quick_equal(predicted, gold)) is not None:
         return equal
     return (predicted, gold) if changing_words(predicted) == changing_words(gold) else False
+
+
+_ANNOUNCED = re.compile(
+    r"(?:(?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is|\s*:)\s*:?"
+    r"|(?:about|approximately|approx\.|roughly|exactly|only|a\s+total\s+of)\s)\s*(?=.)",
+    re.IGNORECASE,
+)
+
+
+def _unannounced(text: str) -> str:
+    """An answer without words before it that change nothing: "The answer is", "about", "a total of"."""
+    plain = without_wrappers(text)
+    return text if (match := _ANNOUNCED.match(plain)) is None else plain[match.end() :].rstrip(".")
+
+
+_IS_PAIR = re.compile(r"(?:\\left\s*)?\(([^()\[\]{}]|\{[^{}]*\})*,.*\)", re.DOTALL)
+_IS_SET = re.compile(r"(?:\\left\s*)?\\\{[^()]*\\\}", re.DOTALL)
+_ALL_LETTERS = re.compile(r"[A-J]{2,6}")
+
+
+def _same_letters(predicted: str, gold: str) -> bool | None:
+    """Compares the choices of a question with several right ones: "AC" and "A, C". None for other answers."""
+    sides = [without_wrappers(text) for text in (predicted, gold)]
+    together = [_ALL_LETTERS.fullmatch(side) is not None for side in sides]
+    if not any(together) or not all(_LETTERS_ALONE.fullmatch(side) or one for side, one in zip(sides, together)):
+        return None
+    ours, asked = (set(re.findall(r"[A-J]", side)) for side in sides)
+    return ours == asked
 
 
 def tidy(answer: str) -> str:
@@ -92,6 +145,26 @@ def _is_letter(gold: str) -> bool:
     return len(letter) == 1 and letter in "ABCDEFGHIJ"
 
 
+_HUNDREDTHS = re.compile(r"\s*\\?%$")
+
+
+def _same_percentage(predicted: str, gold: str) -> bool:
+    r"""Whether two numbers are equal, of which one at least is a percentage: 66\frac{2}{3}\% is 66\frac{2}{3} and 2/3."""
+    ours, asked = (simple_value(_HUNDREDTHS.sub("", text)) for text in (predicted, gold))
+    if ours is None or asked is None:
+        return False
+    said = [_HUNDREDTHS.search(text) is not None for text in (predicted, gold)]
+    return any(said) and (ours == asked or (not all(said) and ours == asked * (100 if said[0] else Fraction(1, 100))))
+
+
+_O_CLOCK = re.compile(r"(\d{1,2})\s*o\s?['’]?\s?clock", re.IGNORECASE)
+
+
+def _on_the_clock(text: str, other: str) -> str:
+    """ "3 o'clock" as 3:00 beside a time that has a colon, and as 3 beside another number."""
+    return _O_CLOCK.sub(r"\1:00" if ":" in other else r"\1", without_wrappers(text)) if "clock" in text else text
+
+
 def _same_time(predicted: str, gold: str) -> bool | None:
     """Compares times of day. One that leaves its half of the day to the question may be in either."""
     ours, asked = read_clock(predicted), read_clock(gold)
@@ -111,6 +184,9 @@ def _settle_quantities(predicted: str, gold: str) -> bool | tuple[str, str]:
         several[:2] if several is not None else in_first_unit(single) if single is not None else None
         for several, single in zip(many, one)
     ]
+    for several, other in zip(many, reversed(sides)):  # "2 hours and 30 minutes" are 2.5, or 150, where no unit is said
+        if several is not None and (value := simple_value(other)) is not None:
+            return value in several[3]
     ours, asked = totals
     if ours and asked and ours[0] == asked[0] and ours[1] is not None and asked[1] is not None:
         return ours[1] == asked[1]
@@ -192,10 +268,19 @@ def _same_words(predicted: str, gold: str) -> bool | None:
     if (asked := _words(gold)) is None:
         return None
     if (given := _words(predicted)) is not None:
-        return given == asked
+        return given == asked or _singular(predicted) == _singular(gold)
     letters, found = asked[0], _letters(_COMMAND.sub(" ", predicted))
     is_anagram = len(asked) == 1 and found != letters and sorted(found) == sorted(letters)
     return False if is_anagram and not _PRODUCT.search(predicted) else None
+
+
+def _singular(text: str) -> list[str]:
+    """The sorted items of a list of words without an article before them and an s behind: "an ellipse", "no solutions"."""
+    parts = (_ARTICLE.sub("", part.strip()) for part in _WORD_BREAK.split(text.casefold()))
+    return sorted(item.removesuffix("s") if len(item) > 3 else item for part in parts if (item := _letters(part)))
+
+
+_ARTICLE = re.compile(r"(?:an?|the)\s+")
 
 
 def _words(text: str) -> list[str] | None:

@@ -14,7 +14,8 @@ _BRACELESS_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[\d.,/]*\d)")
 _GSM8K = re.compile(rf"^[ \t]*####[ \t]*\$?([-+]?\$?(?:{_UNSIGNED})[ \t]*%?)\.?[ \t]*\r?$", re.MULTILINE)
 _MARKS = r"[\s*$_]{0,8}"
 _CHOICE = re.compile(
-    rf"(?:\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice){_MARKS}(?:\s+is\s*:?|:)|答案(?:是|为)?[:：]?|故选[:：]?)"
+    rf"(?:\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice){_MARKS}(?:\s+is\s*:?|:)|答案(?:是|为|选)?[:：]?|[故此以]选[:：]?"
+    rf"|\b(?:[Rr]espuesta(?:\scorrecta)?|[Rr]éponse(?:\scorrecte)?|[Aa]ntwort|[Rr]esposta|[Rr]isposta|[Оо]твет){_MARKS}(?:\s(?:es|est|ist|é|è)\b:?|:))"
     rf"{_MARKS}(?:(?:[Oo]ption|[Cc]hoice){_MARKS})?(?:\\(?:text|textbf|mathrm|mathbf|boldsymbol)\{{)?"
     r"(?:\(([A-Ja-j])\)|([A-J])(?!\s*,\s*[A-J]\b)(?=[*$}]*(?:\s*$|\s*\n|[.,;:)。，])))"
 )
@@ -48,6 +49,7 @@ _NUMBER = re.compile(
 )
 _END_LINES = 3  # where a bare number may stand: models close with a friendly line or two
 _LAST_TRIES = 20  # of the places that announce an answer
+_MAX_WORDS = 120  # characters from "answer is" to the text's end, where it states words
 _MAX_STATED = 2000  # characters of a formula or sentence that is taken for an answer
 
 
@@ -91,18 +93,25 @@ def extract_answer(text: str) -> str | None:
     4. what the last "the answer is" or "Answer:" states: the whole of a formula in $...$, \(...\) or \[...\], or a
        sentence that is an expression or a number with its unit;
     5. near the end of the text, the last bare number: "1,234.5", "-3", "3/4", "\frac{3}{4}", "50%", or the formula that it
-       stands in.
+       stands in, or the values of "x = 5 or x = -3";
+    6. the few words that "answer is" states.
+
+    Of several <answer>...</answer> without a box the last is looked at alone.
     """
-    box = _last_boxes(text)
-    if box is not None:
-        return box
+    boxes = last_boxes(text)
+    if boxes:
+        return ", ".join(boxes)
+    before, tag, _ = text.rpartition("</answer>")
+    if tag and "<answer>" in before and (inside := before.rpartition("<answer>")[2].strip()):
+        whole = _formula_at_start(inside) or _expression_at_start(inside)
+        return whole or extract_answer(inside) or (inside if _FEW_WORDS.fullmatch(inside) else None)
     if "####" in text and (found := _GSM8K.findall(text)):
         return found[-1].strip()
     if (letter := _chosen_letter(text)) is not None:
         return letter
     if (stated := _stated_answer(text)) is not None:
         return stated
-    return _last_number(text)
+    return _last_number(text) or _stated_words(text)
 
 
 def _chosen_letter(text: str) -> str | None:
@@ -126,6 +135,17 @@ def _stated_answer(text: str) -> str | None:
             if answer is not None:
                 return None if _CONCLUDES.search(rest[len(answer) :]) else answer
     return None
+
+
+_FEW_WORDS = re.compile(r"[^\W\d_]{1,20}(?:[\s-][^\W\d_]{1,20}){0,3}")
+
+
+def _stated_words(text: str) -> str | None:
+    """The words behind the last "answer is": "Monday"."""
+    tail = text.rstrip()[-_MAX_WORDS:]
+    found = list(_ANSWER_IS.finditer(tail)) if "nswer" in tail else []
+    said = tail[found[-1].end() :].strip(" \t\r\n*_.") if found else ""
+    return said if _FEW_WORDS.fullmatch(said) else None
 
 
 # Where this follows, the answer was that to a step.
@@ -234,8 +254,37 @@ def _last_number(text: str) -> str | None:
     lines = [line for line in text.splitlines() if line.strip()][-_END_LINES:]
     for line in reversed(lines):
         if found := list(_NUMBER.finditer(line)):
-            return _formula_around(line, found[-1]) or found[-1][0].strip()
+            several = _values_at_end(line, found[-1])
+            return several or _formula_around(line, found[-1]) or found[-1][0].strip()
     return None
+
+
+_SAYS = re.compile(
+    r"(?<![\w\\}+\-^|)*/.])([a-zA-Z])(?:_\{?\d\}?)?\s*=\s*"
+    r"((?:[^\s=$,;A-Za-z\\|]|\\(?:[dt]?frac|sqrt|pi|pm|left|right)(?![A-Za-z])|\s?[-+]\s?){1,60})"
+)
+_OR = re.compile(r"[\s$\\(),;]*(?:\\text\{\s*(?:or|and)\s*\}|\bor\b|\band\b|,)[\s$\\(),;]*(?:\band\b[\s$\\()]*)?")
+
+
+def _values_at_end(line: str, number: re.Match[str]) -> str | None:
+    """The values of "x = 5 or x = -3", of one name, where the last of them holds the last number of a line."""
+    said = list(_SAYS.finditer(line))
+    if len(said) < 2 or not said[-1].start() < number.start() < said[-1].end():
+        return None
+    values = [said[-1]]
+    for before, after in zip(reversed(said[:-1]), reversed(said)):
+        if (
+            before[1] != after[1]
+            or before.end() == after.start()
+            or not _OR.fullmatch(line, before.end(), after.start())
+        ):
+            break
+        values.append(before)
+    found = [match[2].rstrip(".)\\") for match in reversed(values)]
+    return ", ".join(found) if len(set(found)) > 1 else None
+
+
+_TUPLE = re.compile(r"\s*[(\[][^()\[\]$]+,[^()\[\]$]+[)\]]\s*")
 
 
 def _formula_around(line: str, number: re.Match[str]) -> str | None:
@@ -245,6 +294,8 @@ def _formula_around(line: str, number: re.Match[str]) -> str | None:
         start = line.rfind(opens, 0, at + 1)
         end = line.find(closes, max(number.end(), start + len(opens))) if start >= 0 else -1
         inside = line[start + len(opens) : end] if end >= 0 else ""
+        if _TUPLE.fullmatch(inside):
+            return inside
         if not inside or closes in inside or not re.search(r"\\[a-z]|\^", inside):
             continue
         value = _bare(re.split(r",(?!\d{3})|\\[lg]eq?(?![a-z])|[<>]", _EQUALS.split(inside)[-1])[-1])
@@ -281,11 +332,11 @@ def last_box(text: str) -> str | None:
     return text[slice(*spans[-1])].strip() if spans else None
 
 
-def _last_boxes(text: str) -> str | None:
-    """The contents of the last boxes that are one list, each once: "3, 5, 7". That of the last one as a rule."""
+def last_boxes(text: str) -> list[str]:
+    """The contents of the last boxes that are one list, each once: 3, 5 and 7. That of the last one as a rule."""
     spans = _boxes(text)
     if not spans:
-        return None
+        return []
     answers = [text[slice(*spans[-1])].strip()]
     for before, after in zip(reversed(spans[:-1]), reversed(spans)):
         between = text[before[1] : after[0]]
@@ -296,7 +347,7 @@ def _last_boxes(text: str) -> str | None:
         answer = text[slice(*before)].strip()
         if all(_same_value(answer, other) is False for other in answers):
             answers.append(answer)
-    return ", ".join(reversed(answers))
+    return answers[::-1]
 
 
 def _same_value(one: str, other: str) -> bool:

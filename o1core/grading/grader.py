@@ -31,7 +31,7 @@ from ..own_code import own_digest
 from ..sandbox import Refused, Sandbox
 from ..types import Problem
 from .compare import decide
-from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box
+from .extract import THINK, ThoughtTags, after_thought, extract_answer, extract_final, last_box, last_boxes
 
 MAX_ANSWER_CHARS = 2000
 MAX_TASK_ANSWER_CHARS = 20_000  # a board, a list of moves
@@ -183,7 +183,7 @@ class Grader:
         )
         fix += "(256 are)"
         if '"task"' in question:
-            fix = "check that reasoning-gym is installed: pip install 'o1core[gym]'"
+            fix = "check that reasoning-gym is installed: pip install reasoning-gym"
         return f"the grading worker cannot start: {refused}; {fix}"
 
     def close(self) -> None:
@@ -200,17 +200,21 @@ class Grader:
 
 
 def _decide(text: str, gold: str) -> tuple[Verdict, _Question | None]:
-    """The verdict, and the question for a worker where one is still needed: the tidied pair of answers."""
-    answer = extract_answer(text)
+    """The verdict, and the question for a worker where one is still needed: the tidied pairs of answers that algebra is to
+    compare. Several boxes are several values, or one value in several forms: "20:34 or 8:34 p.m."."""
+    answer, boxes = extract_answer(text), last_boxes(text)
     if answer is None:
         return Verdict(False, None, "no answer"), None
     if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
         return Verdict(False, answer, "too long"), None
-    decided = decide(answer, gold)
-    if isinstance(decided, bool):
-        return Verdict(decided, answer, None), None
-    predicted, gold = decided
-    return Verdict(False, answer, None), json.dumps({"predicted": predicted, "gold": gold})
+    ways = []
+    for way in ([answer], boxes) if len(boxes) > 1 else ([answer],):
+        decided = [decide(part, gold) for part in way]
+        if all(part is True for part in decided):
+            return Verdict(True, answer, None), None
+        if False not in decided:
+            ways.append([part for part in decided if part is not True])
+    return Verdict(False, answer, None), json.dumps({"ways": ways}) if ways else None
 
 
 def _decide_task(text: str, task: str) -> tuple[Verdict, _Question | None]:

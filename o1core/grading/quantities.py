@@ -19,6 +19,7 @@ _SCALES = {
     "万": 4,
     "亿": 8,
 }
+_SHORT_SCALES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}  # $2M
 _PART_OF = {
     **{"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9},
     **{"tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6},
@@ -149,14 +150,22 @@ _NO_UNIT = {
     *(f"{part}s" for part in _PART_OF),
     "halves",
 }
+_IN_WORDS = {
+    **{"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9},
+    **{"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16},
+    **{"seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50},
+    **{"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90},
+}
+_NO_UNIT |= set(_IN_WORDS)
 _CHANGING = {"not", "non", "no", "than", "below", "under", "negative", "minus", "except", "without", "dozen", "halves"}
 _CHANGING |= {*_SCALES, *(f"{part}s" for part in _PART_OF), "half"}
 
 _TEXT = re.compile(
     r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|rm|operatorname)\s*\{([^{}]*)\}|\{\\rm\s+([^{}]*)\}"
 )
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?(?![A-Za-z])")
 _SPACE = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
-_CURRENCY = r"(?:\\?[$€£¥₹₩₽฿￥]|Rs\.?\s|USD\s|US\$|HK\$)"
+_CURRENCY = r"(?:\\?[$€£¥₹₩₽฿￥]|Rs\.?\s|USD\s|(?:US|HK)\s?\\?\$)"
 _NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
 _GROUP = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _FRAC = rf"(?:\\frac\s*(?:{_GROUP}\s*{_GROUP}|\d\s*\d|{_GROUP}\s*\d|\d\s*{_GROUP}))"
@@ -165,17 +174,17 @@ _SURD = rf"(?:(?:{_SIMPLE})?\s*\\?\*?\s*(?:\\pi(?![a-z])|\\sqrt(?:\[\d\])?\s*(?:
 _POWER_OF_TEN = r"(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+))"
 _TERM = rf"(?:{_SURD}|{_SIMPLE}{_POWER_OF_TEN}?)"
 _AMOUNT = re.compile(
-    rf"(?P<name>[A-Za-z]\w{{0,2}}\s*=\s*)?(?P<minus>[-+]|negative\s|minus\s)?\s*(?P<money>{_CURRENCY})?\s*(?P<sign>-?)\s*"
+    rf"(?P<name>[A-Za-z][\w ]{{0,30}}=\s*)?(?P<minus>[-+]|negative\s|minus\s)?\s*(?P<money>{_CURRENCY})?\s*(?P<sign>-?)\s*"
     rf"(?P<value>{_TERM}(?:\s*[-+]\s*{_TERM}){{0,3}})(?P<tail>.*)",
     re.DOTALL,
 )
 _TAIL = re.compile(
-    r"\s*(?:\^?\s*\{?\\circ\}?|\^\\prime)?(?:[\s\-/·().$€£¥₹₩₽]|\\(?:cdot|times)(?![a-z])"
+    r"\s*(?:\^?\s*\{?\\circ\}?|\^\\prime)?(?:[\s\-/·().$€£¥₹₩₽¢]|\\(?:cdot|times|Omega|mu(?=\s?[a-zA-Z]\b))(?![a-z])"
     r"|[^\W\d_]++(?:\s?\^\s*(?:\{\s*-?\d\s*\}|-?\d)|\d)?)*+"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_FOREIGN = re.compile(r".*[^\W\x00-\x7fͰ-Ͽ]")  # a letter of no formula: 元, zł
 
 
 @dataclass(frozen=True)
@@ -193,10 +202,13 @@ def read_quantity(text: str) -> Quantity | None:
     if (match := _AMOUNT.fullmatch(plain)) is None:
         return None
     tail, money = match["tail"], (match["money"] or "").strip("\\ ")
-    if not (_WORD.search(tail) or money or len(match["minus"] or "") > 1) or _TAIL.fullmatch(tail) is None:
+    counted = _WORD.search(tail) or "¢" in tail or money or len(match["minus"] or "") > 1
+    if not counted or _TAIL.fullmatch(tail) is None:
         return None
     value = match["value"].strip()
     words = [word.lower() for word in _WORD.findall(_COMMAND.sub(" ", tail))]
+    if money and words and words[0] in _SHORT_SCALES:
+        words[0] = _SHORT_SCALES[words[0]]
     negative = (match["minus"] or "+")[0] in "-nm" or match["sign"] == "-"
     if re.search(r"\bbelow\s+(?:zero|freezing)\b", tail, re.IGNORECASE):
         negative, words = not negative, [word for word in words if word not in ("below", "zero", "freezing")]
@@ -214,8 +226,9 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     symbols = all(word in _SYMBOLS or word.lower() in _SYMBOLS for word in _WORD.findall(_COMMAND.sub(" ", tail)))
     bare = symbols and bool(words) and _TEXT.search(text) is None and not money
+    outside = tail if _TEXT.search(text) is None else _COMMAND.sub(" ", _TEXT.sub(" ", text).rpartition("=")[2])
     unknown = [word for word in words if len(word) < 3 and word not in _SYMBOLS | {"of", "us"}]
-    if not bare and _TEXT.search(text) is None and unknown and not all(map(_CHINESE.match, unknown)):
+    if not bare and not all(_FOREIGN.match(word) for word in unknown if word in _WORD.findall(outside.lower())):
         return None  # a product of letters, perhaps
     if factor != 1:
         value = _times(value, factor)
@@ -238,6 +251,8 @@ def _factor(word: str) -> Fraction | None:
 def _unit(words: list[str], tail: str, money: str) -> str | None:
     if money:
         return "$" if money == "$" else None
+    if "¢" in tail and not words:
+        return "¢"
     if len(words) != 1 or re.search(r"[/^]", tail):
         return None
     word = words[0]
@@ -248,7 +263,7 @@ def without_wrappers(text: str) -> str:
     r"""The words that \text{} and its kin hold, as plain words between blanks; TeX's spaces as blanks."""
     while (opened := _TEXT.sub(lambda m: f" {m[1] if m[1] is not None else m[2]} ", text)) != text:
         text = opened
-    return _SPACE.sub(lambda m: "" if m[0] == r"\!" else " ", text).strip()
+    return _ORDINAL.sub(r"\1", _SPACE.sub(lambda m: "" if m[0] == r"\!" else " ", text)).strip()
 
 
 def simple_value(text: str) -> Fraction | None:
@@ -295,14 +310,15 @@ _PIECE = re.compile(
 )
 
 
-def read_compound(text: str) -> tuple[str, Fraction | None, list[str]] | None:
-    r"""(first unit of the line, total in it, the numbers) of an answer that has several numbers with a word each, as "5
-    \text{ feet and } 3 \text{ inches}" has; the total is None where the words are no units of one line. None for other
-    answers."""
+def read_compound(text: str) -> tuple[str, Fraction | None, list[str], list[Fraction]] | None:
+    r"""(first unit of the line, total in it, the numbers, the total in each unit named) of an answer that has several
+    numbers with a word each, as "5 \text{ feet and } 3 \text{ inches}" has; the total is None where the words are no units
+    of one line. None for other answers."""
     plain, at = without_wrappers(text), 0
     numbers: list[str] = []
     total: Fraction | None = Fraction(0)
     lines: set[str] = set()
+    sizes: list[Fraction] = []
     negative = plain.startswith("-")
     plain = plain.removeprefix("-")
     while match := _PIECE.match(plain, at):
@@ -316,13 +332,15 @@ def read_compound(text: str) -> tuple[str, Fraction | None, list[str]] | None:
             total = None
         elif total is not None:
             lines.add(_UNITS[unit][0])
+            sizes.append(_UNITS[unit][1])
             total += value * _UNITS[unit][1]
         at = match.end()
     if len(numbers) < 2 or plain[at:].strip(" ."):
         return None
     if len(lines) != 1 or total is None:
-        return "", None, numbers
-    return lines.pop(), -total if negative else total, numbers
+        return "", None, numbers, []
+    total = -total if negative else total
+    return lines.pop(), total, numbers, [total / size for size in sizes]
 
 
 def in_first_unit(quantity: Quantity) -> tuple[str, Fraction] | None:
@@ -332,6 +350,60 @@ def in_first_unit(quantity: Quantity) -> tuple[str, Fraction] | None:
         return None
     line, factor = _UNITS[quantity.unit]
     return line, value * factor
+
+
+_PART = r"(half|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth)"
+_A_PART = re.compile(rf"(?:(?:one|an?)[\s-])?{_PART}", re.IGNORECASE)
+_AND_A_PART = re.compile(rf"(\d+)\s+and\s+(?:(a|\w+)[\s-])?(half|{_PART[1:-1]})(?:e?s)?(?![A-Za-z])", re.IGNORECASE)
+_OUT_OF = re.compile(r"(\d+)\s+(?:in|out\s+of)\s+(\d+)")
+_TO = re.compile(r"(\d+)\s+to\s+(\d+)")
+
+
+def in_digits(text: str) -> str:
+    r"""An answer with its first number in digits, where that is said in words: "twenty-one apples" is 21 apples, "two
+    thirds" 2 thirds, "one and a half hours" 1 1/2 hours, "a quarter" 1/4, "1 out of 4" 1/4, "3 to 4" 3:4."""
+    plain = without_wrappers(text)
+    if not re.search(r"[A-Za-z]{2}", plain):
+        return text
+    for pattern, sign in ((_OUT_OF, "/"), (_TO, ":")):
+        if (match := pattern.fullmatch(plain)) is not None:
+            return f"{match[1]}{sign}{match[2]}"
+    if (match := _A_PART.fullmatch(plain)) is not None:
+        return f"1/{_PART_OF[match[1].lower()]}"
+    number, end = _number_in_words(plain)
+    if number is not None:
+        plain = f"{number} {plain[end:].lstrip(' -')}".strip()
+    mixed = _AND_A_PART.match(plain)
+    if mixed is not None:
+        top = mixed[2] or "1"
+        top = "1" if top == "a" else top if top.isdigit() else str(_number_in_words(top)[0])
+        if top != "None":
+            return f"{mixed[1]} {top}/{_PART_OF[mixed[3].lower()]}{plain[mixed.end() :]}"
+    return text if number is None else plain
+
+
+_STARTS_IN_WORDS = re.compile(rf"\s+(?:{'|'.join(_IN_WORDS)})(?![A-Za-z])", re.IGNORECASE)
+
+
+def _number_in_words(text: str) -> tuple[int | None, int]:
+    """The number that a text begins with in words, "two hundred and five", and where it ends. None where there is none."""
+    whole, part, last, end = 0, 0, 1000, 0
+    found = False
+    for match in re.finditer(r"[A-Za-z]+", text):
+        word, between = match[0].lower(), text[end : match.start()]
+        if between.strip(" -") or (not found and match.start() > 0):
+            break
+        value = _IN_WORDS.get(word)
+        if value is not None and value < last and (last >= 100 or (value < 10 and last >= 20)):
+            part, last = part + value, value
+        elif word == "hundred" and found and part % 100 and last < 100:
+            part, last = part * 100, 100
+        elif word in ("thousand", "million", "billion") and found and part:
+            whole, part, last = whole + part * 10 ** _SCALES[word], 0, 1000
+        elif not (word == "and" and found and last in (100, 1000) and _STARTS_IN_WORDS.match(text, match.end())):
+            break
+        found, end = True, match.end()
+    return (whole + part, end) if found else (None, 0)
 
 
 _CLOCK = re.compile(
@@ -362,8 +434,10 @@ def read_clock(text: str) -> tuple[int, bool] | None:
     return (hour % 12 + 12 * (half == "p")) * 60 + minute, True
 
 
+_OR_MORE = re.compile(r"\b(?:or|and)\s+(?:more|less|fewer|greater|higher|lower|above|below|up|over)\b")
+
+
 def changing_words(text: str) -> list[str]:
     """The words in an answer that change what its numbers say."""
-    return sorted(
-        word for word in re.findall(r"[a-z]+", _COMMAND.sub(" ", without_wrappers(text).lower())) if word in _CHANGING
-    )
+    plain = _COMMAND.sub(" ", without_wrappers(text).lower())
+    return sorted([word for word in re.findall(r"[a-z]+", plain) if word in _CHANGING] + _OR_MORE.findall(plain))

@@ -5,6 +5,7 @@ Everything here rewrites signs; nothing knows what an answer means (that is comp
 """
 
 import re
+import unicodedata
 from decimal import Decimal
 
 _GREEK = {
@@ -30,10 +31,11 @@ _SIGNS: dict[str, str] = {
     **dict.fromkeys("】〕", "]"),
     **dict.fromkeys("，、", ", "),
     **dict.fromkeys("∅⌀", r"\emptyset "),
+    **{"℃": r"^\circ C", "℉": r"^\circ F", "△": r"\triangle "},
     **{"÷": r"\div ", "≠": r"\neq ", "≈": r"\approx ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "→": r"\to "},
     **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ", "∠": r"\angle ", "…": r"\ldots ", "″": "''"},
     **{"ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}"},
-    **{"。": ".", "∣": "|", "∶": ":", "⟨": r"\langle ", "⟩": r"\rangle ", "¬": r"\neg ", "∗": "*"},
+    **{"。": ".", "∣": "|", "∶": ":", "⟨": "(", "⟩": ")", "¬": r"\neg ", "∗": "*"},
     **{chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F) if chr(code) != ","},  # full width
 }
 _TABLE = str.maketrans(_SIGNS)
@@ -49,6 +51,8 @@ _CALLS = {
 _RUN_SUPER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _RUN_SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ]+")
 _GROUPED = re.compile("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
+_WIDE_GROUPS = re.compile(r"(?<=\d)，(?=\d{3}(?!\d))")
+_ALPHANUMERIC = re.compile("[\U0001d400-\U0001d7ff]")  # mathematical letters and digits: 𝑥, 𝟏
 _BARRED = re.compile("(?:\\d[\u0304\u0305\u0307])+")
 _NAMES = re.compile(
     r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|log|ln|lg)"
@@ -73,7 +77,27 @@ _SPACED = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")  # 1 000
 _STAR_POWER = re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({\\-])")
 _DOUBLE_SIGN = re.compile(r"\+\s*-\s*")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_DELIMITERS = re.compile(r"\\[()\[\]]")
+_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
+_TEX_BLANK = re.compile(r"(?<!\\)(?:\\ |~)")
+_ORNAMENT = re.compile(r"\\(?:checkmark|blacksquare|hfill)(?![A-Za-z])|\\h?phantom\{[^{}]*\}")
+_UNDERLINED = re.compile(r"\\underline\s*\{([^{}]*)\}")
+_ROW_END = re.compile(r"\\\\\s*(?:\[[\d.]+\s*(?:ex|em|pt|mm)\]|(?=\\end))")
+_ASCII_RELATION = re.compile(r"(?<![<=>])([<>])=(?![=>])")
+_GROUPS_OF_OTHERS = re.compile(
+    r"(-?\d{1,3}(?:\.\d{3}){2,}|-?\d{1,3}(?:\.\d{3})+(?=,\d{1,2}$)|-?\d{1,2}(?:,\d{2})+,\d{3}|-?\d{1,3}(?:_\d{3}){2,})(,\d{1,2})?"
+)
+_OUTWARD = re.compile(
+    r"(?:^|(?<=\\cup)|(?<=\\in)|(?<==))\s*([\[\]])([^\[\](){}]+,[^\[\](){}]+)([\[\]])(?=\s*(?:$|\\cup))"
+)
+_ALL_REALS = re.compile(
+    r"(?:\\text\{)?\s*(?:(?:the\s+set\s+of\s+)?all\s+real(?:s|\s+numbers?)|any\s+real\s+number|(?:all\s+)?real\s+numbers)\s*\}?",
+    re.IGNORECASE,
+)
+_SQUARED = re.compile(r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)(squared|cubed)\b\s*\}?")
+_LOG_BASE = re.compile(r"(?<![A-Za-z\\])log(10|2)(?=\s*\()")
+_CHOOSE = re.compile(r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)")
+_SLASHED = re.compile(r"(?<![\d.}/])(\d+)\s?/\s?(\d+)\s+(?=\\(?:pi|sqrt)(?![A-Za-z]))")
+_PYTHON_COMPLEX = re.compile(r"(\(?-?[\d.]*\s*[-+]?\s*[\d.]+)j(\)?)")
 
 
 def plain_spelling(text: str) -> str:
@@ -81,20 +105,73 @@ def plain_spelling(text: str) -> str:
     2\sqrt{3}), decimals for e-notation, fractions for repeating decimals. TeX that is fine already stays as it is."""
     if not text.isascii():
         text = _from_unicode(text)
-    text = _FRACTION.sub(r"\\frac", _DELIMITERS.sub("", text).replace(r"\ ", " "))
+    text = _FRACTION.sub(r"\\frac", _TEX_BLANK.sub(" ", _DELIMITERS.sub("", text))).strip()
+    text = _ALL_REALS.sub(r"\\mathbb{R}", text) if "real" in text.lower() and _ALL_REALS.fullmatch(text) else text
+    if "\\" in text:
+        text = _UNDERLINED.sub(r"\1", _ORNAMENT.sub("", text)).replace(r"\varnothing", r"\emptyset")
+        text = _ROW_END.sub(lambda m: "" if m[0].count("[") == 0 else r"\\ ", text)
+        text = re.sub(r"\\langle(?![A-Za-z])", "(", re.sub(r"\\rangle(?![A-Za-z])", ")", text))
+    if text[:1] == "]" or text[-1:] == "[":
+        text = _OUTWARD.sub(_inward, text)
+    text = _PYTHON_COMPLEX.sub(r"\1i\2", text) if _PYTHON_COMPLEX.fullmatch(text) else text
+    text = _ASCII_RELATION.sub(lambda m: r"\le " if m[1] == "<" else r"\ge ", text)
+    text = _SQUARED.sub(lambda m: f"{m[1]}^{2 if m[2] == 'squared' else 3}", text)
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _LOG_BASE.sub(r"\\log_{\1}", text))
     text = _ROMAN.sub(lambda m: m[1] or m[2] or "i", text)
     text = _IMAGINARY.sub(" i", _STAR_POWER.sub("^", text))  # math-verify takes the i of "3i" for a name
-    text = _functions(text)
+    text = _SLASHED.sub(r"\\frac{\1}{\2}", _functions(text))
     text = _SCIENTIFIC.sub(lambda m: _scientific(m[1], int(m[2])), _TIMES_TEN.sub(r" \\times ", text))
     if _SPACED.fullmatch(text):
         text = text.replace(" ", "")
     if "." in text:
         text = _REPEATING.sub(lambda m: _repeating(m[1], m[2], m[3] or m[4]), text)
         text = _DOTTED.sub(lambda m: _repeating(m[1], m[2], m[3]), text)
+    if _ALTERNATIVE.search(text):
+        text = _union(text)
     return _DOUBLE_SIGN.sub("- ", _POWER.sub(lambda m: f"^{{{m[1].replace(' ', '')}}}", text)).strip()
 
 
+_ALTERNATIVE = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\l?or(?![A-Za-z])|\\vee(?![A-Za-z])|\\cup(?![A-Za-z]))\s*")
+_LESS = r"(?:<|\\lt(?![A-Za-z])|\\le(?:q|qslant)?(?![A-Za-z]))"
+_MORE = r"(?:>|\\gt(?![A-Za-z])|\\ge(?:q|qslant)?(?![A-Za-z]))"
+_END = r"\s*([^<>=,\s][^<>=,]*?)\s*"
+_BELOW = re.compile(rf"([a-zA-Z])\s*({_LESS}){_END}")
+_ABOVE = re.compile(rf"([a-zA-Z])\s*({_MORE}){_END}")
+_BETWEEN = re.compile(rf"{_END}({_LESS})\s*([a-zA-Z])\s*({_LESS}){_END}")
+
+
+def _union(text: str) -> str:
+    r"""The alternatives "x < -1 or 1 \le x < 2" as (-\infty, -1) \cup [1, 2); any other text as it is."""
+    found, names = [], set()
+    for part in _ALTERNATIVE.split(text):
+        if match := _BETWEEN.fullmatch(part):
+            low, first, name, second, high = match.groups()
+            found.append(f"{'[' if 'e' in first else '('}{low}, {high}{']' if 'e' in second else ')'}")
+        elif match := _BELOW.fullmatch(part):
+            name, sign, high = match.groups()
+            found.append(rf"(-\infty, {high}{']' if 'e' in sign else ')'}")
+        elif match := _ABOVE.fullmatch(part):
+            name, sign, low = match.groups()
+            found.append(rf"{'[' if 'e' in sign else '('}{low}, \infty)")
+        else:
+            return text
+        names.add(name)
+    return r" \cup ".join(found) if len(names) == 1 else text
+
+
+def without_groups(number: str) -> str:
+    """A number with the thousands of other languages and of programs ("1.234.567,8", "12,34,567", "1_234_567"), plain."""
+    match = _GROUPS_OF_OTHERS.fullmatch(number)
+    return number if match is None else re.sub(r"[.,_]", "", match[1]) + (match[2] or "").replace(",", ".")
+
+
+def _inward(match: re.Match[str]) -> str:
+    """]2, 3] as (2, 3]: an interval whose brackets look away from an end that it leaves out."""
+    return ("[" if match[1] == "[" else "(") + match[2] + ("]" if match[3] == "]" else ")")
+
+
 def _from_unicode(text: str) -> str:
+    text = _ALPHANUMERIC.sub(lambda m: unicodedata.normalize("NFKC", m[0]), _WIDE_GROUPS.sub(",", text))
     text = _RUN_SUPER.sub(lambda m: f"^{{{m[0].translate(_SUPER)}}}", _GROUPED.sub("", text))
     text = _RUN_SUB.sub(lambda m: f"_{{{m[0].translate(_SUB)}}}", text)
     text = _BARRED.sub(lambda m: rf"\overline{{{re.sub('[^0-9]', '', m[0])}}}", text)

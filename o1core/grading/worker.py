@@ -1,7 +1,8 @@
 """The room that compares two answers symbolically, scores answers to reasoning-gym's tasks and asks the user's own grader.
 
-Requests: {"predicted", "gold"}, {"predicted", "task"} or {"text", "problem", "function"}; the reply is {"equal"}. It is run
-by its path in a process with limits (sandbox.py) and imports nothing of o1core.
+Requests: {"ways": lists of pairs [predicted, gold], of which one must be equal throughout}, {"predicted", "task"} or
+{"text", "problem", "function"}; the reply is {"equal"}. It is run by its path in a process with limits (sandbox.py) and
+imports nothing of o1core.
 
 Some of reasoning-gym's scorers pass the answer to Python's eval, or to sympy's parse_expr, which uses eval. Text that is
 not a plain expression is never compiled here. While an answer is compared, an audit hook also refuses new processes,
@@ -32,6 +33,10 @@ def equivalent(predicted: str, gold: str) -> bool:
     """
     from math_verify import verify
 
+    if (rounded := _ROUNDED.fullmatch(predicted)) is not None and "=" not in gold and not _relations(gold):
+        exact, decimal = rounded.groups()
+        if not _is_name(exact) and _same_value(exact, decimal):
+            return equivalent(exact, gold) or equivalent(decimal, gold)
     ours, asked = _parse(predicted), _parse(gold)
     if "=" in predicted and "=" not in gold and not _states_right_side(predicted):
         return False
@@ -40,7 +45,7 @@ def equivalent(predicted: str, gold: str) -> bool:
     said = _relations(predicted)
     if said and said != _relations(gold) and not (_holds_relation(ours) and _holds_relation(asked)):
         return False
-    return verify(asked, ours, allow_set_relation_comp=True, timeout_seconds=None)
+    return bool(verify(asked, ours, allow_set_relation_comp=True, timeout_seconds=None))
 
 
 def _guard_numbers() -> None:
@@ -110,6 +115,11 @@ _RELATION = re.compile(
     r"\\(?:not|neq?|[lg]eq?|[lg]t|n?[lg]eq(?:q|slant)|n[lg]eq|[lg]neqq?|nless|ngtr|ll|gg|(?:less|gtr)sim|n?sim|simeq|n?cong"
     r"|equiv|approx(?:eq)?|doteq|asymp|propto|notin|prec(?:eq)?|succ(?:eq)?)(?![A-Za-z])"
     r"|<=|>=|=>|[<>](?<!->)|[≠≤≥⩽⩾≪≫≈≃≅≡∼∝∉≮≯≰≱≁]"
+)
+
+
+_ROUNDED = re.compile(
+    r"([^=<>]+?)\s*(?:\\approx(?:eq)?(?![A-Za-z])|\\simeq(?![A-Za-z])|\\doteq(?![A-Za-z]))\s*(-?\d*\.\d+)"
 )
 
 
@@ -332,6 +342,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if "task" in request:
             return {"equal": scores_full(request["predicted"], _task(request["task"]))}
         with _guarded(may_compile=True):  # math-verify passes nothing but plain expressions to a parser
-            return {"equal": bool(equivalent(request["predicted"], request["gold"]))}
+            return {"equal": any(all(equivalent(*pair) for pair in way) for way in request["ways"])}
     except Exception:  # math-verify swallows a MemoryError too: its sign is a process that has swollen
         return {"equal": False}

@@ -15,6 +15,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, ModelConfig, check_trained, read_config
+from .download import find_model
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -44,6 +45,7 @@ __all__ = [
     "check_trained",
     "draw_adapters",
     "fill",
+    "find_model",
     "fold_adapters",
     "initialise",
     "layout",

@@ -1,38 +1,38 @@
-"""Problem files: JSON lists and JSONL with the published fields of GSM8K, MATH, MATH-500, GaoKao2023en and O1-Pruner's
-own files, multiple choice in its published forms, and plain {problem, answer}. The fields decide, not the file's name.
+"""Problem files: rows with the published fields of GSM8K, MATH, MATH-500, GaoKao2023en and O1-Pruner's own files, multiple
+choice in its published forms, chats, verl's and TRL's rows, and plain {problem, answer}. The fields decide, not the file's
+name. rows.py reads the formats, download.py finds the files of a data set on the hub.
 
 What a row holds of the question is asked whole, its passage and its choices too, or the row is refused: a model that is
 asked half a question learns to guess. Fields that are not read are named once a file.
-
-Left out on purpose: downloads and the datasets library (a file on disk is the whole interface), and parquet.
 """
 
 import hashlib
-import itertools
 import logging
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import UserError
-from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
-from ..text import clean
+from ..text import clean, nearest
 from ..types import Problem
+from .download import download_data, hub_data
 from .golds import gold_in, gold_of
+from .rows import Number, rows_of
 
 log = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGHIJ"
-QUESTION = ("problem", "question")
-ANSWER, SOLUTION = ("ground truth answer", "answer"), ("solution",)
+QUESTION, CHAT = ("problem", "question", "prompt"), ("messages", "prompt")  # a prompt may be a text or a chat
+ANSWER = ("ground truth answer", "ground truth", "expected answer", "final answer", "answer")
+SOLUTION = ("solution", "completion", "last turn")  # the last is the chat's assistant turn, by a name of our own
 CHOICES = ("choices", "options", "answer choices", "answer options")
 INDEX = ("answer index", "answer idx")
-RIGHT = (*INDEX, "answer", "answerkey", "correct", "correct option", "label")  # which of the choices is right
+RIGHT = (*INDEX, *ANSWER[1:], "answerkey", "correct", "correct option", "label")  # which of the choices is right
 WRONG = (  # the choices beside "correct_answer"
     ("distractor1", "distractor2", "distractor3"),
     ("incorrect answer 1", "incorrect answer 2", "incorrect answer 3"),
@@ -46,17 +46,37 @@ UNSEEN = ("image", "images", "picture", "pictures", "figure", "figures", "diagra
 ID, LEVEL, SUBJECT, SYSTEM = ("unique id", "id"), ("level",), ("subject", "type"), ("system",)
 COLUMNS = ("{0}", "option {1}", "choice {1}", "op{1}", "option{2}", "option {2}", "choice{2}", "choice {2}")  # A, a, 1
 READ = {"correct answer", *WRONG[0], *WRONG[1]}.union(
-    *(QUESTION, ANSWER, SOLUTION, CHOICES, RIGHT, PASSAGES, UNPLACED, UNSEEN, ID, LEVEL, SUBJECT, SYSTEM),
+    *(QUESTION, CHAT, ANSWER, SOLUTION, CHOICES, RIGHT, PASSAGES, UNPLACED, UNSEEN, ID, LEVEL, SUBJECT, SYSTEM),
+    *(("reward model", "extra info"),),  # verl's
     [form.format(name, name, at) for form in COLUMNS for at, name in enumerate(LETTERS.lower(), 1)],
 )
 MAX_CHARS = 1_000_000  # of a question or a solution: more than any context window
 MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that tables show
-MAX_LINE_BYTES = 32 << 20  # of a problem of JSONL
-_FIX = "fix or delete it (a file is one JSON list, or JSONL with one whole object a line)"
 
 
-def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: int | None = None) -> list[Problem]:
-    r"""Reads a problem file: a JSON list of objects, or JSONL (one object a line, blank lines skipped).
+@dataclass(frozen=True)
+class Fields:
+    """The names of fields where a file has names of its own (None: the published ones). "a.b" is the field b of the object
+    in the field a."""
+
+    question: str | None = None
+    answer: str | None = None
+    level: str | None = None
+
+
+def load_problems(
+    path: str | Path | Sequence[Path],
+    *,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+    question_field: str | None = None,
+    answer_field: str | None = None,
+    level_field: str | None = None,
+) -> list[Problem]:
+    r"""Reads problems: a file, several files, or a data set on the Hugging Face hub ("openai/gsm8k", "openai/gsm8k:test").
+
+    A file is a JSON list of objects, JSONL (one object a line, blank lines skipped), CSV with a first line of names, or
+    parquet (which needs pyarrow); all but parquet may be gzipped.
 
     | file | question | answer |
     |---|---|---|
@@ -71,11 +91,16 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
     | SciQ | question | correct_answer, beside distractor1, distractor2, distractor3 |
     | GPQA | Question | Correct Answer, beside Incorrect Answer 1, 2, 3 |
     | RACE, SVAMP | article, Body or context, then question | answer |
+    | a chat | messages: the last user turn, with the system turn | a field of its own, or in the last assistant turn |
+    | verl | prompt: a chat | reward_model: {ground_truth: ...} |
+    | TRL | prompt: a text or a chat | ground_truth, answer or solution, or in completion |
+    | OpenMathReasoning, DeepMath | problem or question | expected_answer, final_answer |
 
-    Capitals and underscores of a field's name do not count. A passage (PASSAGES) stands before its question. Choices
-    become lines "(A) ...", and the answer is the letter. SciQ and GPQA name the right choice and give no order. A hash of
-    question and choice gives one, so it is the same in every run and reveals nothing of the answer. Numbers keep the
-    digits that the file has: 0.00005 is "0.00005".
+    question_field, answer_field, level_field: the fields' names where a file has names of its own; "a.b" is the field b of
+    the object in a. Capitals and underscores of a published name do not count. A passage (PASSAGES) stands before its
+    question. Choices become lines "(A) ...", and the answer is the letter. SciQ and GPQA name the right choice and give no
+    order. A hash of question and choice gives one, so it is the same in every run and reveals nothing of the answer.
+    Numbers keep the digits that the file has: 0.00005 is "0.00005".
 
     Optional fields: unique_id or id, level ("Level 3" and 3.0 read as "3"), subject or type, system. A problem without an
     id gets the hash of its text; a repeated id gets "-2", "-3". A few published rows have an empty answer (2 in
@@ -95,9 +120,14 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
     ids: set[str] = set()
     repeats: Counter[str] = Counter()
     unread: dict[str, None] = {}  # names of fields, in their order
-    for where, value in _rows(Path(path)):
-        row = _row(value, where)
+    earlier_turns = 0
+    fields = Fields(question_field, answer_field, level_field)
+    paths = _paths(path)
+    path = path if isinstance(path, str | Path) else ", ".join(map(str, paths))
+    for where, value in (row for file in paths for row in rows_of(file)):
+        row = _row(value, where, fields)
         problem = _problem(row)
+        earlier_turns += row.earlier_turns
         unread |= dict.fromkeys(name for folded, (name, _) in row.fields.items() if folded not in READ)
         unique = problem.id
         while unique in ids:
@@ -114,6 +144,10 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
         log.warning(
             "%s: %d of %d answers are empty, always wrong: %s", clean(str(path)), len(empty), len(problems), places
         )
+    if earlier_turns:
+        log.warning(
+            "%s: of %d chats the last user turn is asked, without the turns before it", clean(str(path)), earlier_turns
+        )
     if unread:
         log.info("%s: fields that are not read: %s", clean(str(path)), _names(unread))
     if shuffle_seed is not None:
@@ -121,56 +155,21 @@ def load_problems(path: str | Path, *, limit: int | None = None, shuffle_seed: i
     return problems[:limit]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Yields (where, row), with `where` as an error names it: "FILE, line 3"."""
-    with open_regular(path) as file:
-        if _is_list(file):
-            yield from _items(file, path)
-            return
-        # Only "\n" ends a line of JSONL: splitlines would also cut at U+2028, which may occur inside a string.
-        for at in itertools.count(1):
-            if not (line := file.readline(MAX_LINE_BYTES + 1)):
-                return
-            if len(line) > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}, line {at}: longer than {MAX_LINE_BYTES >> 20} MiB; write one problem a line (JSONL)"
-                )
-            if line.strip():
-                where = f"{path}, line {at}"
-                text = decode(line, where)
-                if text.strip():
-                    yield where, parse_json(text, where, _FIX, Number)
-
-
-def _is_list(file: BinaryIO) -> bool:
-    """Whether the first character of a file, white space aside, is "[". Leaves the file at its beginning."""
-    first = b""
-    while not first and (line := file.readline(4096)):
-        first = line.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    file.seek(0)
-    return first == b"["
-
-
-def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, object]]:
-    raw = file.read(MAX_JSON_BYTES + 1)
-    if len(raw) > MAX_JSON_BYTES:
-        raise UserError(
-            f"{path}: a JSON list of more than {MAX_JSON_BYTES >> 20} MiB; write it as JSONL, one object a line"
-        )
-    for at, row in enumerate(parse_json(decode(raw, str(path)), str(path), _FIX, Number), 1):
-        yield f"{path}, item {at}", row
-
-
-class Number(str):
-    """A number of a file, as the file spells it."""
+def _paths(path: str | Path | Sequence[Path]) -> list[Path]:
+    if not isinstance(path, str | Path):
+        return list(path)
+    named = hub_data(str(path))
+    return [Path(path)] if named is None else download_data(named)[1]
 
 
 @dataclass(frozen=True)
 class Row:
-    """An object of a file: where it stands, and its fields that are not null, by folded name: name, value."""
+    """An object of a file: where it stands, and its fields that are not null, by folded name: name, value. earlier_turns:
+    whether its chat has user turns before the one that is asked."""
 
     where: str
     fields: dict[str, tuple[str, Any]]
+    earlier_turns: bool = False
 
     def text(self, names: tuple[str, ...], longest: int = MAX_CHARS) -> str | None:
         """The first of these fields that is there, as text."""
@@ -187,7 +186,7 @@ class Row:
         return f"(found: {_names([name for name, _ in self.fields.values()])})"
 
 
-def _row(value: object, where: str) -> Row:
+def _row(value: object, where: str, named: Fields) -> Row:
     if not isinstance(value, dict):
         kind = "number" if isinstance(value, Number) else type(value).__name__
         raise UserError(f"{where}: a {kind} where an object with question and answer is needed")
@@ -200,7 +199,95 @@ def _row(value: object, where: str) -> Row:
             raise UserError(
                 f"{where}: {_quoted(other)} and {_quoted(name)} are one field and differ; take one of them out"
             )
-    return Row(where, fields)
+    _name(fields, value, "question", named.question, (*QUESTION, *CHAT), where)
+    _name(fields, value, "answer", named.answer, (*ANSWER, *RIGHT, *SOLUTION), where)
+    _name(fields, value, "level", named.level, LEVEL, where)
+    _open_verl(fields)
+    for folded in ("final answer", "ground truth"):  # a list where a problem may have several; one is meant here
+        name, content = fields.get(folded, ("", None))
+        if isinstance(content, list) and len(content) == 1:
+            fields[folded] = name, content[0]
+    return Row(where, fields, _open_chat(fields, where))
+
+
+def _name(
+    fields: dict[str, tuple[str, Any]],
+    row: dict[str, Any],
+    role: str,
+    name: str | None,
+    usual: tuple[str, ...],
+    where: str,
+) -> None:
+    """Let a field of the user's choice, `name`, be the row's `role`; the usual ones then mean nothing."""
+    if name is None:
+        return
+    outer, _, inner = name.partition(".")
+    content = row.get(name)
+    if content is None and isinstance(row.get(outer), dict):
+        content = row[outer].get(inner)
+    for other in usual:
+        fields.pop(other, None)
+    if content is not None:
+        fields[role] = name, content
+    elif role != "level":  # a row may have none
+        names = [str(key) for key in row]
+        raise UserError(
+            f"{where}: no field {_quoted(name)}, which --{role}-field names (found: {_names(names)}){nearest(name, names)}"
+        )
+
+
+def _open_verl(fields: dict[str, tuple[str, Any]]) -> None:
+    """The answer in verl's reward_model, and what its extra_info says of the problem, as fields of the row."""
+    for outer, names in (
+        ("reward model", ("ground_truth",)),
+        ("extra info", ("level", "subject", "type", "unique_id")),
+    ):
+        name, content = fields.get(outer, ("", None))
+        for inner in names if isinstance(content, dict) else ():
+            if content.get(inner) is not None:
+                fields.setdefault(fold(inner), (f"{name}.{inner}", content[inner]))
+
+
+def _open_chat(fields: dict[str, tuple[str, Any]], where: str) -> bool:
+    """Make question, system and solution of the row's chat, if it has one and no question beside it. Returns whether there
+    are user turns before the one that is asked."""
+    found = next((fields[name] for name in ("question", *CHAT) if isinstance(fields.get(name, ("", 0))[1], list)), None)
+    asked = [name for name in QUESTION if name in fields and not isinstance(fields[name][1], list)]
+    if found is None or asked:
+        return False
+    name, chat = found
+    turns: list[tuple[str, str]] = []
+    for turn in chat:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or "content" not in turn:
+            raise UserError(f'{where}: the field {_quoted(name)} must be a list of {{"role": ..., "content": ...}}')
+        turns.append((turn["role"], _turn_text(turn["content"], name, where)))
+    users = [at for at, (role, _) in enumerate(turns) if role == "user"]
+    if not users:
+        raise UserError(f"{where}: the field {_quoted(name)} has no user turn, which is what is asked")
+    for other in CHAT:
+        fields.pop(other, None)
+    fields["question"] = name, turns[users[-1]][1]
+    if systems := [text for role, text in turns if role == "system"]:
+        fields.setdefault("system", (name, systems[0]))
+    if after := [text for role, text in turns[users[-1] :] if role == "assistant"]:
+        fields.setdefault("last turn", (name, after[-1]))
+    name, completion = fields.get("completion", ("", None))
+    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
+        fields["completion"] = name, _turn_text(completion[-1].get("content"), name, where)
+    return len(users) > 1
+
+
+def _turn_text(content: Any, name: str, where: str) -> str:
+    """The text of a turn, which may be a list of parts."""
+    texts: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            raise UserError(
+                f"{where}: the field {_quoted(name)} has a turn that is no text and cannot be asked; take it out"
+            )
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def fold(name: str) -> str:
@@ -211,7 +298,10 @@ def fold(name: str) -> str:
 def _problem(row: Row) -> Problem:
     question = row.text(QUESTION)
     if question is None or not question.strip():
-        raise UserError(f'{row.where}: no question; give it in the field "question" or "problem" {row.found}')
+        raise UserError(
+            f'{row.where}: no question; give it in the field "question" or "problem" {row.found}, or name its field by '
+            "--question-field"
+        )
     choices = _choices(row, question)
     asked = "\n\n".join([*_passages(row, question), question])
     if choices is None:
@@ -273,12 +363,14 @@ def _answer(row: Row) -> str:
     solution = row.text(SOLUTION)
     if solution is None:
         raise UserError(
-            f'{row.where}: no answer; give it in the field "answer", "ground_truth_answer" or "solution" {row.found}'
+            f'{row.where}: no answer; give it in the field "answer", "ground_truth" or "solution" {row.found}, or name its '
+            "field by --answer-field"
         )
     gold = gold_in(solution)
     if gold is None:
+        name = next(row.fields[name][0] for name in SOLUTION if name in row.fields)
         raise UserError(
-            rf'{row.where}: no \boxed{{}} in the field "solution"; box the answer or add the field "answer"'
+            rf'{row.where}: no \boxed{{}} in the field {_quoted(name)}; box the answer or add the field "answer"'
         )
     return gold
 

@@ -1,6 +1,6 @@
 r"""Problems that the reasoning-gym library makes: logic, games, algorithms. A task is named "reasoning-gym:NAME".
 
-The library is an optional extra (pip install 'o1core[gym]'). It makes problems with their answers in a process of its
+The library is an optional extra (pip install reasoning-gym). It makes problems with their answers in a process of its
 own (gym_worker.py) and scores answers in the grading worker, under that worker's limits. An answer is right if its score
 is 1.0.
 
@@ -44,7 +44,7 @@ def gym_problems(name: str, count: int, seed: int) -> list[Problem]:
     if name in REFUSED:
         raise UserError(f"{GYM_PREFIX}{name}: this task cannot be used: {REFUSED[name]}; choose another")
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise UserError(f"{GYM_PREFIX}{name}: the library is not installed; pip install 'o1core[gym]'")
+        raise UserError(f"{GYM_PREFIX}{name}: the library is not installed; pip install reasoning-gym")
     # The library seeds problem i with seed + i, so its own seeds 0 and 1 share all problems but one.
     spread = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4]) >> 1
     problems = []

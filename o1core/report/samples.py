@@ -31,10 +31,11 @@ def open_tokenizer(run: RunFolder) -> Tokenizer:
     """The tokenizer of the run's pruned checkpoint, so that a run can be moved to another machine, or else of its model."""
     folder = run.pruned
     if not (folder / "tokenizer.json").exists():
-        model = run.read_settings().get("model")
-        if not isinstance(model, str):
-            raise UserError(f"{run.settings}: model: must be the path of a checkpoint; name it there")
-        folder = Path(model)
+        settings = run.read_settings()
+        checkpoint = settings.get("checkpoint", settings.get("model"))  # before 0.2 `model` was the path
+        if not isinstance(checkpoint, str):
+            raise UserError(f"{run.settings}: checkpoint: must be the path of a checkpoint; name it there")
+        folder = Path(checkpoint)
     tokenizer = Tokenizer(folder, read_config(folder).vocab_size)
     stated = run.read_settings().get("thought_tags") if run.settings.exists() else None
     if isinstance(stated, str) and stated.count(",") == 1:
@@ -51,6 +52,7 @@ def logged_steps(run: RunFolder) -> list[dict[str, Any]]:
 def settings_of(run: RunFolder) -> list[tuple[str, str]]:
     """What the folder's settings.json says, as text; of the model's path its last name, the rest is this machine's."""
     settings = run.read_settings() if run.settings.exists() else {}
+    settings.pop("checkpoint", None)
     if isinstance(settings.get("model"), str):
         settings["model"] = Path(settings["model"]).name
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]

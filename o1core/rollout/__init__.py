@@ -5,17 +5,19 @@ from .lanes import cache_bytes
 from .memory import FreedMemory, free_memory, keep_freed_memory, keep_large_tensors, map_large_tensors
 from .pages import page_bytes, pages_of
 from .sampling import SamplingParams
-from .store import problems_held, read_groups, write_shard
+from .store import RolloutFolder, folder_or_temporary, problems_held, read_groups, write_shard
 
 __all__ = [
     "MOST_SLOTS",
     "CacheKind",
     "Engine",
     "FreedMemory",
+    "RolloutFolder",
     "SamplingParams",
     "cache_bytes",
     "cache_kind",
     "fit_cache",
+    "folder_or_temporary",
     "free_memory",
     "keep_freed_memory",
     "keep_large_tensors",

@@ -17,7 +17,7 @@ Nothing here ran on a GPU: there the code is that of a CPU with other kernels, a
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Team
+from ..distributed import ALONE, Team, deal
 from ..errors import UserError
 from ..kernels import refused_heads, runs_triton
 from ..model import ModelConfig, Tokenizer, Transformer, causal_attention
@@ -111,6 +111,15 @@ class Engine:
         pairs = ((i, k) for i in (range(len(prompts)) if order is None else order) for k in range(params.n))
         with packed_model(self.model, self.vocab) as head:
             yield from self._serve(Queue(prompts, pairs), params, self._decoder(cache, head, batches, params))
+
+    def stream_dealt(
+        self, prompts: list[list[int]], params: SamplingParams
+    ) -> Generator[tuple[int, list[Completion]], None, None]:
+        """The same for the prompts that are dealt to this process. All ranks ask for the same ones and share them; of a
+        team's ranks the first one yields."""
+        for found in self.stream(prompts, params, deal(len(prompts), self.team)):
+            if self.team.is_lead:
+                yield found
 
     def release(self) -> None:
         """Give the cache's memory back, for an update to use. The next call takes it again."""

@@ -3,29 +3,35 @@
 A folder holds shards. A shard is shard-DIGEST.safetensors (prompt ids, completion ids, log-probs) and shard-DIGEST.jsonl
 (a line per completion). DIGEST is the SHA-256 of both, which is checked when they are read: no shard overwrites another,
 and what is damaged is named. Each file is written under a temporary name and renamed, the lines last: a shard is there
-when its lines are. A kill at any moment loses at most the shard in flight. Left out on purpose: the text, which the ids
-give back. Shards of versions before 0.2 are numbered (shard-00000) and hold no checksum; they are read as they are.
+when its lines are. A kill at any moment loses at most the shard in flight. sampled.json says with which settings, and
+after how many optimiser steps, so that a folder is never filled up by another policy than began it. Left out on purpose:
+the text, which the ids give back. Shards of the first versions are numbered (shard-00000) and hold no checksum, and their
+folders have no sampled.json; they are read as they are.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..distributed import gather, on_rank0
 from ..errors import UserError
-from ..files import decode, open_regular, parse_json, write_atomic
+from ..files import decode, open_regular, parse_json, read_record, write_atomic, write_record
 from ..typed_json import OMIT_NONE, Count, Within, from_json, to_json
 from ..types import Group, Sample
 
 HOW_TO_FIX = "delete the shard's two files and rerun the same command, which samples its problems again"
+HOW_TO_FIX_FOLDER = "restore it, or name another folder"
 NUMBERED = re.compile(r"shard-\d{5,}")
 DTYPES = {"prompt_ids": torch.int32, "ids": torch.int32, "logprobs": torch.float32}
 
@@ -44,6 +50,65 @@ class Line:
     answer: str | None
     correct: bool
     budget: int | None = field(default=None, metadata=OMIT_NONE)
+
+
+class RolloutFolder:
+    """A folder that is being filled, by one process or by ranks that all see it. groups: problem id: its group, of what was
+    there at the beginning and what this rank has added."""
+
+    def __init__(self, path: Path, label: str, made_with: dict[str, Any]) -> None:
+        """label: what is waited for, in messages. made_with: JSON of all that decides a rollout beside the problem. Raises
+        UserError where the folder was begun with something else."""
+        self.path, self.label = path, label
+        on_rank0(label, lambda: claim_rollouts(path, made_with))
+        self.groups = {group.problem: group for group in read_groups(path)}
+        # Rank 0's view decides, and no rank writes before all have read.
+        self.held = frozenset(on_rank0(label, lambda: list(self.groups)))
+
+    def add(self, groups: list[Group]) -> None:
+        """Write groups to the disk."""
+        write_shard(self.path, groups)
+        self.groups.update((group.problem, group) for group in groups)
+
+    def whole(self, ids: list[str]) -> list[Group]:
+        """The groups of these problems, once all ranks have added theirs."""
+        gather(self.label)
+        if not self.groups.keys() >= set(ids):
+            self.groups = {group.problem: group for group in read_groups(self.path)}
+        return [self.groups[name] for name in ids]
+
+
+@contextmanager
+def folder_or_temporary(folder: Path | str | None, label: str) -> Iterator[Path]:
+    """The folder, or one that all ranks see and that is deleted at the end."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as mine:
+        path = Path(on_rank0(label, lambda: mine))
+        if not all(gather(label, path.exists())):
+            raise UserError(
+                f"{label}: ranks on several machines need a folder that all of them see; name it (folder=...)"
+            )
+        yield path
+        gather(label)  # nobody reads any more
+
+
+def claim_rollouts(folder: Path, made_with: dict[str, Any]) -> None:
+    """Note in sampled.json what the rollouts are made with. Raises UserError where it says something else."""
+    path = folder / "sampled.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.glob("shard-*")):  # an older version's rollouts: nobody knows
+            write_record(path, made_with)
+        return
+    held = read_record(path, HOW_TO_FIX_FOLDER)
+    for name, value in json.loads(json.dumps(made_with)).items():
+        if held.get(name) != value:
+            raise UserError(
+                f"{folder}: holds rollouts made with {name} {json.dumps(held.get(name))}, not {json.dumps(value)}; name "
+                "another folder"
+            )
 
 
 def write_shard(folder: Path, groups: Iterable[Group]) -> None:

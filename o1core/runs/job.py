@@ -1,10 +1,11 @@
 """What a run is about, opened and checked: a checkpoint, problems to train on, tests, and a recipe.
 
-Problems come from files, from reasoning-gym tasks, or from tiny-o1's generated arithmetic.
+Problems come from files, from data sets on the hub, from reasoning-gym tasks, or from tiny-o1's generated arithmetic.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from ..errors import UserError
 from ..model import DTYPES, check_trained, model_fingerprint, read_config
 from ..problems import (
     GYM_PREFIX,
+    Fields,
     arithmetic_problems,
     ask_in_form,
     drawn_budget,
     find_overlap,
     fingerprint,
     gym_problems,
+    hub_data,
     instruct,
     load_problems,
     parse_levels,
@@ -34,11 +37,35 @@ from ..types import Problem
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parents[1] / "tiny_o1"
+EMBEDDED, TINY = Path(__file__).parents[1] / "tiny_o1", "tiny-o1"
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 DEFAULT_COUNT = 1000  # of generated problems, where the settings ask for all
 LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every sixth
 BY_LEVEL = {"arithmetic-2": "2", "arithmetic-3": "3", "arithmetic-4-5": "4-5"}  # tests, easy to hard: their levels
+
+
+@dataclass(frozen=True)
+class Sources:
+    """How a command named its model and problems.
+
+    named: what settings.json keeps of it, so that it can be given back as a run file; fields: what problem files call theirs;
+    files: of the data sets on the hub, as they were downloaded.
+    """
+
+    named: dict[str, Any] = field(default_factory=dict)
+    fields: Fields = field(default_factory=Fields)
+    files: dict[str, Sequence[str]] = field(default_factory=dict)
+
+    def read(self, source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
+        """Problems of a file, a data set or a reasoning-gym task. purpose: "train" or "test", which draw with seeds of their
+        own."""
+        if source.startswith(GYM_PREFIX):
+            wanted = recipe.selection.problems if purpose == "train" else recipe.evaluation.problems
+            seed = seed_of(recipe.seed, purpose) % 2**31
+            return gym_problems(source.removeprefix(GYM_PREFIX), wanted or DEFAULT_COUNT, seed)
+        of = {f"{role}_field": name for role, name in vars(self.fields).items()}
+        path = [Path(file) for file in self.files[source]] if source in self.files else source
+        return load_problems(path, shuffle_seed=shuffle_seed, **of)
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,19 @@ class Job:
     train: list[Problem]
     tests: dict[str, list[Problem]]
     recipe: Recipe
+    named: dict[str, Any] = field(default_factory=dict)  # of Sources
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the last part of its path, or of its name on the hub."""
+        return Path(self.origin["model"]).name
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What settings.json says of where the model and the problems came from. It decides no result: the fingerprints in
+        `settings` do."""
+        named = {"model": TINY if self.model == EMBEDDED else str(self.model)} | self.named
+        return named | {"checkpoint": str(self.model)}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -83,47 +123,57 @@ class Job:
 
 
 def open_job(
-    model: Path | None, data: str | None, tests: list[str] | None, dtype: str, recipe: Recipe, by_level: bool = False
+    model: Path | None,
+    data: str | None,
+    tests: list[str] | None,
+    dtype: str,
+    recipe: Recipe,
+    by_level: bool = False,
+    sources: Sources | None = None,
 ) -> Job:
     """Read what a run needs. Without a model it is the embedded one, and then the problems are generated.
 
-    data and tests: problem files, or reasoning-gym:NAME. Without tests the last fifth of the shuffled data is held out;
-    where the problems are generated, others are generated (with by_level three tests, easy to hard). Problems to evaluate
-    on are never trained on. Raises UserError for everything that is wrong with the files.
+    data and tests: problem files, names on the hub, or reasoning-gym:NAME. Without tests the last fifth of the shuffled data
+    is held out; where the problems are generated, others are generated (with by_level three tests, easy to hard). Problems
+    to evaluate on are never trained on. Raises UserError for everything that is wrong with the files.
     """
     if model is not None and data is None:
         raise UserError("--data: a problem file is needed with --model")
-    of = recipe.optimiser
+    of, sources = recipe.optimiser, sources or Sources()
     try_reward(recipe.reward)
     check_trained(read_config(model or EMBEDDED), of.lora_rank, of.train_last_layers)  # before anything is sampled
     selection, evaluation = recipe.selection, recipe.evaluation
     if data is None:
         train = generated("train", selection.problems, selection, recipe.seed)
-        opened = open_tests(tests, recipe)
+        opened = open_tests(tests, recipe, sources)
         if not opened and by_level:
             opened = generated_by_level(evaluation, selection, recipe.seed)
         opened = opened or generated_tests(evaluation, selection, recipe.seed)
     else:
-        train = selected(read_problems(data, recipe, selection.shuffle_seed, "train"), selection)
-        opened = open_tests(tests, recipe)
+        train = selected(sources.read(data, recipe, selection.shuffle_seed, "train"), selection)
+        opened = open_tests(tests, recipe, sources)
         if not opened:
             train, held_out = hold_out(train, data)
             opened = {test_name(data): held_out[: evaluation.problems]}
         train = train[: selection.problems]
     train = without_overlap(train, opened, data)
     named = {name: asked(test, recipe.prompt) for name, test in opened.items()}
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), asked(train, recipe.prompt), named, recipe)
+    train = asked(train, recipe.prompt)
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), train, named, recipe, sources.named)
 
 
-def open_evaluation(model: Path | None, data: str | None, dtype: str, recipe: Recipe) -> Job:
+def open_evaluation(
+    model: Path | None, data: str | None, dtype: str, recipe: Recipe, sources: Sources | None = None
+) -> Job:
     """A job that evaluates alone, on all of `data` or on the embedded model's test problems."""
+    sources = sources or Sources()
     if data is None:
         tests = generated_tests(recipe.evaluation, recipe.selection, recipe.seed)
     else:
-        problems = selected(read_problems(data, recipe, None, "test"), recipe.selection)
+        problems = selected(sources.read(data, recipe, None, "test"), recipe.selection)
         tests = {test_name(data): problems[: recipe.evaluation.problems]}
     named = {name: asked(test, recipe.prompt) for name, test in tests.items()}
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], named, recipe)
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], named, recipe, sources.named)
 
 
 def hold_out(problems: list[Problem], source: str) -> tuple[list[Problem], list[Problem]]:
@@ -157,21 +207,15 @@ def resolve_dtype(model: Path | None, dtype: str) -> torch.dtype:
     return torch.float32 if model is None else read_config(model).dtype
 
 
-def read_problems(source: str, recipe: Recipe, shuffle_seed: int | None, purpose: str) -> list[Problem]:
-    """Problems of a file or of a reasoning-gym task. purpose: "train" or "test", which draw with seeds of their own."""
-    if source.startswith(GYM_PREFIX):
-        wanted = recipe.selection.problems if purpose == "train" else recipe.evaluation.problems
-        seed = seed_of(recipe.seed, purpose) % 2**31
-        return gym_problems(source.removeprefix(GYM_PREFIX), wanted or DEFAULT_COUNT, seed)
-    return load_problems(Path(source), shuffle_seed=shuffle_seed)
-
-
 def test_name(source: str) -> str:
-    """What a test is called in folders and tables: the file's stem, or the task's name."""
-    return source.removeprefix(GYM_PREFIX) if source.startswith(GYM_PREFIX) else Path(source).stem
+    """What a test is called in folders and tables: the file's name without its endings, the data set's or the task's name."""
+    if source.startswith(GYM_PREFIX):
+        return source.removeprefix(GYM_PREFIX)
+    named = hub_data(source)
+    return Path(source.removesuffix(".gz")).stem if named is None else named.title
 
 
-def open_tests(sources: list[str] | None, recipe: Recipe) -> dict[str, list[Problem]]:
+def open_tests(sources: list[str] | None, recipe: Recipe, read: Sources) -> dict[str, list[Problem]]:
     """name: problems of each test. Raises UserError where two have one name."""
     named = {test_name(source): source for source in sources or []}
     if len(named) < len(sources or []):
@@ -179,7 +223,7 @@ def open_tests(sources: list[str] | None, recipe: Recipe) -> dict[str, list[Prob
     if "average" in named:
         raise UserError(f"--eval-data: {named['average']}: a test cannot be called average; rename the file")
     count = recipe.evaluation.problems
-    return {name: read_problems(source, recipe, None, "test")[:count] for name, source in named.items()}
+    return {name: read.read(source, recipe, None, "test")[:count] for name, source in named.items()}
 
 
 def selected(problems: list[Problem], selection: SelectionSettings) -> list[Problem]:

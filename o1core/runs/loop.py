@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, any_rank, on_rank0
+from ..distributed import Offload, any_rank
 from ..errors import UserError
 from ..interrupts import deferred
 from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
-from ..rollout import free_memory, problems_held, read_groups
+from ..rewards import State
+from ..rollout import problems_held, read_groups
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from ..training import (
@@ -32,6 +33,7 @@ from ..training import (
     Progress,
     Rollouts,
     Scored,
+    Send,
     durable,
     forget_teachers,
     has_states,
@@ -44,9 +46,9 @@ from ..training import (
     open_teacher,
     rewind,
     save_state,
+    send_nothing,
     trim_log,
 )
-from ..training.tracker import Send, send_nothing
 from ..types import Example, Problem
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,9 @@ def train(
             if progress.step == 0:
                 save_state(run, trainer.updater, progress, settings)  # what the round is sampled from
                 forget_teachers(run, index)
+            policy.steps = progress.steps - progress.step  # its rollouts were, or are, sampled after so many
             rollouts = sample_round(policy, problems, recipe, run, index)
+            policy.steps = progress.steps
             scored = score_round(rollouts, recipe, progress)
             picked = pick_round(scored, recipe, index)
             compute = partial(policy.reference, picked.examples)
@@ -102,18 +106,25 @@ def train(
                 rollouts, picked, len(opening_ids(policy.tokenizer, recipe.prompt.opening, rollouts.limit))
             )
             log.info("round %d: %s", index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
-            progress = Round(run, trainer, recipe, picked, summary, send).train(progress)
-            progress = replace(progress, reward=scored.state)
+            progress = Round(run, trainer, recipe, picked, summary, scored.state, send).train(progress)
         save_state(run, trainer.updater, progress, settings)
     forget_teachers(run, recipe.sampling.rounds)
     export(policy, run)
     trainer.finish()
+    policy.steps = 0  # it is the pruned checkpoint now
     return run.pruned
+
+
+def phase(recipe: Recipe, index: int | None = None, training: bool = False) -> str:
+    """ "3/6": which of a run's phases this is. It evaluates, samples and trains in each round (its index), and evaluates."""
+    rounds = recipe.sampling.rounds if recipe.objective.kind != "none" else 0
+    last = 2 + 2 * rounds
+    return f"{last if index is None else 2 + 2 * index + training}/{last}"
 
 
 def sample_round(policy: Policy, problems: list[Problem], recipe: Recipe, run: RunFolder, index: int) -> Rollouts:
     """The rollouts of a round, sampled or read back."""
-    label = f"sample, round {index + 1} of {recipe.sampling.rounds}"
+    label = f"{phase(recipe, index)} sample, round {index + 1} of {recipe.sampling.rounds}"
     rollouts = policy.sample(problems, recipe.round_params(index), run.rollouts(index), label, recipe.prompt.opening)
     warn_of_cuts(label, rollouts.truncated.float().mean().item(), rollouts.limit)
     return rollouts
@@ -156,36 +167,39 @@ def teacher_prompts(tokenizer: Tokenizer, problems: list[Problem], instruction: 
 
 @dataclass(frozen=True)
 class Round:
-    """The optimiser steps of one round. summary: what `summarise` returned, for the log; send: to a tracker."""
+    """The optimiser steps of one round. summary: what `summarise` returned, for the log; reward: the state for the next
+    round's; send: to a tracker."""
 
     run: RunFolder
     trainer: Trainer
     recipe: Recipe
     picked: Picked
     summary: dict[str, float]
+    reward: State
     send: Send
 
     def train(self, progress: Progress) -> Progress:
         """Run the steps from progress.step on. Returns the progress at the start of the next round."""
         settings, save_every = self.recipe.deciding(), self.recipe.execution.save_every
         batches = self.batches(progress.round_index)
-        label = f"train, round {progress.round_index + 1} of {self.recipe.sampling.rounds}"
+        index, rounds = progress.round_index, self.recipe.sampling.rounds
+        label = f"{phase(self.recipe, index, training=True)} train, round {index + 1} of {rounds}"
         todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
-        device = self.trainer.policy.model.embed.device
         with open_log(self.run.log) as lines:
             for batch in todo:
                 with deferred() as asked_to_stop:
                     line = self.step(batch, progress, len(batches))
                     progress = replace(progress, step=progress.step + 1, steps=progress.steps + 1)
+                    if progress.step == len(batches):
+                        progress = Progress(progress.round_index + 1, 0, progress.steps, self.reward)
                     lines.write(log_line(line))
                     self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
-                    due = progress.steps % save_every == 0 or any_rank(asked_to_stop())
-                    if due and progress.step < len(batches):
+                    if progress.steps % save_every == 0 or any_rank(asked_to_stop()):
                         save_state(self.run, self.trainer.updater, progress, settings)
-                memory = f"peak {line['peak_memory_mib']:.0f} MiB, free {free_memory(device) >> 20} MiB"
-                masked = f", {line['masked_tokens']:.0f} tokens masked" if "masked_tokens" in line else ""
-                todo.set_postfix_str(memory + masked)
-        return replace(progress, round_index=progress.round_index + 1, step=0)
+                shown = f"reward {line['reward']:.3g}, {line['mean_length']:.0f} tokens"
+                masked = f", {line['masked_tokens']:.0f} masked" if "masked_tokens" in line else ""
+                todo.set_postfix_str(f"{shown}{masked}, peak {line['peak_memory_mib']:.0f} MiB")
+        return progress
 
     def batches(self, index: int) -> list[list[Example]]:
         """The examples of each step: every epoch in an order of its own."""
@@ -266,7 +280,7 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, index: 
         has_teacher = recipe.objective.kind != "crisp" or run.teacher(index).exists()
         return wanted <= problems_held(run.rollouts(index)) and run.reference(index).exists() and has_teacher
 
-    return on_rank0("the round's files", act)
+    return run.ask(act)
 
 
 def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], index: int) -> Progress:
@@ -288,7 +302,7 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
 def export(policy: Policy, run: RunFolder) -> None:
     """Write the pruned checkpoint, adapters merged, unless it is there and whole. Adapters are written before it, alone."""
     if adapted(policy.trained):
-        on_rank0("the adapter", lambda: save_adapter(policy.trained, policy.folder, run.adapter))
+        run.write_adapter(lambda folder: save_adapter(policy.trained, policy.folder, folder))
     run.write_pruned(policy.save)
 
 

@@ -4,7 +4,6 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import torch
 
 from ..distributed import load_part, on_all_ranks, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
-from ..model import Tokenizer, open_tensors, read_config
+from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
 from ..report import plot_run
@@ -28,7 +27,7 @@ from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Workload
 from .job import EMBEDDED, Job, resolve_dtype
-from .loop import sample_round, train
+from .loop import phase, sample_round, train
 from .plan import Resources, check_fits, plan_line, plan_run
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def open_policy(
     """
     longest = recipe.sampling.max_new_tokens
     tokenizer = tokenizer or open_tokenizer(checkpoint, recipe)
-    model = on_all_ranks("the model", lambda: load_part(checkpoint, dtype, where.device, where.team))
+    model = load_part(checkpoint, dtype, where.device, where.team)
     engine = Engine(model, tokenizer, where.slots, where.team, where.pages)
     policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
     policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
@@ -64,14 +63,17 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     max_new_tokens: int = 2048,
+    revision: str | None = None,
 ) -> Policy:
-    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine.
+    """Open a Hugging Face folder as a policy, with its .model, .tokenizer and .engine. A name on the hub
+    ("Qwen/Qwen3-0.6B") is downloaded into the hub's cache.
 
     dtype: a torch dtype or its name, default the one that config.json states. device: default the GPU where there is one.
-    max_new_tokens: the longest completion where `sample` does not say. Raises UserError naming the file and the field where
-    the folder is not a whole checkpoint of a supported family.
+    max_new_tokens: the longest completion where `sample` does not say. revision: of a name on the hub, a branch, a tag or a
+    commit. Raises UserError naming the file and the field where the folder is not a whole checkpoint of a supported family,
+    and as find_model does.
     """
-    path = Path(folder)
+    path = find_model(folder, revision).folder
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compute = resolve_dtype(None if path == EMBEDDED else path, dtype) if isinstance(dtype, str) else dtype
     return open_policy(path, compute, Recipe.of(max_new_tokens=max_new_tokens), Resources(device))
@@ -135,22 +137,25 @@ class Session:
         if plan.tight and where.device.type == "cpu":
             map_large_tensors()
         self.resources = replace(where, slots=plan.slots, pages=plan.pages)
-        if workload.trains:
-            self.job = job.in_micro_batches(plan.micro_tokens)
+        if workload.trains and job.recipe.execution.micro_tokens is None:
+            self.job, self.claimed = job.in_micro_batches(plan.micro_tokens), False  # the folder is told
         self.planned = True
 
     def check(self) -> None:
-        """Raise UserError where the folder belongs to another job, or to a process at work in it."""
+        """Claim a folder that was begun by this job. Raises UserError where it belongs to another one, or to a process at
+        work in it."""
         self.day = self.run.held("day") or date.today().isoformat()
         cut = self.run.held("micro_tokens")  # another cut of the batches would change the last bits
         if cut is not None and self.job.recipe.execution.micro_tokens is None:
             self.job = self.job.in_micro_batches(cut)
         self.finished = self.run.check(*self._terms())
+        if not self.finished and self.run.is_begun():
+            self.claim()
 
     def claim(self) -> None:
         """Own the folder from here on; files may be written to it."""
         if not self.claimed:
-            self.run.claim(*self._terms(), self.job.model)
+            self.run.claim(*self._terms(), self.job.origin)
             self.claimed = True
 
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
@@ -176,6 +181,7 @@ class Session:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
+        self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
             pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
         self.loaded = pruned, policy  # training changed the weights in memory to those it saved
@@ -217,21 +223,18 @@ def open_session(job: Job, run: RunFolder, resources: Resources) -> Iterator[Ses
 
 def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
     """The main job: evaluate, train, evaluate again, report. Returns what RUN/result.json says."""
-    start = time.perf_counter()
     trains = job.recipe.objective.kind != "none"
     with open_session(job, run, resources) as session:
         if session.finished:
             return read_run_result(run.result)
-        if run.is_begun():
-            session.claim()
         if trains:
             session.check_memory()
         before, after = SIDES
-        base = session.evaluate(job.model, job.tests, before, "evaluate the base")
+        last = phase(job.recipe)
+        base = session.evaluate(job.model, job.tests, before, f"1/{last.partition('/')[2]} evaluate the base")
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
-        pruned = session.evaluate(checkpoint, tests, after, "evaluate the pruned")
-        seconds = time.perf_counter() - start  # of this call: an interrupted run counts only its last part
-        result = RunResult(compare(base, pruned), seconds, str(checkpoint), session.job.settings)
+        pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
+        result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), session.job.settings)
         run.finish(to_json(result), lambda: plot_run(run, result))
         return result

@@ -19,7 +19,7 @@ from ..own_code import is_own, load_own
 from ..recipe import ObjectiveSettings, RewardSettings, parse_percentiles
 from ..rewards import REWARDS, Reward, State, clip_reward, score
 from ..types import Example, Group, Sample, lengths_and_verdicts
-from .objectives import RewardTable, objective_of
+from .objectives import Objective, RewardTable, objective_of
 from .update import with_reference
 
 Reference = Callable[[list[Example]], list[Tensor]]  # float32 [L] of each example
@@ -114,14 +114,25 @@ class Scored:
     reward: Tensor
     state: State
 
-    def pick(self, objective: int | ObjectiveSettings = 2, seed: int = 0, mask_truncated: bool = False) -> "Picked":
-        """What to train on: m samples of each problem for the clipped surrogate, or what the objective's settings say.
+    def pick(
+        self,
+        objective: int | ObjectiveSettings | Objective = 2,
+        seed: int = 0,
+        mask_truncated: bool = False,
+        cutoff: int | None = None,
+    ) -> "Picked":
+        """What to train on: m samples of each problem for the clipped surrogate, or what an objective picks, given as its
+        settings or as itself.
 
-        seed: of what is drawn. mask_truncated: leave out completions that ran out of tokens. Pairs (DPO) follow each other,
-        the better sample first.
+        seed: of what is drawn. mask_truncated: leave out completions that ran out of tokens. cutoff: of prompt and
+        completion together, in tokens; default the settings', 4,096. Pairs (DPO) follow each other, the better sample
+        first.
         """
-        settings = ObjectiveSettings(picked=objective) if isinstance(objective, int) else objective
-        chooser = objective_of(settings)
+        if isinstance(objective, int):
+            objective = ObjectiveSettings(picked=objective)
+        chooser = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
+        if cutoff is None:
+            cutoff = (objective if isinstance(objective, ObjectiveSettings) else ObjectiveSettings()).cutoff
         table = RewardTable(self.rollouts.lengths, self.rollouts.correct, self.reward)
         units = chooser.pick(table, seed)
         examples: list[Example] = []
@@ -129,7 +140,7 @@ class Scored:
         for group, rewards, of_group in zip(self.rollouts.groups, self.reward.tolist(), units):
             for unit in of_group:
                 samples = [group.samples[k] for k, _ in unit]
-                if any(len(group.prompt) + s.length > settings.cutoff for s in samples):
+                if any(len(group.prompt) + s.length > cutoff for s in samples):
                     over += len(unit)
                 elif mask_truncated and any(s.finish_reason == "length" for s in samples):
                     masked += len(unit)

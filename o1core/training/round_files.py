@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..distributed import gather, is_lead, on_rank0
+from ..distributed import is_lead, on_all_ranks, on_rank0
 from ..errors import UserError
 from ..files import write_atomic
 from ..types import Example
@@ -38,13 +38,14 @@ def kept_reference(
     at_start: before the round's first step; later they cannot be computed any more. Raises UserError where the file is
     damaged, or belongs to other rollouts.
     """
-    reference = read_reference(path, examples)
-    gather("the reference")  # no rank writes before all have read
+    what = "the reference"
+    there = on_rank0(what, path.exists)  # one rank's view decides
+    reference = on_all_ranks(what, lambda: read_reference(path, examples)) if there else None
     if reference is None and not at_start:
         raise UserError(f"{path}: belongs to other rollouts than are there; {HOW_TO_FIX}")
     if reference is None:
         computed = reference = compute()
-        on_rank0("the reference", lambda: save_reference(path, examples, computed))
+        on_rank0(what, lambda: save_reference(path, examples, computed))
     return reference
 
 
@@ -56,12 +57,10 @@ def save_reference(path: Path, examples: list[Example], reference: list[Tensor])
 
 
 def read_reference(path: Path, examples: list[Example]) -> list[Tensor] | None:
-    """The log-probs of these examples; None where there is no file, or it belongs to other examples.
+    """The log-probs of these examples; None where the file belongs to other examples.
 
-    Raises UserError where the file is damaged. Files of versions before 0.2 have no checksums; their size is checked.
+    Raises UserError where the file is damaged. Files of the first versions have no checksums; their size is checked.
     """
-    if not path.exists():
-        return None
     try:
         with safe_open(path, framework="pt") as file:
             described, logprobs = file.metadata() or {}, file.get_tensor("logprobs")
@@ -145,7 +144,7 @@ def whole_lines(path: Path) -> dict[int, str]:
             continue
         if not isinstance(line, dict) or type(step := line.get("step")) is not int:
             continue
-        checksum = line.pop(CRC, None)  # versions before 0.2 wrote none
+        checksum = line.pop(CRC, None)  # the first versions wrote none
         if step > max(held, default=0) and checksum in (None, line_checksum(line)):
             held[step] = text
     return held

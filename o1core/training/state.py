@@ -55,10 +55,15 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
     partial = folder.with_name(f".{folder.name}.partial")
 
     def begin() -> bool:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not folder.exists():
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            if folder.exists():  # a run that resumes at a round's start has just read it
+                remove_older(run, folder)
+                return False
             partial.mkdir(parents=True)
-        return not folder.exists()
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        return True
 
     where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
     record: dict[str, Any] = where | {"recipe": settings}
@@ -66,12 +71,8 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
         record["memory"] = progress.reward
     if is_lead():
         record |= {"log": log_digest(run.log, progress.steps)}
-    try:
-        if not on_rank0("the training state", begin):  # a run that resumes at a round's start has just read it
-            on_rank0("the training state", lambda: remove_older(run, folder))
-            return
-    except OSError as error:
-        raise unwritable(folder, error) from None
+    if not on_rank0("the training state", begin):
+        return
     tensors = trained_tensors(updater)
     updater.writing = BackgroundSave(lambda: write_state(run, tensors, partial, folder, record))
 
@@ -102,8 +103,8 @@ def durable(updater: Updater) -> Iterator[None]:
     """On leaving, the newest state is on the disk: also where the run is stopped, or an error ends it."""
     try:
         yield
-    except (UserError, KeyboardInterrupt):
-        with suppress(UserError):
+    except BaseException:  # also of torch: out of memory, or a rank that is gone
+        with suppress(Exception):
             updater.written()
         raise
     updater.written()
@@ -136,7 +137,7 @@ def round_start(run: RunFolder, state: Path) -> Path:
 
 def has_states(run: RunFolder) -> bool:
     """Whether the folder holds a training state."""
-    return on_rank0("the training states", lambda: bool(run.states()))
+    return run.ask(lambda: bool(run.states()))
 
 
 def rewind(run: RunFolder) -> bool:
@@ -152,7 +153,7 @@ def rewind(run: RunFolder) -> bool:
                 shutil.rmtree(folder)
         return True
 
-    return on_rank0("the training states", act)
+    return run.ask(act)
 
 
 def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
@@ -160,7 +161,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
 
     Raises UserError where it is damaged or was written under other settings.
     """
-    newest = on_rank0("the training state", lambda: [path.name for path in run.states()[-1:]])
+    newest = run.ask(lambda: [path.name for path in run.states()[-1:]])
     if not newest:
         return None
     folder = run.path / newest[0]

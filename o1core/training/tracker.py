@@ -27,7 +27,7 @@ Close = Callable[[], None]
 def check_installed(name: str) -> None:
     """Raise UserError where the library of a tracker is missing: at the start, not after hours of sampling."""
     if find_spec(name) is None:
-        raise UserError(f"--tracker {name}: {name} is not installed; run pip install 'o1core[{name}]'")
+        raise UserError(f"--tracker {name}: {name} is not installed; run pip install {name}")
 
 
 def send_nothing(step: int, metrics: Mapping[str, float]) -> None:

@@ -169,9 +169,14 @@ class Updater:
         """One optimiser step on a batch of examples with their reference log-probs. Returns the objective's metrics from
         before the step: loss, ratio_mean, ratio_max, clip_fraction, approx_kl (nats a token) and grad_norm.
 
-        Raises UserError, with the weights as they were, where the loss or the gradient is not finite, or a training state
-        could not be written.
+        Raises UserError, with the weights as they were, where the loss or the gradient is not finite, a training state
+        could not be written, or the batch holds part of a unit.
         """
+        if len(examples) % self.objective.unit_size:
+            raise UserError(
+                f"a batch of {len(examples)} examples, of which the objective wants {self.objective.unit_size} together; "
+                "pick them with the same objective"
+            )
         result = self.accumulate(examples)
         norm = clip_gradients(self.masters, self.grad_clip)
         if not (math.isfinite(result["loss"]) and math.isfinite(norm)):

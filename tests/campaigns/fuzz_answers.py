@@ -19,6 +19,9 @@ PIECES += items(
     r"1e9 5e-999999 0.\overline{3} √ ∛( ½½ ⁹ ₉ ， 。 － ° million tenths feet 8:34 a.m. km/h \circ (C) pi exp( sqrt("
 )
 PIECES += items(r"\circ (C) pi exp( sqrt( ** \mathrm{ </think> <think> $ \( \] inches below zero ... 元 answer:")
+PIECES += items(
+    r"or two hundred third <= ] [ \cup squared log2( C( 4/3 \underline{ ~ 1.234.567 <answer> </answer> $2M o'clock"
+)
 PIECES += [" ", " and ", "\n", "\x00", "\x1b", "\ud800", "\u202e", "answer is ("]
 
 

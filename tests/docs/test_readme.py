@@ -10,6 +10,7 @@ import torch
 
 import o1core.model
 from o1core.cli import main, parser
+from o1core.cli.entry import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,21 @@ def test_commands_of_the_readme_parse(command, tmp_path, capsys):
     if hasattr(args, "dry_run"):
         assert main([*arguments, *([] if args.dry_run else ["--dry-run"])]) == 0
         assert '"lam"' in capsys.readouterr().out
+
+
+def test_commands_of_the_first_page_parse(tmp_path, monkeypatch):
+    """By the real parser, with the page's own run file."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "start.md").read_text()
+    (run,) = blocks(page, "yaml")
+    Path("run.yaml").write_text(run)
+    settings = Path("runs/qwen3/settings.json")
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"model": "Qwen/Qwen3-0.6B", "lr": 1e-6, "model_print": {}, "threads": 1}')
+    lines = [line.split() for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("o1core")]
+    parsed = [parse(words[1:]) for words in lines]
+    assert len(parsed) >= 4 and {args.model for args in parsed} == {"Qwen/Qwen3-0.6B"}
+    assert parsed[-2].lora_rank == 32 and parsed[-1].lr == 1e-6
 
 
 def test_extras_that_the_readme_installs_exist():

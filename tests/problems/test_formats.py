@@ -312,7 +312,7 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
         ([GOOD, "[1, 2]"], "line 2: a list where an object"),
         (["[", json.dumps(GOOD) + ",", "{"], r"jsonl: not valid JSON: .* \(line 4, column 1\)"),
         ([json.dumps([GOOD, {"question": "x"}])], r'item 2: no answer; .*"answer".*\(found: "question"\)'),
-        ([GOOD, {"prompt": "x", "answer": "1"}], r'line 2: no question; .*"problem" \(found: "prompt", "answer"\)'),
+        ([GOOD, {"query": "x", "answer": "1"}], r'line 2: no question; .*"problem" \(found: "query", "answer"\)'),
         ([GOOD, {"question": " ", "answer": "1"}], "line 2: no question"),
         ([{"problem": "x", "solution": "It is 5."}], r'line 1: no \\boxed\{\} in the field "solution"'),
         ([{"question": "x", "answer": "2*3 = <<2*3=6>>6"}], 'line 1: no final answer in the field "answer"'),

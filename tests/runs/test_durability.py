@@ -34,22 +34,27 @@ def finished(template, tmp_path) -> tuple[list[str], RunFolder]:
     return [*command, "--out", str(tmp_path / "run")], RunFolder(tmp_path / "run")
 
 
-@pytest.fixture
-def stopped(template, tmp_path, monkeypatch, capsys) -> tuple[list[str], RunFolder]:
-    """A run that SIGTERM stopped after 13 of its 16 steps, in the second round."""
-    command, _ = template
-    step, run = Round.step, tmp_path / "run"
+def stop(command: list[str], run: Path, at: int) -> None:
+    """Start a run, and let SIGTERM arrive during a step."""
+    step = Round.step
 
-    def stop_at_13(self, batch, progress, steps):
-        if progress.steps == 12:
+    def stopping(self, batch, progress, steps):
+        if progress.steps == at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, progress, steps)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Round, "step", stop_at_13)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Round, "step", stopping)
         assert main([*command, "--out", str(run)]) == 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def stopped(template, tmp_path, capsys) -> tuple[list[str], RunFolder]:
+    """A run that SIGTERM stopped after 13 of its 16 steps, in the second round."""
+    command, _ = template
+    stop(command, tmp_path / "run", 13)
     assert "SIGTERM; rerun the same command to continue" in capsys.readouterr().err
-    return [*command, "--out", str(run)], RunFolder(run)
+    return [*command, "--out", str(tmp_path / "run")], RunFolder(tmp_path / "run")
 
 
 def error_of(capsys) -> str:
@@ -69,6 +74,15 @@ def test_sigterm_saves_the_state_and_the_rerun_ends_with_the_same_bits(stopped, 
     command, run = stopped
     assert [path.name for path in run.states()] == ["state-000008-01", "state-000013-01"]
     assert main(command) == 0
+    assert fingerprint(run.path) == fingerprint(template[1])
+
+
+@pytest.mark.parametrize("at, state", [(8, "state-000008-01"), (16, "state-000016-02")])
+def test_sigterm_in_the_last_step_of_a_round_loses_none(template, tmp_path, at, state):
+    command, run = template[0], RunFolder(tmp_path / "run")
+    stop(command, run.path, at)
+    assert run.states()[-1].name == state
+    assert main([*command, "--out", str(run.path)]) == 0
     assert fingerprint(run.path) == fingerprint(template[1])
 
 
@@ -251,15 +265,16 @@ def test_what_decides_a_result_may_not(finished, capsys):
     assert "other settings (lam: 2.0 there, 3.0 requested)" in error_of(capsys)
 
 
-def test_a_finished_run_goes_on_with_more_rounds(finished, template):
-    command, run = finished
-    command = [*command, "--rounds", "3"]
+@pytest.mark.parametrize("name", ["prune", "train"])
+def test_a_finished_run_goes_on_with_more_rounds(finished, template, name):
+    (_, *flags), run = finished
+    command = [name, *flags, "--rounds", "3", *(["--resume"] if name == "train" else [])]
     before = file_digest(run.pruned / "model.safetensors")
     assert main(command) == 0
     assert [json.loads(line)["round"] for line in run.log.read_text().splitlines()][-1] == 2
     assert file_digest(run.path / "rounds-2" / "pruned" / "model.safetensors") == before
     assert file_digest(run.pruned / "model.safetensors") != before
-    assert (run.path / "rounds-2" / "result.json").exists() and run.result.exists()
+    assert (run.path / "rounds-2" / "result.json").exists() and run.result.exists() == (name == "prune")
 
 
 def test_a_run_of_the_version_before_resumes(stopped, template):

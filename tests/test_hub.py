@@ -1,0 +1,235 @@
+"""Names on the hub, against a stand-in on the loopback interface: what is downloaded, resumed, kept and refused."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub.constants as constants
+import huggingface_hub.file_download
+import pytest
+
+import o1core
+from o1core.cli import main
+from o1core.errors import UserError
+from o1core.model import find_model, read_config
+from o1core.problems import load_problems
+from tests.conftest import build
+from tests.hub import COMMIT, serve
+
+NAME, DATA = "someone/small-model", "someone/sums"
+README = """---
+license: mit
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: main/train-*}
+  - {split: test, path: [main/test-*]}
+- config_name: other
+  data_files: other/train.jsonl
+---
+# Sums
+"""
+
+
+def sums(path, *numbers):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in numbers))
+
+
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory):
+    """A model with all that a repository holds, and a data set of two configurations."""
+    model, data = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("data")
+    build(model, shard="60KB")
+    for name in ("README.md", "LICENSE"):
+        (model / name).write_text(name)
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "consolidated.safetensors", "training_args.bin"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("not to be read")
+    for at in (0, 1):
+        sums(data / f"main/train-0000{at}-of-00002.jsonl", *range(10 * at, 10 * at + 5))
+    sums(data / "main/test-00000-of-00001.jsonl", 70, 71, 72)
+    sums(data / "other/train.jsonl", 90)
+    (data / "README.md").write_text(README)
+    return model, data
+
+
+def move_to(monkeypatch, url):
+    """What HF_ENDPOINT does when huggingface_hub is imported."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+@pytest.fixture
+def hub(repos, tmp_path, monkeypatch):
+    """The hub with both, an empty cache, and no patience between attempts."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
+    with serve({NAME: repos[0]}, {DATA: repos[1]}) as server:
+        move_to(monkeypatch, server.url)
+        yield server
+
+
+def test_only_what_is_read_is_downloaded_once_and_then_offline(hub, repos, monkeypatch):
+    found = find_model(NAME)
+    assert found.commit == COMMIT == found.folder.name
+    files = set(hub.downloaded())
+    shards = {path.name for path in repos[0].glob("model-*.safetensors")}
+    assert len(shards) > 1 and shards < files and len(files) == len(hub.downloaded())
+    assert {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "README.md",
+        "LICENSE",
+    } < files
+    assert not {name for name in files if name.endswith((".bin", ".onnx"))} and "consolidated.safetensors" not in files
+    before = len(hub.downloaded())
+    policy = o1core.load(NAME, device="cpu")
+    assert policy.folder == found.folder and len(hub.downloaded()) == before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.asked)
+    assert find_model(NAME) == find_model(NAME, "main") == find_model(NAME, COMMIT) == found
+    assert len(hub.asked) == asked
+
+
+def test_a_plan_needs_no_weights(hub, capsys):
+    assert main(["plan", "--model", NAME]) == 0
+    assert not any("safetensors" in name and "index" not in name for name in hub.downloaded())
+    assert f"prune --model {NAME}" in capsys.readouterr().out
+
+
+def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
+    """In the middle of a file while huggingface_hub tries again, and after it gave up with the files that are missing."""
+    first, second = sorted(path.name for path in repos[0].glob("model-*.safetensors"))[:2]
+    whole = {name: (repos[0] / name).read_bytes() for name in (first, second)}
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    hub.cut = {first: [4096], second: [9] * 99}
+    with pytest.raises(UserError, match=rf"^{NAME}: the download broke off .*; rerun the same command to continue it$"):
+        find_model(NAME)
+    assert [asked for _, path, asked in hub.asked if path.endswith(first)][-2:] == [None, "bytes=4096-"]
+    hub.cut.clear()
+    hub.asked.clear()
+    folder = find_model(NAME).folder
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+    assert second in hub.downloaded() and first not in hub.downloaded()
+
+
+def test_data_sets_by_configuration_and_split(hub, monkeypatch):
+    def answers(source):
+        return [int(p.answer) - 1 for p in load_problems(source)]
+
+    train, test = [*range(5), *range(10, 15)], [70, 71, 72]
+    for _ in range(2):
+        assert answers(DATA) == answers(f"{DATA}:train") == answers(f"{DATA}@{COMMIT}:main/train") == train
+        assert answers(f"{DATA}:test") == answers(f"{DATA}:main/test") == test
+        assert answers(f"{DATA}:other") == [90]
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=rf"^{DATA}: has no split main/dev in .*; there is: main/train, main/test, other/train"
+    ):
+        load_problems(f"{DATA}:dev")
+
+
+def test_data_sets_that_say_nothing_are_read_by_the_names_of_their_files(hub, tmp_path):
+    folder = tmp_path / "plain"
+    sums(folder / "data/test.jsonl", 7)
+    sums(folder / "data/validation.json", 8)
+    sums(folder / "one.jsonl", 9)
+    (folder / "notes.txt").write_text("text")
+    hub.repos["datasets"] |= {"a/plain": folder, "a/one": folder / "data", "a/none": folder / "none"}
+    (folder / "none").mkdir()
+    assert [p.answer for p in load_problems("a/plain:val")] == ["9"]
+    assert [p.answer for p in load_problems("a/one:test")] == ["8"]
+    with pytest.raises(UserError, match="a/plain: has no split default/train in a format that is read"):
+        load_problems("a/plain")
+    with pytest.raises(UserError, match="a/none: has no split default/train"):
+        load_problems("a/none")
+
+
+def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test", "--device", "cpu", "--max-new-tokens", "6"]
+    command = ["sample", *flags, "--samples", "2", "--problems", "3", "--slots", "8", "--out", str(run)]
+    assert main(command) == 0
+    held = json.loads((run / "settings.json").read_text())
+    assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
+    assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
+    assert main(["show", str(run), "--problems", "1"]) == 0
+    hub.repos["models"].clear()  # the run goes on with what it began with
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "someone/nothing"], "someone/nothing: no such folder here, and no such model on the hub; corr"),
+        (
+            ["--model", NAME, "--revision", "v9"],
+            f"{NAME}: has no revision v9; name a branch, a tag or a whole commit hash",
+        ),
+        (
+            ["--model", "a/pickled"],
+            "a/pickled: the repository holds no safetensors, and pickled weights such as 'pytorch_mod",
+        ),
+        (["--model", "a/gated"], "a/gated: is gated; accept its terms on http"),
+        (["--model", "a/empty"], "a/empty: the repository holds no config.json"),
+        (["--model", "a/bert"], "config.json: architectures"),
+        (["--model", ".", "--revision", "main"], "--revision: . is no name on the hub; leave the flag out"),
+        (["--data", "someone/nothing"], "someone/nothing: no such file here, and no such dataset on the hub"),
+        (["--data", f"{DATA}@v9"], f"{DATA}: has no revision v9"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(hub, repos, tmp_path, edit_json, flags, message, capsys):
+    pickled, empty, bert = (tmp_path / name for name in ("pickled", "empty", "bert"))
+    for folder in (pickled, empty, bert):
+        folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "pytorch_model.bin"):
+        (pickled / name).write_bytes((repos[0] / name).read_bytes())
+    (empty / "README.md").write_text("text")
+    (bert / "config.json").write_bytes((repos[0] / "config.json").read_bytes())
+    (bert / "model.safetensors").write_text("gigabytes")
+    edit_json(bert / "config.json", architectures=["BertModel"])
+    hub.repos["models"] |= {"a/pickled": pickled, "a/gated": repos[0], "a/empty": empty, "a/bert": bert}
+    hub.gated.add("a/gated")
+    assert main(["eval", "--data", DATA, "--out", str(tmp_path / "run"), *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("o1core: error: ") and message in error
+    assert not (tmp_path / "run").exists()
+    assert not any(name in hub.downloaded() for name in ("pytorch_model.bin", "model.safetensors"))
+
+
+def test_no_space_left_in_the_cache(hub, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
+    with pytest.raises(UserError, match=rf"^{NAME}: no space is left in the cache .*cache; make room, or set HF_HOME"):
+        find_model(NAME)
+
+
+def test_without_a_network_one_line_says_what_to_type(hub, monkeypatch):
+    for offline, why in ((True, "HF_HUB_OFFLINE is set"), (False, "the hub cannot be reached")):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        move_to(monkeypatch, "http://127.0.0.1:9")
+        with pytest.raises(UserError, match=rf"^{NAME}: .*{why}.*: hf download {NAME} --revision v1$"):
+            find_model(NAME, "v1")
+        with pytest.raises(UserError, match=rf"{why}.*: hf download {DATA} --repo-type dataset$"):
+            load_problems(f"{DATA}:test")
+
+
+def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
+    home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", f"import o1core; print(len(o1core.load_problems('{DATA}')))"]
+    done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
+    assert done.stdout.strip() == "10", done.stderr
+    assert list((tmp_path / "home/hub/datasets--someone--sums/snapshots").iterdir())
+
+
+def test_a_folder_of_the_cache_is_read(hub):
+    assert read_config(find_model(NAME).folder).num_layers == 2
