@@ -3,7 +3,8 @@
 Counted is what the trainer holds, in the order of its code: the trained weights' state lives from the first round on;
 sampling adds the KV cache and, with adapters, merged matrices; an update adds what autograd saves of a micro-batch (or with
 checkpointing a hidden state a layer and one layer's activations), the head's scratch, CRISP's teacher and gradients on their
-way. A training state is written between rounds, and in a long round while its next update runs.
+way. A training state is written between rounds, and in a long round while its next update runs; at the end adapters are
+merged into a model that is written.
 
 On more than one rank trained weights are fp32 shards (FSDP2), whole layers exist two at a time, embedding and head stay
 whole from forward to backward, and a plain copy is sampled from. Not counted: Python and torch themselves (0.3 GB), the
@@ -146,7 +147,10 @@ def footprint(
         Phase("reference", held | reference(c, w, machine, micro_tokens)),
         Phase("update", held | update(c, w, machine, micro_tokens) | beside),
     ]
-    return (*found, Phase("save", held | written)) if written else tuple(found)
+    if written:
+        exported = merged(c) if w.recipe.optimiser.lora_rank is not None else {}
+        found.append(Phase("save", held | max(written, exported, key=lambda parts: sum(parts.values()))))
+    return tuple(found)
 
 
 def sample_phase(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: int | None = None) -> Phase:
@@ -196,6 +200,11 @@ def vocabulary(c: ModelConfig) -> int:
 def matrices(c: ModelConfig) -> int:
     """Numbers of the layers' matrices."""
     return sum(size for theirs, size in sizes(c).items() if theirs.endswith("_proj.weight"))
+
+
+def merged(c: ModelConfig) -> dict[str, int]:
+    """What adapters are merged into, to sample and to export them."""
+    return {"merged matrices": c.dtype.itemsize * matrices(c)}
 
 
 @cache
@@ -301,7 +310,7 @@ def sampling(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: i
         "logits": rows * c.vocab_size * size + copies,
     }
     if w.recipe.optimiser.lora_rank is not None and w.trains and w.recipe.sampling.rounds > 1 and machine.ranks == 1:
-        parts["merged matrices"] = size * matrices(c)
+        parts |= merged(c)
     if worth_packing(size * sum(sizes(c).values()), c.dtype, not machine.cuda):
         parts["packed matrices"] = size * (matrices(c) + c.vocab_size * c.hidden_size)
     return parts

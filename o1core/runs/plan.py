@@ -82,8 +82,8 @@ class Plan:
 
 
 def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: int | None = None) -> Plan:
-    """The most slots, where they are not given, and tokens a micro-batch, where the recipe names none, that fit. config:
-    its dtype is the one that computes.
+    """The most slots, where they are not given, and tokens a micro-batch, where the recipe names none, that fit, on a CPU
+    with the fragments of freed memory. config: its dtype is the one that computes.
 
     The KV cache takes what training leaves, and half of the memory at most; with pages it takes that much whatever the slots
     are. Slots are never more than the completions that are asked for.
@@ -100,7 +100,7 @@ def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: i
     asked = workload.recipe.execution.micro_tokens
     for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.sequence * workload.pair):
         phases = footprint(config, workload, machine, slots, micro_tokens, pages)
-        if max(phase.total for phase in phases[1:] or phases) <= machine.memory:
+        if max(phase.total for phase in phases[1:] or phases) <= machine.memory / (1 if machine.cuda else FRAGMENTS):
             break
     return Plan(config, workload, machine, slots, pages, micro_tokens, phases)
 

@@ -28,7 +28,7 @@ from ..types import Problem
 from .footprint import Workload
 from .job import EMBEDDED, Job, resolve_dtype
 from .loop import phase, sample_round, train
-from .plan import Resources, check_fits, plan_line, plan_run
+from .plan import Plan, Resources, check_fits, plan_line, plan_run
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Session:
     day: str = field(default="", init=False)  # that the run began on: chat templates may ask for it
     finished: bool = field(default=False, init=False)  # whether the run has come to its result
     claimed: bool = field(default=False, init=False)
-    planned: bool = field(default=False, init=False)  # whether the memory was found to be enough
+    plan: Plan | None = field(default=None, init=False)  # that fits
     tokenizer: Tokenizer | None = field(default=None, init=False)  # of the job's model
     loaded: tuple[Path, Policy] | None = field(default=None, init=False)
 
@@ -99,7 +99,7 @@ class Session:
         """The policy of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
-            if not self.planned:
+            if self.plan is None:
                 self.check_memory(trains=False)
             tokenizer = self.tokenizer
             if checkpoint != self.job.model:
@@ -131,7 +131,7 @@ class Session:
             load_optimiser_modules()
         problems = len(job.train) if job.recipe.objective.kind != "none" else 0
         workload = Workload.of(job.recipe, trains, longest, problems, max(map(len, job.tests.values()), default=0))
-        plan = plan_run(replace(config, dtype=job.dtype), workload, where.machine(), where.slots)
+        self.plan = plan = plan_run(replace(config, dtype=job.dtype), workload, where.machine(), where.slots)
         check_fits(plan)
         log.info("%s", plan_line(plan))
         if plan.tight and where.device.type == "cpu":
@@ -139,7 +139,6 @@ class Session:
         self.resources = replace(where, slots=plan.slots, pages=plan.pages)
         if workload.trains and job.recipe.execution.micro_tokens is None:
             self.job, self.claimed = job.in_micro_batches(plan.micro_tokens), False  # the folder is told
-        self.planned = True
 
     def check(self) -> None:
         """Claim a folder that was begun by this job. Raises UserError where it belongs to another one, or to a process at
@@ -177,7 +176,7 @@ class Session:
         if exists:
             log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
             resume = True
-        if not self.planned:
+        if self.plan is None:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)

@@ -29,12 +29,34 @@ HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 <
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
 
 
-def grown(phase: str, shape: dict, settings: dict) -> int:
-    """Bytes by which a process's resident memory grows over a phase: two steps, or the writing of a training state."""
-    asked = {"phase": phase, "shape": shape, "recipe": settings, "dtype": "float32"}
+@pytest.fixture(scope="module")
+def real_widths(build_checkpoint, tmp_path_factory):
+    """One layer of QWEN in bf16, with as many tokens."""
+    folder = tmp_path_factory.mktemp("real") / "model"
+    c = replace(QWEN, num_layers=1)
+    shape = {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.ffn_size, "head_dim": 64}
+    heads = {"num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads, "num_hidden_layers": 1}
+    build_checkpoint(folder, dtype=torch.bfloat16, **shape, **heads)
+    held = json.loads((folder / "tokenizer.json").read_text())
+    first = len(held["model"]["vocab"])
+    held["model"]["vocab"] |= {f"Ġ{i}": i for i in range(first, c.vocab_size - 3)}
+    for i, token in enumerate(held["added_tokens"]):
+        token["id"] = c.vocab_size - 3 + i
+    (folder / "tokenizer.json").write_text(json.dumps(held))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": c.vocab_size - 1}))
+    return folder
+
+
+def child(asked: dict) -> list[int]:
+    """What measured.py prints."""
     command = [sys.executable, str(HERE / "measured.py"), json.dumps(asked)]
     env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+    return [int(n) for n in subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.split()]
+
+
+def grown(phase: str, shape: dict, settings: dict) -> int:
+    """Bytes by which a process's resident memory grows over a phase: two steps, or the writing of a training state."""
+    return child({"phase": phase, "shape": shape, "recipe": settings, "dtype": "float32"})[0]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,26 @@ def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
     workload = Workload.of(Recipe.of(**settings | {"save_every": 10**6}))  # nothing is written meanwhile
     predicted = next(p for p in footprint(config, workload, Machine(), 1, 16384) if p.name == "update")
     assert predicted.total - predicted.parts["libraries"] == pytest.approx(measured, rel=0.15), predicted.parts
+
+
+SMALL_RUN = {"samples": 2, "picked": 2, "problems": 2, "eval_problems": 1, "batch": 2, "temperature": 1.0, "top_p": 1.0}
+
+
+@pytest.mark.parametrize("settings", [{}, {"train_last_layers": 1}], ids=["whole", "last layer"])
+def test_a_small_run_at_real_widths_takes_what_is_planned(real_widths, problems, tmp_path, settings):
+    """One layer of Qwen2.5-0.5B with its vocabulary: an evaluation, a round, two steps and the states on disk."""
+    recipe = SMALL_RUN | {"max_new_tokens": 8} | settings
+    asked = {"phase": "run", "model": str(real_widths), "data": str(problems), "recipe": recipe}
+    measured, planned = child(asked | {"out": str(tmp_path / "run")})
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_a_run_of_tiny_o1_takes_what_is_planned(tmp_path):
+    """Most of it are modules that come after the plan."""
+    recipe = SMALL_RUN | {"problems": 8, "batch": 16, "max_new_tokens": 100, "rounds": 2}
+    asked = {"phase": "run", "model": None, "data": None, "recipe": recipe, "out": str(tmp_path / "run")}
+    measured, planned = child(asked)
+    assert planned == pytest.approx(measured, abs=50 << 20)
 
 
 FIRST_OPTIMISER = """

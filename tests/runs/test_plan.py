@@ -10,10 +10,11 @@ import torch
 
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.model import read_config
+from o1core.model import ModelConfig, read_config
 from o1core.recipe import Recipe, read_recipe
 from o1core.rollout import fit_cache
-from o1core.runs import Machine, Workload, plan, plan_run
+from o1core.run_folder import RunFolder
+from o1core.runs import Machine, Resources, Workload, open_job, open_session, plan, plan_run
 from o1core.runs.plan import check_fits, plan_line, proposals
 
 DATA, GIB = Path(__file__).parents[1] / "data", 1 << 30
@@ -99,6 +100,58 @@ def test_slots_follow_from_the_pages_and_their_mean_length(room, slots, expected
 def test_a_refusal_names_the_cheapest_change_that_fits(settings, memory, flags):
     with pytest.raises(UserError, match=flags):
         check_fits(of("marco-o1", memory, **settings))
+
+
+SMOL = ModelConfig("LlamaForCausalLM", 49152, 576, 1536, 30, 9, 3, 64, 1e-5, 1e5, 8192, True, torch.bfloat16)
+
+
+@pytest.mark.parametrize("machine", [Machine(cuda=True, memory=24 * GIB), Machine(memory=22 * GIB)], ids=["GPU", "CPU"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_small_model_is_trained_on_24_gb_with_the_settings_of_the_paper(machine, dtype):
+    """SmolLM2-135M: 16,384 tokens a micro-batch are too many on a CPU, and fewer are taken."""
+    recipe = Recipe.of(**read_recipe("paper"))
+    found = plan_run(replace(SMOL, dtype=dtype), Workload.of(recipe), machine)
+    assert found.fits and 3072 <= found.micro_tokens <= 16384
+    asked = plan_run(replace(SMOL, dtype=dtype), Workload.of(recipe.replace(micro_tokens=65536)), machine)
+    assert not asked.fits, "what is asked for is not changed"
+
+
+def test_a_run_is_planned_for_its_own_problems_and_lengths():
+    """A 0.5B model with adapters on 4 problems x 4 samples x 64 tokens took 4.7 GiB; 14.3 were planned by defaults."""
+    qwen = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.float32)
+    recipe = Recipe.of(samples=4, max_new_tokens=64, lora_rank=16, batch=16, rounds=2)
+    found = plan_run(qwen, Workload.of(recipe, prompt=100, problems=4, tested=4), Machine(memory=22 * GIB))
+    assert found.slots == 16, "no more than the completions that are asked for"
+    assert 3 * GIB < found.peak.total < 6 * GIB
+    whole = plan_run(qwen, Workload.of(recipe), Machine(memory=22 * GIB))
+    assert whole.slots > 16 and whole.peak.total > 2 * found.peak.total
+
+
+def session_of(folder: Path, **settings):
+    job = open_job(None, None, None, "float32", Recipe.of(problems=8, eval_problems=2, **settings))
+    return open_session(job, RunFolder(folder), Resources(torch.device("cpu")))
+
+
+def test_after_training_the_last_evaluation_asks_for_no_memory_to_train(tmp_path, monkeypatch):
+    for done in (False, True):
+        monkeypatch.setattr(RunFolder, "pruned_state", lambda self, done=done: (done, done))
+        with session_of(tmp_path / "run") as session:
+            session.check_memory()
+        assert [phase.name for phase in session.plan.phases] == ["sample"] + ["reference", "update", "save"] * (
+            not done
+        )
+
+
+def test_a_resumed_run_cuts_its_batches_as_before(tmp_path, monkeypatch):
+    """Another cut would change the last bits. What is asked for comes first."""
+    found = []
+    for free, asked in ((420 << 20, None), (8 << 30, None), (8 << 30, 5000)):
+        monkeypatch.setattr(plan, "free_memory", lambda device, free=free: free)
+        with session_of(tmp_path / "run", max_new_tokens=2000, micro_tokens=asked) as session:
+            session.check_memory()
+            session.claim()
+            found.append(session.job.settings["micro_tokens"])
+    assert found == [2048, 2048, 5000]
 
 
 def test_what_cannot_fit_at_all_is_said_so():
