@@ -144,7 +144,7 @@ def footprint(
     beside = written if w.saves_while_training else {}
     found = [
         sample_phase(c, w, machine, slots, pages),
-        Phase("reference", held | reference(c, w, machine, micro_tokens)),
+        Phase("reference", without(held, {"gradients"}) | reference(c, w, machine, micro_tokens)),
         Phase("update", held | update(c, w, machine, micro_tokens) | beside),
     ]
     if written:
@@ -155,10 +155,14 @@ def footprint(
 
 def sample_phase(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: int | None = None) -> Phase:
     """Sampling a round or an evaluation."""
-    held = {name: size for name, size in lasting(c, w, machine).items() if not w.trains or name not in absent(machine)}
+    held = without(lasting(c, w, machine), absent(machine) if w.trains else set())
     if machine.ranks > 1 and w.trains:
         held["copy to sample from"] = sampled_copy(c, machine)
     return Phase("sample", held | sampling(c, w, machine, slots, pages))
+
+
+def without(parts: dict[str, int], names: set[str]) -> dict[str, int]:
+    return {name: size for name, size in parts.items() if name not in names}
 
 
 def lasting(c: ModelConfig, w: Workload, machine: Machine) -> dict[str, int]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import o1core.model
-from o1core.model import DTYPES, ModelConfig, Transformer, read_config
+from o1core.model import DTYPES, ModelConfig, Transformer, layout, read_config
 from o1core.recipe import Recipe
 from o1core.runs.footprint import (
     Machine,
@@ -29,22 +30,27 @@ HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 <
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
 
 
-@pytest.fixture(scope="module")
-def real_widths(build_checkpoint, tmp_path_factory):
+@pytest.fixture
+def real_widths(checkpoint):
     """One layer of QWEN in bf16, with as many tokens."""
-    folder = tmp_path_factory.mktemp("real") / "model"
     c = replace(QWEN, num_layers=1)
-    shape = {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.ffn_size, "head_dim": 64}
-    heads = {"num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads, "num_hidden_layers": 1}
-    build_checkpoint(folder, dtype=torch.bfloat16, **shape, **heads)
-    held = json.loads((folder / "tokenizer.json").read_text())
-    first = len(held["model"]["vocab"])
-    held["model"]["vocab"] |= {f"Ġ{i}": i for i in range(first, c.vocab_size - 3)}
-    for i, token in enumerate(held["added_tokens"]):
+    config = {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.ffn_size, "head_dim": 64}
+    config |= {"num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads, "num_hidden_layers": 1}
+    edit(checkpoint / "config.json", config)
+    edit(checkpoint / "generation_config.json", {"eos_token_id": c.vocab_size - 1})
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    first = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] |= {f"Ġ{i}": i for i in range(first, c.vocab_size - 3)}
+    for i, token in enumerate(tokenizer["added_tokens"]):
         token["id"] = c.vocab_size - 3 + i
-    (folder / "tokenizer.json").write_text(json.dumps(held))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": c.vocab_size - 1}))
-    return folder
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tensors = {name: torch.empty(shape, dtype=c.dtype).uniform_(-0.02, 0.02) for name, *_, shape in layout(c)}
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint
+
+
+def edit(path: Path, fields: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def child(asked: dict) -> list[int]:
@@ -84,21 +90,21 @@ def test_an_update_at_real_widths_takes_what_is_predicted(shape, settings):
 SMALL_RUN = {"samples": 2, "picked": 2, "problems": 2, "eval_problems": 1, "batch": 2, "temperature": 1.0, "top_p": 1.0}
 
 
-@pytest.mark.parametrize("settings", [{}, {"train_last_layers": 1}], ids=["whole", "last layer"])
-def test_a_small_run_at_real_widths_takes_what_is_planned(real_widths, problems, tmp_path, settings):
-    """One layer of Qwen2.5-0.5B with its vocabulary: an evaluation, a round, two steps and the states on disk."""
-    recipe = SMALL_RUN | {"max_new_tokens": 8} | settings
+def test_a_small_run_at_real_widths_takes_what_is_planned(real_widths, problems, tmp_path):
+    """One layer of Qwen2.5-0.5B with its vocabulary, which is frozen: an evaluation, a round, two steps and what is written
+    on disk."""
+    recipe = SMALL_RUN | {"max_new_tokens": 4, "train_last_layers": 1}
     asked = {"phase": "run", "model": str(real_widths), "data": str(problems), "recipe": recipe}
     measured, planned = child(asked | {"out": str(tmp_path / "run")})
     assert planned == pytest.approx(measured, rel=0.15)
 
 
 def test_a_run_of_tiny_o1_takes_what_is_planned(tmp_path):
-    """Most of it are modules that come after the plan."""
+    """Most of it are modules that come after the plan, which is for completions of the longest length."""
     recipe = SMALL_RUN | {"problems": 8, "batch": 16, "max_new_tokens": 100, "rounds": 2}
     asked = {"phase": "run", "model": None, "data": None, "recipe": recipe, "out": str(tmp_path / "run")}
     measured, planned = child(asked)
-    assert planned == pytest.approx(measured, abs=50 << 20)
+    assert measured < planned < 1.5 * measured
 
 
 FIRST_OPTIMISER = """
