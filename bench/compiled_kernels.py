@@ -6,8 +6,13 @@ occupancy, instruction counts, load widths. Then FLOPs, bytes and the roofline t
 and -32B heads. Exit code 1 where something spills or asks for more than the chip has.
 
     --target 90              only these chips            --jobs 2   compiler processes
+    --record                 write bench/results/compiled_kernels.json
+    --sample                 compile only what that record lacks, and one of each kernel, which must come out as recorded
     --json FILE              the same as records         --table    the page's table (bench/results/kernels.md)
     --roofline-only          without compiling
+
+Compiling everything takes minutes, and the same text for the same chip by the same release of Triton always comes out alike.
+So the record keeps what was found, under a key made of all that (pretended_gpu.Build.key), and the tests read it with --sample.
 
 Timings are arithmetic here, not measurements: the time that no kernel on that chip can beat.
 """
@@ -17,6 +22,7 @@ import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,32 +33,38 @@ import triton
 
 from .kernel_launches import Case, cases
 from .machine_code import SHARED_LIMIT, read_machine_code
-from .pretended_gpu import pretended_gpu
+from .pretended_gpu import Build, pretended_gpu
 from .roofline import print_roofline
 
 TARGETS = (80, 86, 89, 90, 100)
 PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention")
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
-STREAMS = (*PRODUCTS, "kept_gradient", "gather_forward", "gather_backward")
+ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
+STREAMS = (*PRODUCTS, *ELEMENTWISE, "kept_gradient", "gather_forward", "gather_backward")
+RECORD = Path(__file__).parent / "results/compiled_kernels.json"
 Record = dict[str, Any]
 
 
-def compile_for(capability: int) -> list[Record]:
-    """A record of each kernel that the cases compile for a chip, with the sizes at which it was first launched."""
+def compile_for(capability: int, known: dict[str, Record]) -> list[Record]:
+    """A record of each kernel that the cases launch on a chip, with the sizes at which it was first launched. known: those
+    that need no compiling, by their keys."""
     found: dict[str, Record] = {}
     case: Case
 
-    def launched(kernel: Any, options: dict[str, Any], compiled: Any) -> None:
-        if compiled.hash in found:
+    def launched(kernel: Any, options: dict[str, Any], build: Build) -> None:
+        if build.key in found:
             return
         flags = {k: v for k, v in options.items() if k.isupper() and k not in ("ACC", "PRECISION") and "BLOCK" not in k}
         record = {
+            "key": build.key,
             "kernel": kernel.fn.__name__.removesuffix("_kernel"),
             "target": f"sm_{capability}",
             "dtype": case.dtype,
+            "sizes": case.sizes,
+            "flags": flags,
         }
-        record |= {"sizes": case.sizes, "flags": flags}
-        found[compiled.hash] = record | read_machine_code(compiled, capability)
+        of_before = known.get(build.key)
+        found[build.key] = of_before or record | read_machine_code(build.compile(), capability)
 
     with pretended_gpu(capability, launched):
         for case in cases(capability):
@@ -60,12 +72,28 @@ def compile_for(capability: int) -> list[Record]:
     return list(found.values())
 
 
-def compile_all(targets: list[int], jobs: int) -> list[Record]:
+def compile_all(targets: list[int], jobs: int, known: dict[str, Record]) -> list[Record]:
     """Processes are spawned: a fork would share the compiler's threads."""
+    work = partial(compile_for, known=known)
     if jobs == 1:
-        return [record for records in map(compile_for, targets) for record in records]
+        return [record for records in map(work, targets) for record in records]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return [record for records in pool.map(compile_for, targets) for record in records]
+        return [record for records in pool.map(work, targets) for record in records]
+
+
+def read_record() -> dict[str, Record]:
+    """The recorded kernels by their keys."""
+    return {record["key"]: record for record in json.loads(RECORD.read_text())}
+
+
+def write_record(records: list[Record]) -> None:
+    """A kernel a line, so that a change shows what it changed."""
+    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+
+
+def sample_of(recorded: dict[str, Record]) -> set[str]:
+    """A key of each kernel: those whose hashes happen to be lowest, so others after a change."""
+    return set({recorded[key]["kernel"]: key for key in sorted(recorded, reverse=True)}.values())
 
 
 def faults(record: Record) -> list[str]:
@@ -114,18 +142,30 @@ TITLES = {
     "paged_attention": "decode attention",
     "attention_merge": "merge of its splits",
     "write_pages": "rotary embedding and write of pages",
+    "rms_norm": "RMSNorm",
+    "rms_norm_backward": "its gradients",
+    "rotate": "rotary embedding, and its gradient",
+    "swiglu": "SwiGLU",
+    "swiglu_backward": "its gradient",
     "sample": "sampling without a filter",
     "sample_candidates": "sampling with a filter",
     "sample_row": "the same of a flat row",
 }
-FLAGS = {"ENTROPY": "entropy", "KEEP": "kept", "PICK": "some rows", "GREEDY": "greedy", "TOP_K": "top-k"}
+FLAGS = {
+    "ENTROPY": "entropy",
+    "KEEP": "kept",
+    "PICK": "some rows",
+    "GREEDY": "greedy",
+    "TOP_K": "top-k",
+    "NEED_WEIGHT": "trained",
+}
 
 
 def table(records: list[Record]) -> list[str]:
-    """The table of bench/results/kernels.md: bf16 (the surrogate: fp32), as each kernel is launched first."""
+    """The table of bench/results/kernels.md: bf16 (surrogate and sampling: fp32), as each kernel is launched first."""
     cells: dict[str, dict[str, str]] = {}
     for r in records:
-        if r["dtype"] != ("fp32" if r["kernel"] == "surrogate" else "bf16"):
+        if r["dtype"] != ("fp32" if r["kernel"].startswith(("surrogate", "sample")) else "bf16"):
             continue
         flags = [FLAGS[key] for key, value in r["flags"].items() if value and key in FLAGS]
         flags += [f"{key.lower()} {value}" for key, value in r["flags"].items() if key in ("LEVEL", "GROUP", "HALF")]
@@ -151,12 +191,17 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--sample", action="store_true")
     parser.add_argument("--roofline-only", action="store_true")
     parser.add_argument("--no-roofline", action="store_true")
     options = parser.parse_args()
     bad = 0
     if not options.roofline_only:
-        records = compile_all(options.target or list(TARGETS), options.jobs)
+        recorded = read_record() if options.sample else {}
+        fresh = sample_of(recorded)
+        known = {key: record for key, record in recorded.items() if key not in fresh}
+        records = compile_all(options.target or list(TARGETS), options.jobs, known)
         print(f"Triton {triton.__version__}, {len(records)} compiled kernels")
         if options.table:
             print("\n".join(table(records)))
@@ -166,8 +211,13 @@ def main() -> int:
             for fault in faults(record):
                 bad += 1
                 print(f"FAULT {record['target']} {name_of(record)} at {record['sizes']}: {fault}")
+            if record["key"] in fresh and json.loads(json.dumps(record)) != recorded[record["key"]]:
+                bad += 1
+                print(f"FAULT {record['target']} {name_of(record)} at {record['sizes']}: not as recorded")
         if options.json:
-            options.json.write_text(json.dumps(records, indent=1))
+            options.json.write_text(json.dumps(records))
+        if options.record:
+            write_record(records)
     if not options.no_roofline:
         print_roofline()
     return 1 if bad else 0

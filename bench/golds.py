@@ -1,20 +1,23 @@
 r"""Every gold answer of MATH, MATH-500, GSM8K and GaoKao, graded against itself in ten spellings and against others.
 
-    python -m bench.golds --data ../data                 all of them; --sample 300 for a look
+    python -m bench.golds --data ../data --out golds.jsonl     all of them, resumable; --sample 300 for a look
 
 A gold must equal itself boxed, unboxed, with a unit, in Unicode, with \dfrac, as a decimal where that is exact, with
-thousands, with other blanks, in a sentence and behind a thought; and it must equal none of a hundred other golds drawn
-beside it. What fails is listed. Others that mean the same (0.5 and \frac{1}{2}) are told apart by eye: few are listed.
+thousands, with other blanks, in a sentence and behind a thought. And it must equal none of the hundred golds that follow
+it in a random order, round the end, so that each gold is compared with two hundred others. What fails is listed. Others
+that mean the same (0.5 and \frac{1}{2}) are told apart by eye: few are listed.
 """
 
 import argparse
+import json
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+
+from tqdm import tqdm
 
 from o1core.grading import Attempt, Grader
 from o1core.problems import load_problems
@@ -23,6 +26,8 @@ FILES = (
     *("math/train.jsonl", "math/test.jsonl", "math/math500.jsonl", "gsm8k/train.jsonl", "gsm8k/test.jsonl"),
     "gaokao2023en/test.jsonl",
 )
+OTHER = "other gold"
+PART = 50  # golds a line of --out
 UNICODE = {
     **{"-": "−", r"\pi": "π", r"\infty": "∞", r"\cdot": "·", r"\times": "×", r"\le ": "≤ ", r"\ge ": "≥ ", r"\pm": "±"},
     **{r"\cup": "∪", r"\cap": "∩", r"\theta": "θ", r"\alpha": "α", r"\frac{1}{2}": "½", r"\frac{3}{4}": "¾"},
@@ -78,35 +83,54 @@ def as_decimal(gold: str) -> str | None:
     return match[1] + text if rest == 1 and "e" not in text and Fraction(text) == value else None
 
 
+def graded(grader: Grader, golds: list[str], first: int, count: int, others: int) -> dict:
+    """What `count` golds from the place `first` on come to: how many completions of each kind, and the failures."""
+    rows: list[tuple[str, str, str]] = []  # kind, gold, completion
+    for at in range(first, min(first + count, len(golds))):
+        rows += [(name, golds[at], text) for name, text in spellings(golds[at])]
+        beside = [golds[(at + step) % len(golds)] for step in range(1, min(others, len(golds) - 1) + 1)]
+        rows += [(OTHER, golds[at], boxed(other)) for other in beside]
+    verdicts = grader.grade_many([Attempt(text, gold) for _, gold, text in rows])
+    failed = [
+        [name, gold, text, verdict.fault]
+        for (name, gold, text), verdict in zip(rows, verdicts)
+        if verdict.correct == (name == OTHER)
+    ]
+    return {"first": first, "asked": Counter(name for name, _, _ in rows), "failed": failed}
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(prog="python -m bench.golds", description=__doc__.split("\n")[0])
     ap.add_argument("--data", type=Path, required=True, help="the folder with math/, gsm8k/ and gaokao2023en/")
     ap.add_argument("--sample", type=int, help="so many golds, drawn at random (default: all)")
     ap.add_argument("--others", type=int, default=100, help="other golds beside each (default: %(default)s)")
     ap.add_argument("--shown", type=int, default=50, help="failures to list (default: %(default)s)")
+    ap.add_argument("--out", type=Path, help="a file of finished parts, from which the same command goes on")
     args = ap.parse_args()
-    rng = random.Random(0)
     golds = sorted({p.answer for name in FILES for p in load_problems(args.data / name) if p.answer})
-    drawn = rng.sample(golds, min(args.sample or len(golds), len(golds)))
-    rows = [("same", name, gold, text) for gold in drawn for name, text in spellings(gold)]
-    for gold in drawn:
-        others = [other for other in rng.sample(golds, min(args.others, len(golds) - 1)) if other != gold]
-        rows += [("other", "other gold", gold, boxed(other)) for other in others]
-    started = time.monotonic()
-    with Grader() as grader:
-        verdicts = grader.grade_many([Attempt(text, gold) for _, _, gold, text in rows])
-    asked: Counter[str] = Counter(name for _, name, _, _ in rows)
-    failed: Counter[str] = Counter()
-    listed = []
-    for (kind, name, gold, text), verdict in zip(rows, verdicts):
-        if verdict.correct != (kind == "same"):
-            failed[name] += 1
-            listed.append(f"{name:<12} {gold!r:<50} {text!r} {verdict.fault or ''}")
-    print(*listed[: args.shown], sep="\n")
-    print(f"\n{len(drawn)} golds of {len(golds)}, {time.monotonic() - started:.0f} s, faults: {dict(grader.counts)}")
-    print("| spelling | graded | wrong verdicts |\n|---|---|---|")
-    for name, count in asked.items():
-        print(f"| {name} | {count} | {failed[name]} |")
+    random.Random(0).shuffle(golds)
+    parts = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
+    done = {part["first"] for part in parts}
+    count = min(args.sample or len(golds), len(golds))
+    with Grader(workers=1) as grader:
+        for first in tqdm(range(0, count, PART), unit="part"):
+            if first in done:
+                continue
+            parts.append(graded(grader, golds, first, min(PART, count - first), args.others))
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(parts[-1]) + "\n")
+        print(f"faults: {dict(grader.counts)}")
+    asked: Counter[str] = Counter()
+    for part in parts:
+        asked.update(part["asked"])
+    failures = [failure for part in parts for failure in part["failed"]]
+    failed = Counter(name for name, *_ in failures)
+    for name, gold, text, fault in failures[: args.shown]:
+        print(f"{name:<12} {gold!r:<50} {text!r} {fault or ''}")
+    print(f"\n{count} golds of {len(golds)}\n| spelling | graded | wrong verdicts |\n|---|---|---|")
+    for name, times in asked.items():
+        print(f"| {name} | {times:,} | {failed[name]} |")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ROWS = (1, 8192, 4097)
 DECODED = (1, 256, 77)  # rows of a decode step
 HEADS = ((152064, 151665, 3584), (151936, 151646, 896), (128256, 128256, 4096), (151936, 151669, 5120))  # V, ids, H
 GROUPS = ((28, 4, 128), (14, 2, 64), (40, 8, 128), (32, 8, 128))  # query heads, key heads, head size
+BLOCKS = ((3584, 18944), (896, 4864), (5120, 27648), (4096, 14336))  # hidden size and MLP size, by the groups' order
 SAMPLED: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.0},
@@ -97,8 +98,25 @@ def decode(dtype: torch.dtype, rows: int, heads: int, kv_heads: int, size: int) 
     kernels.paged_attention(meta(rows, heads, size, dtype=dtype), keys, values, table, lengths, 1200)
 
 
+def elementwise(dtype: torch.dtype, rows: int, width: int, ffn: int, heads: int, kv_heads: int, size: int) -> None:
+    """What a block computes beside its products, forward and backward: with trained norms and with frozen ones, over the hidden
+    states and, as Qwen3 does, over heads."""
+    for shape in ((rows, width), (rows, heads, size)):
+        x = meta(*shape, dtype=dtype, grad=True)
+        for trained in (True, False):
+            out = kernels.rms_norm(x, meta(shape[-1], dtype=dtype, grad=trained), 1e-6)
+            out.backward(torch.empty_like(out))
+    product = meta(rows, heads + 2 * kv_heads, size, dtype=dtype, grad=True)
+    angles = [meta(rows, 1, size // 2, dtype=dtype) for _ in range(2)]
+    for out in (
+        kernels.rotate(product[:, : heads + kv_heads], *angles),
+        kernels.swiglu(meta(rows, 2 * ffn, dtype=dtype, grad=True)),
+    ):
+        out.backward(torch.empty_like(out))
+
+
 def sampling(dtype: torch.dtype, rows: int, ids: int) -> None:
-    """Logits as the engine makes them, of a head that is cut at the next multiple of 64 ids."""
+    """Logits as the engine makes them, fp32 of a head that is cut at the next multiple of 64 ids."""
     logits, uniforms = meta(rows, -(-ids // 64) * 64, dtype=dtype)[:, :ids], meta(rows, dtype=torch.float64)
     for options in SAMPLED:
         kernels.sample_tokens(logits, uniforms, **options)
@@ -117,11 +135,14 @@ def cases(capability: int) -> Iterator[Case]:
             yield case("bf16", stored_logits, n, v, ids)
     yield case("bf16", log_probs, 4097, 152064, 151665, 72)
     yield case("bf16", log_probs, 4097, 152064, 151665, 3584, 1)
+    for n in ROWS:
+        for sizes, group in zip(BLOCKS, GROUPS):
+            yield case("bf16", elementwise, n, *sizes, *group)
     for rows in DECODED:
         for group in GROUPS:
             yield case("bf16", decode, rows, *group)
         for _, ids, _ in HEADS:
-            yield case("bf16", sampling, rows, ids)
+            yield case("fp32", sampling, rows, ids)
     if capability in (80, 90):
         yield from (case("fp32", surrogate, n) for n in ROWS)
         yield case("fp64", surrogate, 4097)
@@ -129,4 +150,5 @@ def cases(capability: int) -> Iterator[Case]:
             yield case(kind, log_probs, 4097, *HEADS[0])
             yield case(kind, stored_logits, 4097, *HEADS[0][:2])
             yield case(kind, decode, 256, *GROUPS[0])
-        yield case("fp32", sampling, 256, HEADS[0][1])
+            yield case(kind, elementwise, 4097, *BLOCKS[0], *GROUPS[0])
+        yield case("bf16", sampling, 256, HEADS[0][1])  # who calls the op with logits of a product of its own

@@ -2,23 +2,52 @@
 
 What a launch compiles depends on its arguments: Triton makes a constant of an integer that is 1, and counts on addresses and
 integers that 16 divides. So the launchers run as they are, on tensors without memory, for a chip that is not there, and
-Triton's own code decides what to compile. TRITON_INTERPRET must not be set when triton is imported.
+Triton's own code decides what to compile. Compiling itself is left to whoever looks: most of the time it was done before.
+TRITON_INTERPRET must not be set when triton is imported.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from o1core.kernels import configs
 
 MULTIPROCESSORS = 132
-Launched = Callable[[JITFunction, dict[str, Any], Any], None]  # the kernel, its keyword arguments, what was compiled
+
+
+@dataclass(frozen=True)
+class Build:
+    """What Triton would compile for a launch: a kernel with the types and constants of its arguments, for a chip."""
+
+    source: ASTSource
+    target: GPUTarget
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Equal keys, equal machine code: a hash of the kernel's text and all that it calls, of the arguments' types and
+        constants, of the compiler's options, the chip and the release of Triton."""
+        options = make_backend(self.target).parse_options(self.options).hash()
+        parts = triton.__version__, self.source.hash(), options, str(self.target.arch)
+        return hashlib.sha256("-".join(parts).encode()).hexdigest()[:16]
+
+    def compile(self) -> CompiledKernel:
+        return triton.compile(self.source, self.target, self.options)
+
+
+Launched = Callable[
+    [JITFunction, dict[str, Any], Build], None
+]  # the kernel, its keyword arguments, what it would compile
 
 
 class Driver:
@@ -60,17 +89,21 @@ def addressed(argument: Any) -> Any:
 
 @contextlib.contextmanager
 def pretended_gpu(capability: int, launched: Launched) -> Iterator[None]:
-    """Inside, kernels launched on meta tensors are compiled for a chip (90: sm_90) and handed to `launched`; nothing runs."""
+    """Inside, what kernels launched on meta tensors would compile for a chip (90: sm_90) goes to `launched`; nothing runs."""
     run, name = JITFunction.run, f"sm_{capability}"
 
-    def compile_only(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        compiled = run(self, *map(addressed, arguments), grid=grid, warmup=True, **options)
-        launched(self, options, compiled)
-        return compiled
+    def stopped(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Build:
+        build = run(self, *map(addressed, arguments), grid=grid, warmup=True, **options)
+        launched(self, options, build)
+        return build
+
+    def not_yet(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> Build:
+        return Build(source, target, options)
 
     driver.set_active(Driver(capability))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        stack.enter_context(mock.patch.object(JITFunction, "run", stopped))
+        stack.enter_context(mock.patch("triton.compiler.compile", not_yet))  # where a JITFunction finds it
         stack.enter_context(
             mock.patch.object(configs, "target", lambda device: name if name in configs.LINEAR else "other")
         )

@@ -1,4 +1,5 @@
-"""Log-probs of a large vocabulary, the clipped length-harmonizing loss and paged decode attention: the public ops.
+"""Log-probs of a large vocabulary, the clipped length-harmonizing loss, paged decode attention and what a transformer computes
+beside its products: the public ops.
 
 Triton runs on a GPU, torch elsewhere; O1CORE_KERNELS=torch|triton overrides that (with TRITON_INTERPRET=1 the
 Triton kernels run on a CPU). Arguments are checked before any launch: a wrong one is a ValueError that names it.
@@ -19,6 +20,7 @@ from . import autograd, checks, torch_loss
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .decode import paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
 from .dispatch import primitives
+from .elementwise import rms_norm, rotate, swiglu
 from .linear_kl import LinearKL
 from .numbers import LOG_RATIO_LIMIT, PAGE_TOKENS, SPLIT_TOKENS, Clip, Sequences, Softmax, SurrogateMetrics
 
@@ -35,8 +37,11 @@ __all__ = [
     "linear_surrogate",
     "paged_attention",
     "refused_heads",
+    "rms_norm",
+    "rotate",
     "runs_triton",
     "sample_tokens",
+    "swiglu",
     "write_pages",
 ]
 

@@ -97,6 +97,10 @@ SAMPLE_ROW = {  # where a row is read many times, or has more than 2 bytes a num
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 
+SWIGLU = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 64}, 1, 1)}
+# A program of RMSNorm works on so many numbers at a time: several narrow rows (the heads of Qwen3) or one wide one.
+NORM_NUMBERS = {"gpu": 4096, "interpreter": 64}
+
 
 def target(device: torch.device) -> str:
     """The key of LINEAR for tensors on `device`. Raises ValueError for CPU tensors outside Triton's interpreter, and for
@@ -138,6 +142,22 @@ def attention(device: torch.device, dtype: torch.dtype) -> Launch:
 def elementwise(table: dict[str, Launch], device: torch.device) -> Launch:
     """The entry of a table that does not tell one GPU from another."""
     return table["interpreter" if target(device) == "interpreter" else "gpu"]
+
+
+def norm(device: torch.device, dtype: torch.dtype, width: int) -> Launch:
+    """For rows of `width` numbers, which a program holds whole: 16 numbers a thread (8 of float64), of up to 512 threads."""
+    name = "interpreter" if target(device) == "interpreter" else "gpu"
+    block = triton.next_power_of_2(width)
+    rows = max(1, NORM_NUMBERS[name] // block)
+    warps = 1 if name == "interpreter" else max(4, min(16, rows * block * (1 + dtype.itemsize // 8) // 512))
+    return Launch({"BLOCK_R": rows, "BLOCK_H": block}, warps, 1)
+
+
+def rotation(device: torch.device, heads: int, half: int) -> Launch:
+    """For a token's heads, whose halves a program turns together: at least 8 numbers a thread, 16 bytes of bf16."""
+    heads, half = triton.next_power_of_2(heads), triton.next_power_of_2(half)
+    warps = 1 if target(device) == "interpreter" else max(1, min(4, heads * half // 256))
+    return Launch({"BLOCK_HEADS": heads, "BLOCK_HALF": half}, warps, 1)
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

@@ -1,6 +1,6 @@
 """Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is nine functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+A backend is fourteen functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
 only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
 because importing a submodule `linear_logprob` would replace the function of that name in the package. The tuples: numbers.py.
 
@@ -30,6 +30,9 @@ float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size
     surrogate(logp [N], Sequences, Clip)
         -> loss [], d_logp [N], SurrogateMetrics                      (loss and d_logp float32, or float64 if logp is)
     paged_attention, write_pages: as in decode.py, of arguments that were checked
+    rms_norm, rotate, swiglu: as in elementwise.py, without a gradient
+    rms_norm_backward(x, weight, eps, grad, need_weight) -> d_x, d_weight or None
+    swiglu_backward(gate_up, grad) -> d_gate_up
 
 A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
 exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
@@ -44,7 +47,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import torch_linear, torch_loss, torch_pages
+from . import torch_elementwise, torch_linear, torch_loss, torch_pages
 from .numbers import OnePassBudget
 
 
@@ -59,6 +62,11 @@ class Primitives(NamedTuple):
     surrogate: Callable
     paged_attention: Callable
     write_pages: Callable
+    rms_norm: Callable
+    rms_norm_backward: Callable
+    rotate: Callable
+    swiglu: Callable
+    swiglu_backward: Callable
 
 
 TORCH = Primitives(
@@ -72,12 +80,17 @@ TORCH = Primitives(
     torch_loss.surrogate,
     torch_pages.paged_attention,
     torch_pages.write_pages,
+    torch_elementwise.rms_norm,
+    torch_elementwise.rms_norm_backward,
+    torch_elementwise.rotate,
+    torch_elementwise.swiglu,
+    torch_elementwise.swiglu_backward,
 )
 
 
 @cache
 def triton_primitives() -> Primitives:
-    from . import triton_decode, triton_gather, triton_linear, triton_surrogate
+    from . import triton_decode, triton_elementwise, triton_gather, triton_linear, triton_surrogate
 
     return Primitives(
         triton_linear.forward,
@@ -90,6 +103,11 @@ def triton_primitives() -> Primitives:
         triton_surrogate.surrogate,
         triton_decode.paged_attention,
         triton_decode.write_pages,
+        triton_elementwise.rms_norm,
+        triton_elementwise.rms_norm_backward,
+        triton_elementwise.rotate,
+        triton_elementwise.swiglu,
+        triton_elementwise.swiglu_backward,
     )
 
 

@@ -43,6 +43,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
+def card_memory(device: torch.device) -> int:
+    """Bytes of a GPU; 0 of a CPU, and of a GPU that is only pretended."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).total_memory if there else 0
+
+
 class Softmax(NamedTuple):
     """How logits become a distribution: z = inv_temperature * logits, and ids from vocab_size on have probability 0."""
 
@@ -191,9 +197,9 @@ class SurrogateMetrics:
 
 @dataclass(frozen=True)
 class OnePassBudget:
-    """limit: bytes that may be held. wide: numbers are kept in the accumulator's dtype, made from the weight in that
-    dtype, and the rows that have a gradient are picked in place (torch); otherwise they are kept in the dtype of the
-    inputs, and the rows are copied where there is room for them (Triton)."""
+    """limit: bytes that may be held; on a GPU a sixteenth of its memory, where that is more. wide: numbers are kept in the
+    accumulator's dtype, made from the weight in that dtype, and the rows that have a gradient are picked in place (torch);
+    otherwise they are kept in the dtype of the inputs, and the rows are copied where there is room for them (Triton)."""
 
     limit: int
     wide: bool
@@ -204,8 +210,8 @@ class OnePassBudget:
         return weight.shape[0] * (itemsize if not self.wide else acc if acc == itemsize else acc + itemsize)
 
     def _room(self, weight: Tensor) -> int:
-        acc = accumulator(weight.dtype)
-        return self.limit - (weight.numel() * acc.itemsize if self.wide and weight.dtype != acc else 0)
+        acc, limit = accumulator(weight.dtype), max(self.limit, card_memory(weight.device) // 16)
+        return limit - (weight.numel() * acc.itemsize if self.wide and weight.dtype != acc else 0)
 
     def rows_a_wave(self, tokens: int, weight: Tensor, ratio: str) -> int:
         """How many of the batch's rows a wave of the one pass takes; 0 where two passes are to be taken.

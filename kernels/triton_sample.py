@@ -26,6 +26,7 @@ from torch import Tensor
 from . import configs
 
 LOWEST: tl.constexpr = tl.constexpr(-(2**31))  # below every key
+LOWEST_FINITE: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 IMPOSSIBLE: tl.constexpr = tl.constexpr(-(2**31) + 2**23 - 1)  # the key of minus infinity
 
 
@@ -163,10 +164,11 @@ def _at_least(key: tl.tensor, weight: tl.tensor, bound: tl.tensor) -> tuple[tl.t
 
 
 @triton.jit
-def _largest_of_count(key: tl.tensor, high: tl.tensor, least: tl.tensor) -> tl.tensor:
-    """The largest key [R, 1] that at least `least` keys reach: of an interval (low, high] of 2^32 keys at most, 32 steps."""
+def _largest_of_count(key: tl.tensor, high: tl.tensor, least: tl.tensor, STEPS: tl.constexpr) -> tl.tensor:
+    """The largest key [R, 1] that at least `least` keys reach: of an interval (low, high] of 2^32 keys at most, 32 steps. Fewer
+    find one that is not above it."""
     low = tl.zeros_like(high) + LOWEST
-    for _ in range(0, 32):
+    for _ in range(0, STEPS):
         middle = (low + high) >> 1
         enough = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 1)[:, None] >= least
         low = tl.where(enough, middle, low)
@@ -231,15 +233,16 @@ def sample_candidates_kernel(
     top = tl.max(lanes, 1)[:, None]
     high = _key(top).to(tl.int64) + 1
     if TOP_K:
-        bits = tl.maximum(_largest_of_count(_key(lanes), high, top_k), IMPOSSIBLE)  # fewer lanes than k: every id
+        bits = tl.maximum(_largest_of_count(_key(lanes), high, top_k, 24), IMPOSSIBLE)  # fewer lanes than k: every id
         cut = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
     else:
         cut = top - spread * temperature
+    cut = tl.maximum(cut, LOWEST_FINITE)  # an impossible id, as those past the vocabulary are here, is no candidate
     own_total, whole = _totals(logits, row, rows, vocab, top, temperature, BLOCK_R, BLOCK_V)
     found = tl.zeros((BLOCK_R, 1), tl.int32)
     for start in range(0, logits.columns, BLOCK_V):
         column, z = _block(logits, row, start, rows, vocab, BLOCK_V)
-        take = ((z >= cut) & (column < vocab)).to(tl.int32)
+        take = (z >= cut).to(tl.int32)
         many = tl.sum(take, 1)[:, None]
         if _any(many > 0):
             place = found + tl.cumsum(take, 1) - 1
@@ -254,7 +257,7 @@ def sample_candidates_kernel(
     key, weight = _key(z), tl.exp((z - top) / temperature).to(tl.float64)
     last = tl.zeros((BLOCK_R, 1), tl.int32) + LOWEST
     if TOP_K:  # the k-th largest logit; of equal ones as many as there is room for
-        last = _largest_of_count(key, high, top_k)
+        last = _largest_of_count(key, high, top_k, 32)
         count, mass = _at_least(key, weight, last)
         more, above = _at_least(key, weight, last + 1)
         whole = above + (mass - above) / (count - more).to(tl.float64) * (top_k - more).to(tl.float64)

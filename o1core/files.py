@@ -144,8 +144,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = partial_of(path)
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        mode = stat.S_IMODE(os.fstat(file).st_mode)  # 0666 less the umask
+        os.close(file)
         write(temporary)
+        os.chmod(temporary, mode)  # safetensors puts a file of mode 0600 in its place
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -176,8 +179,11 @@ def refuse_links(folder: Path) -> None:
 
 
 def publish_folder(partial: Path, folder: Path) -> None:
-    """Give a folder its name once everything in it is on the disk."""
+    """Give a folder its name once everything in it is on the disk, readable by whom the folder lets in."""
+    mode = stat.S_IMODE(partial.stat().st_mode) & 0o666  # mkdir's less the umask; safetensors writes files of mode 0600
     for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            os.chmod(path, mode)
         sync(path)
     sync(partial)
     os.replace(partial, folder)

@@ -76,6 +76,38 @@ def files_of(repo: Repo, folder: Path) -> list[str]:
             return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def check_upload(name: str) -> None:
+    """Raise UserError where nothing could be uploaded under a name: before hours of work, not after them."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"--push-to-hub {name}: HF_HUB_OFFLINE is set; unset it, or leave the flag out")
+    if not is_hub_name(name):
+        raise UserError(f"--push-to-hub: {name} is not OWNER/NAME, such as me/qwen3-0.6b-pruned")
+    if get_token() is None:
+        raise UserError(f"--push-to-hub {name}: nobody is logged in; log in with: hf auth login")
+
+
+def upload(name: str, folders: dict[str, Path], message: str) -> str:
+    """Upload folders as a model repository, which is made if it does not exist; returns its address. folders: place in the
+    repository ("" is its root) -> folder. Files that are there already are not sent again."""
+    from huggingface_hub import HfApi
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    api = HfApi()
+    try:
+        address = str(api.create_repo(name, exist_ok=True))
+        for place, folder in folders.items():
+            api.upload_folder(repo_id=name, folder_path=folder, path_in_repo=place or None, commit_message=message)
+    except Exception as error:
+        if isinstance(error, OSError) or of_network(error) or isinstance(error, ValueError):
+            raise UserError(
+                f"--push-to-hub {name}: {brief(error)}; the run is kept: rerun the same command, which uploads again"
+            ) from None
+        raise
+    return address
+
+
 def exactly(names: Sequence[str]) -> list[str]:
     """Patterns that match these names alone."""
     return [glob.escape(name) for name in names]

@@ -41,7 +41,15 @@ from .model import (
     read_config,
 )
 from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
-from .rollout import Engine, RolloutFolder, SamplingParams, folder_or_temporary, keep_large_tensors, problems_held
+from .rollout import (
+    Engine,
+    RolloutFolder,
+    SamplingParams,
+    folder_or_temporary,
+    keep_large_tensors,
+    problems_held,
+    write_samples,
+)
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
@@ -191,6 +199,7 @@ class Policy:
         found = evaluation_of(rollouts.groups, seconds, sampled)
         warn_of_cuts(label, found.truncated, params.max_new_tokens)
         if folder is not None:
+            write_samples(folder.samples, rollouts.groups, problems, self.tokenizer)
             folder.finish(to_json(found))
         return found
 
@@ -320,5 +329,5 @@ def select(model: Transformer, settings: OptimiserSettings) -> None:
     """Choose the weights that are trained; with --lora-rank, those of adapters that are added here and still undrawn."""
     if settings.lora_rank is not None:
         of = settings
-        add_adapters(model, settings.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers)
-    select_trained(model, settings.train_last_layers)
+        add_adapters(model, settings.lora_rank, of.lora_alpha, of.lora_targets, of.train_last_layers, of.lora_experts)
+    select_trained(model, settings.train_last_layers, settings.train_router)

@@ -32,7 +32,7 @@ from .kernels import length_harmonizing_advantage
 State = dict[str, Any]
 Reward = Callable[..., Tensor | tuple[Tensor, State]]
 
-WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda")
+WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda", "drpo")
 BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
 ADVANTAGES = ("reward", "z-score", "centred", "rloo", "group", "batch")
 LEAST_SHARE = 0.3  # of accuracy in LEAD's advantage
@@ -189,6 +189,45 @@ def prime_rl(lengths: Tensor, correct: Tensor, alpha: float) -> Tensor:
     return right - alpha * right.mean(1, keepdim=True) * lengths / lengths.amax(1, keepdim=True)
 
 
+def prime_rl_gate(lengths: Tensor, correct: Tensor) -> Tensor:
+    """R = A (1 + clip(1 - L / L_right, 0, 1)), L_right being the mean length of a row's right answers: a right answer that
+    is shorter than the usual one earns up to twice as much, and none earns less (github.com/PrimeIntellect-ai/prime-rl,
+    pull request 2265, in its code from April to June 2026)."""
+    lengths, right = check(lengths, correct)
+    mean, _ = moments_of_right(lengths, right)
+    return right * (1 + (1 - lengths / mean.clamp(min=1)).clamp(0, 1))
+
+
+def dot(lengths: Tensor, correct: Tensor) -> Tensor:
+    """R = A, but 0 for the outliers of a solved problem: where all K answers of a row are right, those that are 32 tokens or
+    more above T = floor(mean + 3 std), std with K - 1: dynamic outlier truncation, arXiv 2601.03969.
+
+    The released code cuts an outlier to T tokens and grades what is left. Without its end it has no answer, which is wrong
+    here as everywhere; the whole of it is trained on, and not its first T tokens alone. Of K numbers none lies more than
+    (K - 1) / sqrt(K) deviations above the mean: with ten samples or fewer there are no outliers.
+    """
+    lengths, right = check(lengths, correct)
+    exact = lengths.double()
+    limit = (exact.mean(1, keepdim=True) + 3 * exact.std(1, keepdim=True)).floor()
+    return right * ~(right.bool().all(1, keepdim=True) & (exact - limit >= 32))
+
+
+def drpo(lengths: Tensor, correct: Tensor, limits: Tensor, lam: float) -> Tensor:
+    """R = K w for right answers, w being the softmax of (1 - L / C) / lam over a row's right ones; -K / n for its n wrong
+    ones, and 0 where none is right: DRPO, arXiv 2510.04474, C being the most tokens allowed.
+
+    The length moves weight among right answers alone, so that none is pushed away for being long. Taken as an advantage it
+    gives the gradient of the paper's first term less the wrong ones' mean score, to which its log-mean-exp over them comes
+    as its temperature grows; the paper's constraint on the KL is the surrogate's clip here.
+    """
+    lengths, right = check(lengths, correct)
+    short = (1 - lengths / limits[:, None]) / max(lam, 1e-6)
+    weight = torch.where(right > 0, short, -torch.inf).softmax(1)
+    wrong = (1 - right) / (1 - right).sum(1, keepdim=True).clamp(min=1)
+    earned = lengths.shape[1] * torch.where(right > 0, weight, -wrong)
+    return torch.where(right.any(1, keepdim=True), earned, 0.0)
+
+
 def overlong(lengths: Tensor, correct: Tensor, limits: Tensor, alpha: float) -> Tensor:
     """R = A + penalty: soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13. The penalty is 0 up to
     (1 - alpha) limit, falls to -1 at the limit, and stays there. alpha: the fraction of the limit that is its margin."""
@@ -314,6 +353,9 @@ REWARDS: dict[str, Reward] = {
     "shorter-better": shorter_better,
     "smart-thinker": smart_thinker,
     "prime-rl": prime_rl,
+    "prime-rl-gate": prime_rl_gate,
+    "dot": dot,
+    "drpo": drpo,
     "overlong": overlong,
     "grpo-lambda": grpo_lambda,
     "accuracy": accuracy,

@@ -2,16 +2,18 @@
 
     settings.json    the settings of the run, with fingerprints of everything else that decides a result
     base/TEST/       evaluations before training      after/TEST/     evaluations after it
-    round-00/        a round's rollouts/ and reference.safetensors (while CRISP trains on it, teacher/ too)
+    round-00/        a round's rollouts/, reference.safetensors (while CRISP trains on it, teacher/ too) and samples.jsonl
     state-*/         the newest training state        log.jsonl       one JSON line per optimiser step
     pruned/          the result, a Hugging Face folder; pruned.json has the checksums of its files
-    adapter/         with --lora-rank, the same as a PEFT adapter
+    adapter/         with --lora-rank, the same as a PEFT adapter; dial/ has its evaluations at other scales
+    validation/      with --eval-every, an evaluation after each round (round-00: before the first), and the best's weights
     result.json      the comparison of before and after, with plot.png
     rounds-N/        what a run of N rounds had come to before it was given more
     seconds.json     how long the run has taken so far
     lock             held by the process that owns the folder
 
-An evaluation's folder holds problems.json, rollouts/ and result.json. `o1core eval` makes one that is a run by itself.
+An evaluation's folder holds problems.json, rollouts/, samples.jsonl and result.json. `o1core eval` makes one that is a run by
+itself. samples.jsonl is the text of the rollouts beside it (rollout/text.py).
 
 The lock is flock on a file, which the kernel lets go of when the process ends, however it ends. The file holds the owner's
 process id while it is at work and nothing once it has ended properly. So whoever gets the lock and finds an id in the file
@@ -55,6 +57,7 @@ class EvaluationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems, self.rollouts, self.result = path / "problems.json", path / "rollouts", path / "result.json"
+        self.samples = path / "samples.jsonl"
 
     def begin(self, problems: Sequence[Problem]) -> None:
         """Write problems.json: what a page or a study says of a problem beside its rollouts."""
@@ -86,11 +89,30 @@ class RunFolder:
         self._opened = time.monotonic()
         self._lock: int | None = None  # file descriptor
 
+    @property
+    def dials(self) -> Path:
+        return self.path / "dial"
+
+    def dial(self, scale: float) -> Path:
+        """The evaluations, and the checkpoint, of the adapter at a scale."""
+        return self.dials / f"scale-{scale:g}"
+
     def round(self, index: int) -> Path:
         return self.path / f"round-{index:02d}"
 
     def rollouts(self, round_index: int) -> Path:
         return self.round(round_index) / "rollouts"
+
+    def samples(self, round_index: int) -> Path:
+        return self.round(round_index) / "samples.jsonl"
+
+    def validation(self, rounds: int) -> EvaluationFolder:
+        """The evaluation after so many rounds of training, on problems held out of it."""
+        return EvaluationFolder(self.path / "validation" / f"round-{rounds:02d}")
+
+    def kept(self, rounds: int) -> Path:
+        """The checkpoint after so many rounds, while it is the best."""
+        return self.validation(rounds).path / "checkpoint"
 
     def reference(self, round_index: int) -> Path:
         return self.round(round_index) / "reference.safetensors"
@@ -305,7 +327,15 @@ class RunFolder:
     def _archive(self, rounds: int) -> None:
         """Move what depends on the last round out of the way of further rounds."""
         earlier = self.path / f"rounds-{rounds}"
-        for path in (self.result, self.plot, self.pruned_record, self.pruned, self.adapter, self.path / SIDES[1]):
+        for path in (
+            self.result,
+            self.plot,
+            self.pruned_record,
+            self.pruned,
+            self.adapter,
+            self.dials,
+            self.path / SIDES[1],
+        ):
             if path.exists():
                 earlier.mkdir(exist_ok=True)
                 os.replace(path, earlier / path.name)

@@ -1,5 +1,6 @@
 """Small random checkpoints, made by transformers and so independent of our own loader and saver."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -73,12 +74,13 @@ def build(folder: Path, family: str = "qwen2", seed: int = 0, shard: str = "1GB"
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(family, **SMALL | {"head_dim": 16} | overrides)
+    # transformers writes into the dictionaries that it is given.
+    config = AutoConfig.for_model(family, **copy.deepcopy(SMALL | {"head_dim": 16} | overrides))
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim == 1 else 1.5 * p.shape[1] ** -0.5))
+            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5))
             if name.endswith("norm.weight"):
                 p += 1
     model.config.architectures = [type(model).__name__]

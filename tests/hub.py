@@ -5,6 +5,7 @@
 Each folder is one commit of a repository, on its branch main. `cut` ends the next answers in the middle of a file.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+TOKEN = "hf_token_of_a_test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,6 +27,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos = {"models": models, "datasets": datasets}
         self.gated: set[str] = set()
+        self.pushed: dict[str, dict[str, bytes]] = {}  # name: file: content
         self.asked: list[tuple[str, str, str | None]] = []
         self.cut: dict[str, list[int]] = {}  # file: where its next answers end
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -46,6 +49,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(body=True)
+
+    def do_POST(self) -> None:
+        """Repositories are made, and take commits of any files."""
+        path, body = self.path.partition("?")[0], self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append(("POST", path, self.headers.get("Authorization")))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse(401, "Unauthorized")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.server.pushed.setdefault(name, {})
+            return self.send(json.dumps({"url": f"{self.server.url}/{name}"}).encode(), {}, True)
+        if path == "/api/validate-yaml":
+            return self.send(json.dumps({"errors": [], "warnings": []}).encode(), {}, True)
+        name, action = "/".join(path.split("/")[3:5]), path.split("/")[5]
+        if action == "preupload":
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.send(json.dumps({"files": files}).encode(), {}, True)
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.server.pushed[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        commit = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{name}/commit/{COMMIT}"}
+        self.send(json.dumps(commit).encode(), {}, True)
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]

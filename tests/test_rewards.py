@@ -13,6 +13,8 @@ from o1core.rewards import (
     arora_zanette,
     clip_reward,
     correct_only,
+    dot,
+    drpo,
     grpo_lambda,
     kimi,
     l1_exact,
@@ -20,6 +22,7 @@ from o1core.rewards import (
     length_harmonizing,
     overlong,
     prime_rl,
+    prime_rl_gate,
     reward,
     shorter_better,
     smart_thinker,
@@ -207,6 +210,36 @@ def test_smart_thinker_never_punishes_a_right_answer():
     found = smart_thinker(lengths, correct)
     above = found - found.mean(1, keepdim=True)
     assert above[correct].min() > -1e-4 and found.isfinite().all()
+
+
+def test_prime_rl_s_gate_by_hand():
+    """The right answers of 10 and 30 tokens have the mean 20: the short one earns 1 + 1/2, the long one 1."""
+    torch.testing.assert_close(prime_rl_gate(FOUR, HALF_AND_NONE), torch.tensor([[1.5, 0, 1, 0], [0.0] * 4]))
+
+
+def test_dot_by_hand():
+    """Fifteen answers of 100 tokens and one of 500: mean 125, deviation 100, T = 425, which 500 passes by 75. With one of
+    260: 110, 40, T = 230, passed by 30, which is less than 32; with one of 276: 111, 44, T = 243, passed by 33."""
+    for longest, kept in ((500, 0.0), (276, 0.0), (260, 1.0)):
+        lengths = torch.tensor([[100] * 15 + [longest]] * 2)
+        correct = torch.ones(2, 16)
+        correct[1, 0] = 0  # not solved by all: nothing is cut
+        expected = correct.clone()
+        expected[0, 15] = kept
+        torch.testing.assert_close(dot(lengths, correct), expected)
+    # Ten numbers: the most that one can be above their mean is 9 / sqrt(10) = 2.85 deviations.
+    lengths = torch.tensor([[1.0] * 9 + [10_000.0]])
+    torch.testing.assert_close(dot(lengths, torch.ones(1, 10)), torch.ones(1, 10))
+
+
+def test_drpo_by_hand():
+    """C 100, lambda .1: the right answers of 10 and 30 tokens have (1 - L / C) / lambda of 9 and 7, so that the short one has
+    e^2 times the weight of the long one. The two wrong ones share -K."""
+    weight = math.exp(2) / (1 + math.exp(2))
+    expected = torch.tensor([[4 * weight, -2.0, 4 * (1 - weight), -2.0], [0.0] * 4])
+    found = drpo(FOUR, HALF_AND_NONE, torch.tensor([100.0, 100.0]), 0.1)
+    torch.testing.assert_close(found, expected)
+    assert found[0].sum() == pytest.approx(0, abs=1e-5)
 
 
 def test_prime_rl_by_hand():

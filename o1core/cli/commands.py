@@ -14,15 +14,20 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..distributed import at_work, check_same, on_all_ranks, on_rank0, opened, processes_asked, team_of
 from ..errors import UserError
+from ..hub import check_upload, upload
 from ..model import DTYPES, find_model, read_config
 from ..problems import Fields, download_data, hub_data
 from ..recipe import SPECS, OptimiserSettings, Recipe, read_recipe
 from ..report import (
     Table,
+    dial_tables,
     disharmony_tables,
     in_one_line,
+    logged_steps,
+    rounds_table,
     run_headlines,
     run_table,
     sample_lines,
@@ -50,7 +55,17 @@ from ..runs import (
 )
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
-from ..studies import lambda_variants, method_variants, percentile_variants, run_comparison, run_study, study_disharmony
+from ..studies import (
+    SCALES,
+    export_scale,
+    lambda_variants,
+    method_variants,
+    percentile_variants,
+    run_comparison,
+    run_study,
+    study_disharmony,
+    turn_dial,
+)
 from ..text import one_line
 from ..typed_json import to_json
 
@@ -62,8 +77,7 @@ GPUS_OF_A_NODE = 8
 
 def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any) -> Recipe:
     """The recipe of a command: the named one with its method, overridden by `defaults` and by single flags."""
-    name = args.recipe or ("tiny-o1" if args.model is None else "paper")
-    settings = read_recipe(name, method or args.method) | defaults
+    settings = read_recipe(recipe_name(args), method or args.method) | defaults
     given = vars(args)
     if args.command == "difficulty":  # that study's --percentiles is a list, and no setting
         given = {name: value for name, value in given.items() if name != "percentiles"}
@@ -78,9 +92,30 @@ def resolve(args: argparse.Namespace, method: str | None = None, **defaults: Any
     return recipe
 
 
+def why_no_gpu() -> str | None:
+    """What keeps torch from a GPU, in its words and on one line; None where it has one."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "this build of torch knows no CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return one_line(str(error).strip().partition(". ")[0])
+    return "torch finds no GPU here"
+
+
+def recipe_name(args: argparse.Namespace) -> str:
+    """--recipe, or what stands for it."""
+    return args.recipe or ("tiny-o1" if args.model is None else "paper")
+
+
 def open_device(args: argparse.Namespace) -> torch.device:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+    reason = why_no_gpu() if args.device != "cpu" else None
+    if args.device == "cuda" and reason:
+        raise UserError(f"--device cuda: {reason}; use --device cpu")
+    if reason and "too old" in reason:  # there is a GPU, so its owner would wonder
+        log.warning("no GPU is used: %s; the CPU computes", reason)
     keep_freed_memory()
     return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
 
@@ -141,7 +176,7 @@ def fetch(args: argparse.Namespace) -> None:
                     source = data.at(commit)
                 named[flag] = [*named.get(flag, []), source] if flag == "eval_data" else source
         named |= {f"{role}_field": name for role, name in vars(fields_of(args)).items() if name}
-        named |= {"method": getattr(args, "method", None), "recipe": args.recipe}
+        named |= {"method": getattr(args, "method", None), "recipe": recipe_name(args), "command": args.typed}
         return {"folder": folder, "files": files, "named": {key: value for key, value in named.items() if value}}
 
     found = on_rank0("the download", act)
@@ -199,7 +234,7 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
     """The method, and what the model and the data hold, to stderr; what is wrong with them is refused. What a run without
     them generates has nothing to check."""
     method = getattr(args, "method", None) or args.methods
-    about = f"method {method}, recipe {args.recipe or ('paper' if args.model else 'tiny-o1')}"
+    about = f"method {method}, recipe {recipe_name(args)}"
     fetch(args)
     if args.model is None and args.data is None:
         about += "; the embedded tiny-o1 on generated problems"
@@ -256,12 +291,42 @@ def on_a_job(
 
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
+    if args.push_to_hub:
+        check_upload(args.push_to_hub)
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
+    if (rounds := rounds_table(logged_steps(run))) is not None:
+        print(f"\n{to_text(rounds)}\n{rounds.note}")
     print(f"\n{in_one_line(run_headlines(result))}, {result.seconds:.0f} seconds")
     print(f"plot: {named(run.plot)}\npruned checkpoint: {one_line(result.checkpoint)}")
+    if args.push_to_hub:
+        push(args.push_to_hub, run)
     print(f"samples in the terminal: o1core show {named(run.path)}; as a page: o1core report {named(run.path)}")
+
+
+def push(name: str, run: RunFolder) -> None:
+    """Upload what the run made, by rank 0: the pruned checkpoint, and its adapter in a folder of its own."""
+    if not run.pruned.exists():
+        raise UserError(f"--push-to-hub {name}: this method trains nothing; leave the flag out")
+    folders = {"": run.pruned} | ({"adapter": run.adapter} if run.adapter.exists() else {})
+
+    def act() -> str:
+        with at_work():
+            return upload(name, folders, f"Pruned with o1core {__version__}")
+
+    print(f"on the hub: {one_line(on_rank0('the upload', act))}")
+
+
+@on_a_job
+def dial(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
+    if processes_asked() > 1:
+        raise UserError("dial: runs in one process; start it without torchrun")
+    if args.scale is not None:
+        print(f"checkpoint: {named(export_scale(job, run, args.scale, resources))}")
+    if args.scales or args.scale is None:
+        (table,) = dial_tables(turn_dial(job, run, args.scales or SCALES, resources))
+        print(f"{to_text(table)}\n{table.note}\nplot: {named(run.dials / 'plot.png')}")
 
 
 @on_a_job

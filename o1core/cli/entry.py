@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = {  # name: help
     "eval": "evaluate one checkpoint on a problem file",
     "study": "the paper's studies, each with a table and a plot",
     "plan": "say what a run needs on GPUs of a size, part by part, and which settings would fit",
+    "dial": "evaluate a run's adapter at several scales, or export one: a family of models from one run",
     "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
     "score": "grade and measure completions that others made: pass@k, maj@k, tokens, AES, intervals",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
@@ -96,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     number after Ctrl-C or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads leave their core
+    if (
+        "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    ):  # every micro-batch has another shape: without it a GPU's memory tears
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     interrupts.install()
     with lasting_streams() as printed:
         status = run(argv)
@@ -163,17 +169,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     with contextlib.ExitStack() as quiet:
         if not is_first():
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        argv = with_run_file(top, argv)
+        typed, argv = argv, with_run_file(top, argv)
         args, unknown = top.parse_known_args(argv)
         if unknown:  # found by the parser of all commands, which does not know whose flags they are
             last = leaf(top, argv)
             flag = unknown[0].partition("=")[0]
             last.error(f"unknown: {' '.join(unknown)}{nearest(flag, last._option_string_actions)}")
+    args.typed = shlex.join(["o1core", *typed])  # what settings.json and the model card say of how a run was made
     return args
 
 
 def with_run_file(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """The arguments with a file that stands after the command (`prune run.yaml`) replaced by the flags that it holds."""
+    if argv[:1] == ["dial"]:
+        return with_settings(top, argv)
     at = 2 if argv[:1] == ["study"] else 1
     if not argv or argv[0] not in TAKES_FILE or len(argv) <= at or argv[at].startswith("-"):
         return argv
@@ -187,6 +196,16 @@ def with_run_file(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     finally:
         Parser.reading = ""
     return [*command, *words, *argv[at + 1 :]]
+
+
+def with_settings(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The arguments of a command about a run that exists (`dial RUN`), with the flags that its settings.json stands for."""
+    settings = Path(argv[1]) / "settings.json" if len(argv) > 1 and not argv[1].startswith("-") else None
+    if settings is None:
+        return argv
+    if not settings.exists():
+        raise UserError(f"{argv[1]}: holds no settings.json; name the folder that a run was given as --out")
+    return [*argv[:2], *flags_in(settings, leaf(top, argv)._option_string_actions), *argv[2:]]
 
 
 def leaf(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.ArgumentParser:

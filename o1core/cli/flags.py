@@ -15,7 +15,7 @@ from ..distributed import PATIENCE, Offload
 from ..model import DTYPES
 from ..recipe import METHODS, SPECS, Spec, flag, read_recipe
 from ..runs import TINY
-from ..studies import FEW_METHODS
+from ..studies import FEW_METHODS, MOST_SCALE, SCALES
 from ..training import TRACKERS
 from . import commands
 
@@ -35,6 +35,7 @@ SHOWN = {  # by --help, of all commands; then of commands that train, that evalu
 }
 SHOWN_OF = {
     "eval": SHOWN | {"eval_samples", "eval_temperature"},
+    "dial": {"help", "help_all", "out", "scales", "scale", "device", "slots"},
     "difficulty": SHOWN | {"percentiles", "problems", "samples", "rounds"},
 }
 SHOWN_ELSE = SHOWN | {"problems", "samples", "rounds", "reward", "lr", "lora_rank"}
@@ -92,9 +93,25 @@ def fill(sub: argparse.ArgumentParser, name: str) -> None:
             return
         case _:
             add_job_flags(sub, name)
+            if name == "dial":
+                add_dial_flags(sub)
+            if name == "prune":
+                help = "upload the result as this model repository, with its card; log in with hf auth login"
+                sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)
             if name == "train":
                 sub.add_argument("--resume", action="store_true", help="continue from the run's newest training state")
     sub.set_defaults(run=getattr(commands, {"eval": "evaluate", "show": "show"}.get(name, name)))
+
+
+def add_dial_flags(sub: argparse.ArgumentParser) -> None:
+    """Besides a job's, which come from the run's settings.json."""
+    sub.usage = "%(prog)s RUN [--scales X ...] [--scale X]"
+    sub.add_argument("out", metavar="RUN", type=Path, help="the folder of a run with an adapter (--lora-rank)")
+    stated = " ".join(f"{scale:g}" for scale in SCALES)
+    help = f"evaluate the adapter at these scales; 0 is the base, 1 as trained (default: {stated})"
+    sub.add_argument("--scales", metavar="X", type=scale_number, nargs="+", help=help)
+    help = "export the merged checkpoint of this scale, to RUN/dial/scale-X/checkpoint"
+    sub.add_argument("--scale", metavar="X", type=scale_number, help=help)
 
 
 def add_plan_flags(sub: argparse.ArgumentParser) -> None:
@@ -212,7 +229,9 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
         help="settings: paper, official, marco-o1, qwq-32b, tiny-o1 or a JSON file (default: paper, and tiny-o1 for the "
         "embedded model)",
     )
-    sub.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/ and the model's name)")
+    if name != "dial":  # whose folder stands first
+        help = "the run's folder (default: runs/ and the model's name)"
+        sub.add_argument("--out", metavar="RUN", type=Path, help=help)
     sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     add_resource_flags(sub)
     add_process_flags(sub)
@@ -293,6 +312,18 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 10**6:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1,000,000")
     return int(text)
+
+
+def scale_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MOST_SCALE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a number from 0 (the base) over 1 (as trained) to {MOST_SCALE:g}"
+        )
+    return value
 
 
 def seconds(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from .dealing import deal
 from .export import export_checkpoint
-from .offload import Offload, offloaded
+from .offload import HostMemory, Offload
 from .sharded import is_sharded, local
 from .sharding import clip_gradients, reshard, trained_model
 from .states import BackgroundSave, damaged_by_all, digests_by_all, file_numbers, load_tensors, save_tensors
@@ -26,6 +26,7 @@ __all__ = [
     "ALONE",
     "PATIENCE",
     "BackgroundSave",
+    "HostMemory",
     "Offload",
     "Team",
     "allot_weights",
@@ -49,7 +50,6 @@ __all__ = [
     "local",
     "neighbours",
     "of_this_rank",
-    "offloaded",
     "on_all_ranks",
     "on_rank0",
     "opened",

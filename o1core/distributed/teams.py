@@ -1,8 +1,10 @@
-"""Tensor parallel: a team of ranks on one node holds one model to sample from, each the same share of heads and of the MLP.
+"""Tensor parallel: a team of ranks on one node holds one model to sample from, each the same share of heads and of the MLP, of
+each expert's too.
 
-It is the same Transformer with smaller counts, so its KV cache shrinks by itself. Fused weights are cut per part: a rank's
-q, k and v rows come from the whole model's q, k and v rows. The outputs of `o` and `down` are summed over the team. All
-ranks of a team are dealt the same problems and sample the same tokens. A team of one is data parallel alone.
+It is the same Transformer with smaller counts, so its KV cache shrinks by itself. Fused weights are cut per part: a
+rank's q, k and v rows come from the whole model's q, k and v rows. The outputs of `o` and `down` are summed over the
+team, those of experts once for all of them: every rank routes the same tokens the same way. All ranks of a team are
+dealt the same problems and sample the same tokens. A team of one is data parallel alone.
 
 Left out on purpose: a cut embedding and head; beside the blocks they are small, and every rank scores the same tokens.
 """
@@ -18,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..model import ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
+from ..model import Block, ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
 from .sharding import whole_unit
 from .world import on_all_ranks, rank, size, world
 
@@ -59,7 +61,15 @@ def team_of(members: int) -> Team:
 
 def part_config(whole: ModelConfig, members: int) -> ModelConfig:
     """The counts of one rank's part. Raises UserError where they do not divide."""
-    for shown, count in (("key and value heads", whole.num_kv_heads), ("MLP rows", whole.ffn_size)):
+    counts = {"key and value heads": whole.num_kv_heads, "MLP rows": whole.ffn_size}
+    experts, delta = whole.experts, whole.delta
+    if experts is not None:
+        counts |= {"rows of an expert": experts.ffn_size, "rows of the shared expert": experts.shared_size}
+        experts = replace(experts, ffn_size=experts.ffn_size // members, shared_size=experts.shared_size // members)
+    if delta is not None:
+        counts["key heads of the delta rule"] = delta.key_heads
+        delta = replace(delta, key_heads=delta.key_heads // members, value_heads=delta.value_heads // members)
+    for shown, count in counts.items():
         if count % members:
             raise UserError(f"--tensor-parallel: {members} does not divide the model's {count} {shown}")
     return replace(
@@ -67,6 +77,8 @@ def part_config(whole: ModelConfig, members: int) -> ModelConfig:
         num_heads=whole.num_heads // members,
         num_kv_heads=whole.num_kv_heads // members,
         ffn_size=whole.ffn_size // members,
+        experts=experts,
+        delta=delta,
     )
 
 
@@ -84,13 +96,23 @@ class Cut(NamedTuple):
 
 
 def cuts(whole: ModelConfig, part: ModelConfig, member: int) -> Iterator[Cut]:
-    """The part of every published tensor that belongs to a member of a team."""
+    """The part of every published tensor that belongs to a member of a team; of q, k and v in one tensor, a part of each."""
     for (theirs, ours, whole_start, full), (_, _, start, shape) in zip(layout(whole), layout(part)):
-        rows = slice(member * shape[0], (member + 1) * shape[0]) if shape[0] < full[0] else slice(0, full[0])
         columns = slice(None)
         if len(shape) == 2 and shape[1] < full[1]:
             columns = slice(member * shape[1], (member + 1) * shape[1])
-        yield Cut(theirs, ours, rows, columns, whole_start, start, shape[0])
+        first = 0  # row of the published tensor
+        for count, own in zip(sections(whole, theirs, full[0]), sections(part, theirs, shape[0])):
+            offset = member * own if own < count else 0
+            yield Cut(theirs, ours, slice(first + offset, first + offset + own), columns, whole_start, start, own)
+            first, start = first + count, start + own
+
+
+def sections(config: ModelConfig, theirs: str, rows: int) -> tuple[int, ...]:
+    """The rows of a published tensor's parts that are cut each for itself."""
+    if config.delta is not None and theirs.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+        return config.delta.widths
+    return (rows,)
 
 
 def load_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team) -> Transformer:
@@ -119,14 +141,17 @@ def read_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team
 
 
 def sum_over_team(model: Transformer, team: Team) -> None:
-    """Make the products with o and down, of which each rank has a part, whole."""
+    """Make the products with o and down, of which each rank has a part, whole, and the sums over experts."""
 
     def add_up(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         dist.all_reduce(output, group=team.group)
 
     for block in model.blocks:
-        for name in ("o", "down"):
-            block.get_submodule(name).register_forward_hook(add_up)
+        assert isinstance(block, Block)
+        mixer = block.o if block.delta is None else block.delta.out
+        mlp = block.down if block.experts is None else block.experts
+        for module in (mixer, mlp):
+            module.register_forward_hook(add_up)
 
 
 def share_tokens(ids: Tensor, team: Team) -> None:

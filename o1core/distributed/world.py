@@ -123,6 +123,8 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
     _world.store.set(f"process/{rank()}", whereabouts())
     if not is_lead():
         silence()
+    if _world.device.type == "cuda":
+        watch_others(_world)
     try:
         yield _world.device
     except UserError as error:
@@ -136,6 +138,9 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
             raise
         raise told_once(UserError(who_is_missing(error))) from error
     finally:
+        if _world is not None:
+            with contextlib.suppress(RuntimeError):
+                _world.store.set(f"left/{_world.rank}", "")
         _world = None
         dist.destroy_process_group()
 
@@ -171,6 +176,43 @@ def join(device: torch.device, timeout: float) -> World:
         dist.distributed_c10d._set_pg_timeout(wait, group)
     writers = dist.new_group(backend="gloo", timeout=wait)
     return World(own, count, PrefixStore("meetings", store), device, mesh, timeout, writers)
+
+
+def watch_others(world: World) -> None:
+    """Look after the other ranks in a thread, and end this process with one line where one of them is gone.
+
+    On a GPU a collective whose other side is gone raises nothing: the main thread waits within CUDA, where nothing reaches it,
+    until NCCL's own watchdog ends the process with a trace that names nobody. A rank is gone when its process is, or when on
+    another machine its thread has been still for --timeout seconds; who left by itself has said so. A rank that lives and does
+    not come is left to that watchdog, which has the same --timeout.
+    """
+    others = [r for r in range(world.size) if r != world.rank]
+    moved = dict.fromkeys(
+        others, (-1, time.monotonic())
+    )  # how often each gave a sign, and when that was last seen to change
+
+    def gone() -> list[int]:
+        world.store.add(f"pulse/{world.rank}", 1)
+        for r in others:
+            if (pulse := world.store.add(f"pulse/{r}", 0)) != moved[r][0]:
+                moved[r] = pulse, time.monotonic()
+        still = [r for r in others if time.monotonic() > moved[r][1] + world.timeout]
+        missing = {*dead(world, others), *still}
+        return sorted(r for r in missing if not world.store.check([f"left/{r}"]))
+
+    def watch() -> None:
+        seen: list[int] = []
+        with contextlib.suppress(RuntimeError):  # the store is gone, and torchrun with it
+            while _world is world:
+                if (found := gone()) and found == seen:  # twice: the main thread may be about to say more
+                    if world.rank == min(r for r in range(world.size) if r not in found):
+                        line = f"o1core: error: {named(found)} died ({WHY_DEAD}); {RERUN}\n"
+                        os.write(2, line.encode())
+                    os._exit(2)
+                seen = found
+                time.sleep(LOOK_EVERY)
+
+    threading.Thread(target=watch, name="watching", daemon=True).start()
 
 
 def silence() -> None:

@@ -216,6 +216,22 @@ class DisharmonyResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DialRow:
+    """A run's adapter at one scale against the same tests at scale 0."""
+
+    scale: Amount
+    comparison: Comparison = field(metadata=INLINE)
+
+
+@dataclass(frozen=True)
+class DialResult:
+    """RUN/dial/result.json: the scales in rising order, 0 first."""
+
+    rows: list[DialRow]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 Result = RunResult | StudyResult | DisharmonyResult
 
 
@@ -227,6 +243,11 @@ def read_evaluation(path: Path) -> Evaluation:
 def read_run_result(path: Path) -> RunResult:
     """The result.json of a run."""
     return from_json(RunResult, read_record(path), str(path))
+
+
+def read_dial(path: Path) -> DialResult:
+    """The result.json of a run's dial."""
+    return from_json(DialResult, read_record(path), str(path))
 
 
 def read_result(folder: Path) -> Result:

@@ -171,7 +171,7 @@ def _formula_at_start(rest: str) -> str | None:
 
 
 _BETWEEN_FORMULAS = re.compile(r"[\s,*]*(?:and|or|,)[\s*]*(?=[$\\])")
-_GOES_ON = re.compile(r"[\s,;]*(?:=|\b(?:so|thus|hence|therefore|giving|which\s+gives|or\s+just)\b)")
+_GOES_ON = re.compile(r"[\s,;]*(?:=|\b(?:so|thus|hence|therefore|giving|which\s+gives|or\s+just)\b(?=[^\n]*\d))")
 _CHANGING_WORDS = re.compile(
     r"\s*(?:\\?%|(?:percent|hundred|thousand|million|billion|trillion|dozen|tenths|halves|[ap]\.?m\.?)(?![a-z]))",
     re.IGNORECASE,
@@ -225,7 +225,12 @@ def _closes_at_once(rest: str) -> bool:
     match = re.match(r"\s*\$([^$\n]*)\$", rest)
     if match is None or match[1].rstrip().endswith(("=", "+", "-", "*", "/")):
         return False
-    return _WORDS.search(re.sub(r"\\(?:text|mbox|mathrm)\{[^{}]*\}", "", match[1])) is None
+    words = _WORDS.findall(re.sub(r"\\(?:text|mbox|mathrm)\{[^{}]*\}", "", match[1]))
+    return all(word in _NO_WORDS or (len(word) == 2 and word not in _SMALL_WORDS) for word in words)
+
+
+_NO_WORDS = {"sin", "cos", "tan", "sec", "csc", "cot", "log", "ln", "exp", "sqrt", "pi"}
+_SMALL_WORDS = {"is", "at", "in", "of", "to", "on", "by", "as", "so", "it", "we", "he", "if", "or", "an"}
 
 
 def _expression_at_start(rest: str) -> str | None:
@@ -260,8 +265,8 @@ def _last_number(text: str) -> str | None:
 
 
 _SAYS = re.compile(
-    r"(?<![\w\\}+\-^|)*/.])([a-zA-Z])(?:_\{?\d\}?)?\s*=\s*"
-    r"((?:[^\s=$,;A-Za-z\\|]|\\(?:[dt]?frac|sqrt|pi|pm|left|right)(?![A-Za-z])|\s?[-+]\s?){1,60})"
+    r"(?<![\w\\}+\-^|)*/.])([a-zA-Z])(?:_\{?(\d)\}?)?\s*=\s*"
+    r"((?:[^\s=$,;A-Za-z\\|]|\\(?:[dt]?frac|sqrt|pi|pm|left|right)(?![A-Za-z])|\s?[-+]\s?){1,60}+)(?!\s*=)"
 )
 _OR = re.compile(r"[\s$\\(),;]*(?:\\text\{\s*(?:or|and)\s*\}|\bor\b|\band\b|,)[\s$\\(),;]*(?:\band\b[\s$\\()]*)?")
 
@@ -280,7 +285,10 @@ def _values_at_end(line: str, number: re.Match[str]) -> str | None:
         ):
             break
         values.append(before)
-    found = [match[2].rstrip(".)\\") for match in reversed(values)]
+    values.reverse()
+    if [match[2] for match in values] not in ([None] * len(values), [str(i + 1) for i in range(len(values))]):
+        return None  # s_5, s_6 and s_7 are members of a sequence; x_1 and x_2 are two solutions
+    found = [match[3].rstrip(".)\\") for match in values]
     return ", ".join(found) if len(set(found)) > 1 else None
 
 

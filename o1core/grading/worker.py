@@ -14,10 +14,12 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
 import types
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,16 +54,28 @@ def _guard_numbers() -> None:
     """Makes math-verify compare numbers by their size.
 
     Its own comparison evaluates a difference with 15 digits and drops what is below 1e-15, or rounds to six decimals:
-    1/2^99 passes for 1/2^98, and 9.1e-31 for 1.6e-19. What it calls equal must also be equal here.
+    1/2^99 passes for 1/2^98, and 9.1e-31 for 1.6e-19. What it calls equal must also be equal here. And what is not equal at
+    one point is not simplified, which would take ten times as long to say the same.
     """
     from math_verify import grader
+    from sympy import Expr, Interval
 
-    theirs = grader.sympy_numeric_eq
+    theirs, by_simplifying, of_sets = grader.sympy_numeric_eq, grader.sympy_symbolic_eq, grader.sympy_compare_sets
 
     def numeric_eq(gold: Any, ours: Any, float_rounding: int, numeric_precision: int) -> bool:
         return theirs(gold, ours, float_rounding, numeric_precision) and same_size(gold, ours)
 
-    grader.sympy_numeric_eq = numeric_eq
+    def symbolic_eq(gold: Any, ours: Any) -> bool:
+        return not differ_at_a_point(gold, ours) and by_simplifying(gold, ours)
+
+    def compare_sets(gold: Any, ours: Any, float_rounding: int, numeric_precision: int) -> bool:
+        for one, other in ((gold, ours), (ours, gold)):
+            if isinstance(one, Interval) and isinstance(other, Expr):
+                return False  # an interval is no number
+        return of_sets(gold, ours, float_rounding, numeric_precision)
+
+    grader.sympy_numeric_eq, grader.sympy_symbolic_eq = numeric_eq, symbolic_eq
+    grader.sympy_compare_sets = compare_sets
 
 
 def same_size(gold: Any, ours: Any) -> bool:
@@ -80,6 +94,36 @@ def same_size(gold: Any, ours: Any) -> bool:
         gold, ours = get_pct_val(gold, gold), get_pct_val(ours, ours)
         return any(_near(gold, ours * Rational(factor)) for factor in ("1", "100", "1/100"))
     return _near(gold, ours)
+
+
+def differ_at_a_point(gold: Any, ours: Any) -> bool:
+    """Whether two expressions have values at one point that are far apart. False where either has none there."""
+    from sympy import Expr
+
+    if not isinstance(gold, Expr) or not isinstance(ours, Expr):
+        return False
+    one, other = _at_a_point(gold), _at_a_point(ours)
+    return one is not None and other is not None and abs(one - other) > 1e-3 * max(abs(one), abs(other))
+
+
+@functools.lru_cache(maxsize=1024)
+def _at_a_point(expression: Any) -> complex | None:
+    """The value of an expression whose names stand for certain rational numbers; None for what has no value at once."""
+    import sympy
+    from sympy.core.function import AppliedUndef
+
+    arithmetic = (sympy.Add, sympy.Mul, sympy.Pow, sympy.UnevaluatedExpr)
+    plain = (*arithmetic, sympy.Number, sympy.NumberSymbol, type(sympy.I), sympy.Symbol, sympy.Function)
+    parts = list(sympy.preorder_traversal(expression))
+    if any(not isinstance(part, plain) or isinstance(part, AppliedUndef) for part in parts):
+        return None
+    # Not by its place among the expression's own names: the same name has the same value on both sides.
+    point = {name: sympy.Rational(zlib.crc32(str(name).encode()) % 1009 + 11, 101) for name in expression.free_symbols}
+    try:
+        value = complex(expression.subs(point).evalf(20))
+    except (TypeError, ValueError, OverflowError, ArithmeticError):
+        return None
+    return value if math.isfinite(value.real) and math.isfinite(value.imag) else None
 
 
 def _near(gold: Any, ours: Any) -> bool:
@@ -101,6 +145,7 @@ def _near(gold: Any, ours: Any) -> bool:
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
 
 
+@functools.lru_cache(maxsize=256)  # a gold answer is asked about once for each sample
 def _parse(text: str) -> list[Any]:
     """sympy expressions first, or the text itself where none was found in it."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
@@ -143,7 +188,6 @@ _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 
 def _is_stray(text: str, parsed: list[Any]) -> bool:
     """Whether a number was picked out of text that makes no expression as a whole and holds other numbers."""
-    from math_verify import LatexExtractionConfig, parse
     from sympy import Expr
 
     if not parsed or not isinstance(parsed[0], Expr) or not parsed[0].is_number:
@@ -151,8 +195,16 @@ def _is_stray(text: str, parsed: list[Any]) -> bool:
     last = text.rpartition("=")[2]  # whether the other sides are equal to it is known by now
     if len(_NUMBERS.findall(_POWER.sub("", _SUBSCRIPT.sub("", last)))) < 2:
         return False
-    whole = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    whole = _parse_whole(text)
     return not whole or isinstance(whole[0], str)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_whole(text: str) -> list[Any]:
+    """The same for TeX alone."""
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
 
 
 def _states_right_side(text: str) -> bool:

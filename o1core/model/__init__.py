@@ -14,8 +14,11 @@ from .checkpoint import (
     weight_files,
     write_checkpoint,
 )
-from .config import DTYPES, ModelConfig, check_trained, read_config
+from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
+from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
 from .download import find_model
+from .experts import GroupedLinear
+from .folder import checkpoint_file, read_text
 from .lora import (
     LORA_TARGETS,
     AdaptedLinear,
@@ -23,11 +26,16 @@ from .lora import (
     add_adapters,
     draw_adapters,
     fold_adapters,
+    gets_adapters,
+    layer_of,
+    load_adapter,
     merged_weights,
     save_adapter,
 )
+from .rope import rotate
 from .tokenizer import Tokenizer
-from .transformer import THREAD_GRAIN, Attend, Transformer, causal_attention, initialise
+from .transformer import THREAD_GRAIN, Attend, Block, Transformer, causal_attention, initialise
+from .trees import Trees
 
 __all__ = [
     "DTYPES",
@@ -35,27 +43,45 @@ __all__ = [
     "THREAD_GRAIN",
     "AdaptedLinear",
     "Attend",
+    "Block",
+    "DeltaConfig",
+    "DeltaInputs",
+    "DeltaState",
+    "ExpertConfig",
+    "GroupedLinear",
     "ModelConfig",
     "Piece",
+    "Recur",
     "Tokenizer",
     "Transformer",
+    "Trees",
     "adapted",
     "add_adapters",
     "causal_attention",
+    "causal_recurrence",
     "check_trained",
+    "checkpoint_file",
     "draw_adapters",
+    "empty_state",
     "fill",
     "find_model",
     "fold_adapters",
+    "gets_adapters",
     "initialise",
+    "layer_of",
     "layout",
     "load",
+    "load_adapter",
     "load_weights",
     "merged_weights",
     "model_fingerprint",
     "open_tensors",
     "published_tensors",
     "read_config",
+    "read_text",
+    "rotate",
+    "run_sequence",
+    "run_token",
     "save_adapter",
     "save_checkpoint",
     "stored_tensors",

@@ -10,7 +10,8 @@ from .checkpoint import COPIED, INDEX, MORE_TEMPLATES, SINGLE
 from .config import read_config
 from .folder import shown
 
-SMALL = ("config.json", "README.md", INDEX, f"{MORE_TEMPLATES}/*.jinja", *COPIED)
+LICENCES = ("LICENCE", "NOTICE*", "USE_POLICY.md")  # besides those that are copied: they go where the model goes
+SMALL = ("config.json", "README.md", *LICENCES, INDEX, f"{MORE_TEMPLATES}/*.jinja", *COPIED)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 

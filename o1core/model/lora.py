@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): the base is frozen, y = W x + b + (alpha / rank) B A x is trained.
 
-Each published projection has its own A [rank, in] and B [out, rank], as PEFT adapters have. Those of a fused weight lie
-in two tensors: A of q, k and v are stacked, and B's rows are the fused weight's. They are fp32 and compute in the base's
-dtype. B starts at zero, so an adapted model begins with the base's outputs, to the bit.
+Each published projection has its own A [rank, in] and B [out, rank], as PEFT adapters have; an expert's projections get
+some where asked for. Those of a fused weight lie in two tensors: A of q, k and v are stacked, and B's rows are the
+fused weight's. They are fp32 and compute in the base's dtype. B starts at zero, so an adapted model begins with the
+base's outputs, to the bit.
 
 To sample, merged_weights puts W + (alpha / rank) B A in W's place, rounded to W's dtype once, and the base back
 afterwards: it was never written to. Left out on purpose: dropout, adapters of the embedding and the head, biases; and
@@ -18,19 +19,31 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import write_json
+from ..errors import UserError
+from ..files import write_atomic, write_json
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
+from .experts import GroupedLinear, grouped_product
+from .folder import shown
 from .transformer import Transformer
 
 LORA_TARGETS = {  # name: the fused projections that get adapters
     "all": ("qkv", "o", "gate_up", "down"),
     "attention": ("qkv", "o"),
     "mlp": ("gate_up", "down"),
+}
+ROLES = {  # a block's fused projections whose last name is none of these
+    "delta.inputs": "qkv",
+    "delta.out": "o",
+    "experts.shared_gate_up": "gate_up",
+    "experts.shared_down": "down",
+    "experts.gate_up": "experts",
+    "experts.down": "experts",
 }
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 PREFIX = "base_model.model."
@@ -45,7 +58,8 @@ class Projection(NamedTuple):
 
 
 class AdaptedLinear(nn.Linear):
-    """A frozen projection with adapters: lora_a fp32 [P rank, in], lora_b fp32 [out, rank], P published projections."""
+    """A frozen projection with adapters: lora_a fp32 [P rank, in], lora_b fp32 [out, rank], P published projections. One of
+    experts takes rows sorted by expert and how many each has, as GroupedLinear does."""
 
     def __init__(self, base: nn.Linear, projections: list[Projection], rank: int, alpha: float) -> None:
         """Takes the base's parameters as they are, and leaves the adapters' unfilled: see draw_adapters."""
@@ -53,6 +67,7 @@ class AdaptedLinear(nn.Linear):
         with torch.device("meta"):
             super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
         self.weight, self.bias = base.weight, base.bias
+        self.groups = base.groups if isinstance(base, GroupedLinear) else 1
         self.requires_grad_(False)
         self.projections, self.rank, self.alpha = projections, rank, alpha
         shape = (len(projections) * rank, base.in_features), (base.out_features, rank)
@@ -60,11 +75,23 @@ class AdaptedLinear(nn.Linear):
         self.lora_b = nn.Parameter(torch.empty(shape[1], dtype=torch.float32, device=device))
         self.merged = False  # whether `weight` holds the adapters already
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        if counts is not None:
+            out = grouped_product(x, self.weight, counts)
+            return out if self.merged else out + self.grouped_adapters(x, counts)
         if self.merged:
             return F.linear(x, self.weight, self.bias)
         rows = [(p.start, p.start + p.rows) for p in self.projections]
         return AdaptedProduct.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.alpha / self.rank, rows)
+
+    def grouped_adapters(self, x: Tensor, counts: Tensor) -> Tensor:
+        """scale B A x of each row's own expert, whose projections (gate and up, or down) lie one above the other."""
+        low = grouped_product(x, self.lora_a.to(x.dtype), counts)  # [N, projections of an expert x rank]
+        # B's rows by expert and projection, so that a slice of them is again a stack of the experts' own.
+        b = self.lora_b.to(x.dtype).view(self.groups, -1, self.projections[0].rows, self.rank)
+        parts = zip(low.split(self.rank, dim=1), b.unbind(1))
+        out = torch.cat([grouped_product(own, of.flatten(0, 1), counts) for own, of in parts], dim=1)
+        return out * (self.alpha / self.rank)
 
     def parts(self) -> Iterator[tuple[Projection, Tensor, Tensor]]:
         """Each projection with its A [rank, in] and B [rows, rank], views."""
@@ -80,7 +107,7 @@ class AdaptedLinear(nn.Linear):
         merged = torch.empty_like(self.weight)
         for p, a, b in self.parts():
             rows = slice(p.start, p.start + p.rows)
-            merged[rows] = torch.addmm(self.weight[rows].float(), b, a, alpha=self.alpha / self.rank)
+            merged[rows] = torch.addmm(self.weight[rows].to(b.dtype), b, a, alpha=self.alpha / self.rank)
         return merged
 
 
@@ -128,8 +155,11 @@ class AdaptedProduct(torch.autograd.Function):
         return d_x, None, None, (d_low.T @ flat).to(a.dtype), d_b, None, None
 
 
-def add_adapters(model: Transformer, rank: int, alpha: float | None, targets: str, last_layers: int | None) -> None:
-    """Give the projections of `targets` adapters, in all layers or the last ones; everything else is frozen.
+def add_adapters(
+    model: Transformer, rank: int, alpha: float | None, targets: str, last_layers: int | None, experts: bool = False
+) -> None:
+    """Give the projections of `targets` adapters, in all layers or the last ones; everything else is frozen. experts: those
+    of a mixture's experts too.
 
     alpha: None is twice the rank. Their values are still to be drawn. Raises UserError where the rank is above the
     model's hidden size, or the model has fewer layers.
@@ -138,18 +168,30 @@ def add_adapters(model: Transformer, rank: int, alpha: float | None, targets: st
     check_trained(c, rank, last_layers)
     model.requires_grad_(False)
     projections = fused_projections(c)
-    for i in range(c.num_layers - (last_layers or c.num_layers), c.num_layers):
-        for name in LORA_TARGETS[targets]:
-            own = projections[f"blocks.{i}.{name}"]
-            base = getattr(model.blocks[i], name)
-            setattr(model.blocks[i], name, AdaptedLinear(base, own, rank, 2 * rank if alpha is None else alpha))
+    for name, own in projections.items():
+        if layer_of(name) >= c.num_layers - (last_layers or c.num_layers) and gets_adapters(name, targets, experts):
+            base = model.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            model.set_submodule(name, AdaptedLinear(base, own, rank, 2 * rank if alpha is None else alpha))
+
+
+def gets_adapters(name: str, targets: str, experts: bool) -> bool:
+    """Whether a fused projection of ours ("blocks.0.qkv") is one of the targets."""
+    own = name.split(".", 2)[2]
+    role = ROLES.get(own, own)
+    return role in LORA_TARGETS[targets] or (role == "experts" and experts)
+
+
+def layer_of(name: str) -> int:
+    """The layer of one of our weights or modules ("blocks.0.qkv"), -1 where it is in none."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
 
 
 def fused_projections(config: ModelConfig) -> dict[str, list[Projection]]:
     """The published projections in each of our fused ones ("blocks.0.qkv")."""
     found: dict[str, list[Projection]] = {}
     for theirs, ours, start, shape in layout(config):
-        if theirs.endswith("_proj.weight"):
+        if theirs.endswith(".weight") and "_proj" in theirs.split(".")[-2]:
             projection = Projection(theirs.removesuffix(".weight"), start, shape[0])
             found.setdefault(ours.removesuffix(".weight"), []).append(projection)
     return found
@@ -186,15 +228,18 @@ def merged_weights(model: Transformer) -> Iterator[None]:
 
 def fold_adapters(model: Transformer) -> None:
     """Turn an adapted model into a plain one that computes with the merged weights; the base is overwritten."""
-    for block in model.blocks:
-        for name, module in list(block.named_children()):
-            if isinstance(module, AdaptedLinear):
-                with torch.device("meta"):
-                    plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-                plain.weight, plain.bias = module.weight, module.bias
-                with torch.no_grad():
-                    plain.weight.copy_(module.merged_weight())
-                setattr(block, name, plain)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedLinear):
+            inputs, outputs = module.in_features, module.out_features
+            with torch.device("meta"):
+                if module.groups > 1:
+                    plain: nn.Linear = GroupedLinear(module.groups, inputs, outputs // module.groups)
+                else:
+                    plain = nn.Linear(inputs, outputs, bias=module.bias is not None)
+            plain.weight, plain.bias = module.weight, module.bias
+            with torch.no_grad():
+                plain.weight.copy_(module.merged_weight())
+            model.set_submodule(name, plain)
 
 
 def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -207,11 +252,29 @@ def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Fill the adapters that a model has been given with those of a folder that save_adapter wrote.
+
+    Raises UserError where the folder's are of other projections or of another rank.
+    """
+    path = folder / WEIGHTS
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; make the adapter again") from None
+    wanted = adapter_tensors(model)
+    shapes, held = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (wanted, stored))
+    if other := next((name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)), None):
+        raise UserError(f"{path}: {shown(other)} is not that of this run's settings; restore the run's own adapter")
+    for name, view in wanted.items():
+        view.copy_(stored[name])
+
+
 def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     """Write the adapters as a folder that PEFT loads onto `source`, the base."""
     modules = adapted(model)
     names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
-    layers = {int(p.name.split(".")[2]) for module in modules for p in module.projections}
+    layers = {int(p.name.partition(".layers.")[2].split(".")[0]) for module in modules for p in module.projections}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -226,5 +289,5 @@ def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in adapter_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)

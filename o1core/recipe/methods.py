@@ -53,6 +53,12 @@ METHODS: dict[str, dict] = {
     "smart-thinker": ON_POLICY | {"reward": "smart-thinker", "advantage": "centred"},
     # prime-rl's linear length penalty
     "prime-rl": ON_POLICY | {"reward": "prime-rl", "advantage": "group", "alpha": 0.3},
+    # prime-rl's later rule, which pays right answers for being shorter than usual and takes from none
+    "prime-rl-gate": ON_POLICY | {"reward": "prime-rl-gate", "advantage": "group"},
+    # arXiv 2601.03969: outliers of solved problems count as wrong; its 32 samples a problem
+    "dot": ON_POLICY | {"reward": "dot", "advantage": "group", "samples": 32, "picked": 32},
+    # arXiv 2510.04474: the length weighs right answers against each other
+    "drpo": ON_POLICY | {"reward": "drpo", "advantage": "reward", "lam": 0.1},
     # arXiv 2503.14476: clip-higher, groups without variance dropped, soft overlong punishment
     "dapo": ON_POLICY
     | {"eps_high": 0.28, "reward": "overlong", "advantage": "group", "dynamic_sampling": True, "alpha": 0.25},

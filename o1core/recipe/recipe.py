@@ -72,6 +72,8 @@ class Recipe:
             raise UserError(f"--reward {self.reward.kind}: needs --instruction exact or max, which state the budget")
         if self.reward.kind == "hapo" and self.sampling.rounds < 2:
             raise UserError("--reward hapo: refers to the answers of earlier rounds; needs --rounds 2 or more")
+        if self.reward.kind == "dot" and self.sampling.samples < 11:
+            raise UserError("--reward dot: of ten samples none is 3 deviations too long; needs --samples 11 or more")
 
     @classmethod
     def of(cls, **flat: Any) -> Self:

@@ -215,7 +215,8 @@ class RewardSettings(Settings):
     )
     length_limit: int | None = setting(
         None,
-        "tokens of the rewards truncation, overlong and alp (none: the round's mean length); lead: the longest target",
+        "tokens of the rewards truncation, alp, overlong and drpo (none: the round's mean length, and the most that may be "
+        "generated for the last two); lead: the longest target",
         low=1,
         high=TOKENS,
     )
@@ -357,11 +358,19 @@ class OptimiserSettings(Settings):
         None, "adapters are scaled by alpha / rank (none: alpha is twice the rank)", above=0, high=1e6
     )
     lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
+    lora_experts: bool = setting(False, "adapters for the experts of a mixture too")
+    train_router: bool = setting(False, "train what chooses the experts of a mixture too")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_alpha is not None and self.lora_rank is None:
             raise UserError("--lora-alpha: scales adapters, and there are none; add --lora-rank")
+        if self.lora_experts and self.lora_rank is None:
+            raise UserError("--lora-experts: there are no adapters; add --lora-rank")
+        if self.train_router and self.lora_rank is not None:
+            raise UserError(
+                "--train-router: adapters leave the router as it is; take --lora-rank or --train-router out"
+            )
 
 
 @dataclass(frozen=True)
@@ -372,7 +381,8 @@ class ExecutionSettings(Settings):
 
     micro_tokens: int | None = setting(
         None,
-        f"tokens per forward and backward pass, padding included (none: as many as fit, up to {MOST_MICRO_TOKENS:,})",
+        "tokens per forward and backward pass; a prompt counts once for its completions (none: as many as fit, up to "
+        f"{MOST_MICRO_TOKENS:,})",
         low=1,
         high=TOKENS,
     )
@@ -382,7 +392,7 @@ class ExecutionSettings(Settings):
 
 @dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """How the model is evaluated before and after."""
+    """How the model is evaluated: before, after and between rounds."""
 
     title = "evaluation"
 
@@ -396,9 +406,30 @@ class EvaluationSettings(Settings):
         low=1,
         high=TOKENS,
     )
+    every: str = setting(
+        "none",
+        "round: evaluate between rounds too, on training problems that are held out; none: before and after, on the tests",
+        name="eval_every",
+        choices=("none", "round"),
+    )
+    validation: int = setting(
+        100,
+        "--eval-every: training problems to hold out for it, at most a fifth of them",
+        name="validation_problems",
+        low=1,
+        high=COUNT,
+    )
+    keep: str = setting(
+        "last",
+        "the round that becomes the result: last, or best: the fewest tokens among those whose held-out accuracy does not lie "
+        "below the base's; training stops where it does",
+        choices=("last", "best"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep == "best" and self.every == "none":
+            raise UserError("--keep best: nothing says which round is the best; add --eval-every round")
         check_temperature("--eval-temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:
             raise UserError(

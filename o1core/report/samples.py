@@ -2,6 +2,7 @@
 problem by problem, short to long, right or wrong, before against after."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,15 @@ def settings_of(run: RunFolder) -> list[tuple[str, str]]:
     settings.pop("checkpoint", None)
     if isinstance(settings.get("model"), str):
         settings["model"] = Path(settings["model"]).name
+    if isinstance(settings.get("command"), str):
+        settings["command"] = without_places(settings["command"])
     return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
+
+
+def without_places(command: str) -> str:
+    """The command with the last part alone of every absolute path."""
+    words = shlex.split(command)
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def sample_lines(run: Path, problem: str | None = None, problems: int | None = None, samples: int = 4) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """What a run and a study say in figures: as tables (tables.py), and in a few headlines."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..evaluation import (
     MOSTLY,
@@ -15,6 +17,7 @@ from ..evaluation import (
 )
 from ..metrics import Spread
 from ..tables import Cell, Column, Table, change, percent, points, signed, span, spread_cell, two_digits
+from ..typed_json import is_number
 
 
 def run_table(result: RunResult) -> Table:
@@ -32,6 +35,38 @@ def run_table(result: RunResult) -> Table:
         ):
             rows.append([Cell(name), Cell(model), *cells])
     return Table("Result", columns, rows, note_of(result))
+
+
+def rounds_table(log: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What each round sampled, by the lines of a run's log, and its gap: how far the trainer's log-probs of the sampled
+    tokens were from the sampler's, in nats a token. None where nothing was trained."""
+    first = {line["round"]: line for line in reversed(log) if is_number(line.get("round"))}
+    rounds = [line for _, line in sorted(first.items()) if all(is_number(line.get(name)) for name, _ in OF_A_ROUND)]
+    if not rounds:
+        return None
+    columns = [Column("round", label=True), *(Column(head) for _, head in OF_A_ROUND)]
+    rows = [
+        [
+            Cell(f"{line['round'] + 1:g}"),
+            Cell(percent(line["round_accuracy"])),
+            Cell(f"{line['round_mean_tokens']:.1f}"),
+            Cell(f"{line['reference_mean']:.2g}"),
+            Cell(f"{line['reference_max']:.2g}"),
+        ]
+        for line in rounds
+    ]
+    note = "Gap: the difference between the trainer’s and the sampler’s log-prob of a sampled token, in nats. "
+    return Table(
+        "Rounds", columns, rows, note + "Where it is large, the policy that sampled is not the one that was trained."
+    )
+
+
+OF_A_ROUND = (
+    ("round_accuracy", "accuracy of its samples"),
+    ("round_mean_tokens", "mean tokens"),
+    ("reference_mean", "mean gap"),
+    ("reference_max", "largest gap"),
+)
 
 
 def note_of(result: RunResult) -> str:

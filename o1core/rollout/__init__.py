@@ -6,6 +6,7 @@ from .memory import FreedMemory, free_memory, keep_freed_memory, keep_large_tens
 from .pages import page_bytes, pages_of
 from .sampling import SamplingParams
 from .store import RolloutFolder, folder_or_temporary, problems_held, read_groups, write_shard
+from .text import write_samples
 
 __all__ = [
     "MOST_SLOTS",
@@ -26,5 +27,6 @@ __all__ = [
     "pages_of",
     "problems_held",
     "read_groups",
+    "write_samples",
     "write_shard",
 ]

@@ -28,14 +28,25 @@ from torch import Tensor
 from ..distributed import ALONE, Team, deal
 from ..errors import UserError
 from ..kernels import refused_heads, runs_triton
-from ..model import ModelConfig, Tokenizer, Transformer, causal_attention
+from ..model import (
+    DeltaInputs,
+    DeltaState,
+    ModelConfig,
+    Tokenizer,
+    Transformer,
+    causal_attention,
+    empty_state,
+    run_sequence,
+)
 from ..types import Completion
 from .lanes import LaneCache, LaneDecoder, cache_bytes
 from .memory import free_memory
 from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
 from .row import Read, Row
-from .row_bits import GPU_ROWS, BatchSizes, Product, model_sizes, packed_model
+from .row_bits import GPU_ROWS, BatchSizes, Product, expert_sizes, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
+from .states import state_bytes
+from .states import DeltaStates
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +67,8 @@ class Queue:
     prompts: list[list[int]]
     pairs: Iterator[tuple[int, int]]
     again: deque[tuple[int, int]] = field(default_factory=deque)
-    prefilled: tuple[int, Tensor, Tensor] | None = None  # the prompt being admitted, its keys and values
+    # The prompt being admitted, its keys, values and state.
+    prefilled: tuple[int, Tensor, Tensor, DeltaState | None] | None = None
 
     def next(self) -> tuple[int, int] | None:
         return self.again.popleft() if self.again else next(self.pairs, None)
@@ -86,6 +98,7 @@ class Engine:
         self.vocab = min(tokenizer.size, model.config.vocab_size)
         self.restarts = 0  # rows that started again because pages ran out
         self._cache: LaneCache | PagedCache | None = None
+        self._held: PageDecoder | None = None  # the last call's, if it has graphs: they may serve again
         self._warned = False
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[Completion]]:
@@ -123,7 +136,7 @@ class Engine:
 
     def release(self) -> None:
         """Give the cache's memory back, for an update to use. The next call takes it again."""
-        self._cache = None
+        self._cache = self._held = None
         if self.model.embed.is_cuda:
             torch.cuda.empty_cache()
 
@@ -172,7 +185,9 @@ class Engine:
     def _batches(self) -> BatchSizes:
         """How a step's rows are cut into batches. Warns once where the module's promise cannot be kept."""
         batches = model_sizes(self.model, self.vocab)
-        if not batches.holds and not self._warned:
+        experts = expert_sizes(self.model)
+        holds = batches.holds and (experts is None or experts.holds)
+        if not holds and not self._warned:
             self._warned = True
             log.warning(
                 "matrix products on this machine (%s, %d threads) round a row by its place in the batch: completions may "
@@ -201,7 +216,7 @@ class Engine:
             most = slots * pages_of(longest)
             pages = most if pages is None else min(pages, most)
             if not isinstance(held, PagedCache) or not held.holds(pages, longest) or held.slots < slots:
-                held = None
+                held = self._held = None
                 held = PagedCache(config, slots, pages, longest, dtype, device)
         self._cache = held
         held.clear()
@@ -212,9 +227,15 @@ class Engine:
     ) -> Decoder:
         if isinstance(cache, LaneCache):
             return LaneDecoder(self.model, head, cache, batches, params, self.team)
-        return PageDecoder(self.model, head, cache, batches, params, self.team)
+        decoder, self._held = self._held, None
+        if decoder is None or not decoder.serves(cache, batches, params):
+            decoder = None  # its graphs' memory goes before the next ones take theirs
+            decoder = PageDecoder(self.model, head, cache, batches, params, self.team)
+        decoder.begin(head, batches, params)
+        self._held = decoder if decoder.graphs else None
+        return decoder
 
-    def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+    def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor, DeltaState | None]:
         return prefill(self.model, ids)
 
     def _step(self, decoder: Decoder, rows: list[Row]) -> Read:
@@ -234,20 +255,30 @@ class Engine:
 
 
 @torch.inference_mode()
-def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Keys and values [L, Hkv, T, D] of a prompt."""
+def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor, DeltaState | None]:
+    """Keys and values [L, Hkv, T, D] of a prompt, and the state that it leaves in the layers of the delta rule: tail
+    [L, C, kernel - 1], memory [L, Hv, K, V]."""
     config, weight = model.config, model.embed
-    shape = (config.num_layers, config.num_kv_heads, len(ids), config.head_dim)
+    attention = {layer: i for i, layer in enumerate(config.attention_layers)}
+    shape = (len(attention), config.num_kv_heads, len(ids), config.head_dim)
     keys, values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+    states = DeltaStates(config, 0, weight.dtype, weight.device) if config.delta else None
     if ids:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys[layer], values[layer] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+            i = attention[layer]
+            keys[i], values[i] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             return causal_attention(layer, q, k, v)
 
+        def recur(layer: int, inputs: DeltaInputs) -> Tensor:
+            assert states is not None
+            i = states.index[layer]
+            out, (states.tails[i], states.memories[i]) = run_sequence(inputs, empty_state(inputs))
+            return out
+
         tokens = to_device(torch.tensor([ids]), weight.device)
-        model(tokens, torch.arange(len(ids), device=weight.device), attend)
-    return keys, values
+        model(tokens, torch.arange(len(ids), device=weight.device), attend, recur=recur)
+    return keys, values, DeltaState(states.tails[:, 0], states.memories[:, 0]) if states else None
 
 
 def cache_kind(config: ModelConfig, device: torch.device) -> CacheKind:
@@ -289,11 +320,13 @@ def fit_cache(
     """
     if kind == "lanes":
         return slots or max(1, min(MOST_SLOTS, completions, room // cache_bytes(config, longest, dtype))), None
-    pages = room // page_bytes(config, dtype)
+    page, state = page_bytes(config, dtype), state_bytes(config, dtype)
     if slots is None:
-        slots = max(1, min(MOST_PAGED_SLOTS, completions, pages // pages_of(-(-longest // MEAN_SHARE))))
+        of_row = pages_of(-(-longest // MEAN_SHARE)) * page + state
+        slots = max(1, min(MOST_PAGED_SLOTS, completions, room // of_row))
         if slots > GPU_ROWS:
             slots -= slots % GPU_ROWS
+    pages = max(0, room - slots * state) // page
     return slots, max(pages_of(longest), min(pages, slots * pages_of(longest)))
 
 

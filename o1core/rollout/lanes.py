@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import ALONE, Team, share_tokens
-from ..model import Attend, ModelConfig, Transformer
+from ..model import Attend, DeltaState, ModelConfig, Recur, Transformer
 from .row import Read, Row
 from .row_bits import ATTENTION_ROWS, BatchSizes, Product, attention_sizes, cancelling
 from .sampling import SamplingParams, sample, uniforms
+from .states import DeltaStates, state_bytes
 
 FIRST_SPAN = 64
 
@@ -37,7 +38,7 @@ class Lane:
     """Keys and values of up to `slots` rows of up to `span` tokens; `rows` are their owners, in storage order."""
 
     def __init__(self, config: ModelConfig, slots: int, span: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, slots, config.num_kv_heads, span, config.head_dim)
+        shape = (len(config.attention_layers), slots, config.num_kv_heads, span, config.head_dim)
         # Zeros, not empty: what is masked still enters the products, and stray NaNs would pass through the mask.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -74,6 +75,8 @@ class LaneCache:
         self.config, self.slots, self.dtype, self.device = config, slots, dtype, device
         self.max_length = max_length
         self.spans = spans_for(max_length)
+        self.states = DeltaStates(config, slots, dtype, device)
+        self.index = {layer: i for i, layer in enumerate(config.attention_layers)}
         self.lanes: dict[int, Lane] = {}  # by the span that they would have if they were not cut
 
     def lane_for(self, length: int) -> Lane:
@@ -98,8 +101,9 @@ class LaneCache:
         return [row for lane in self.lanes.values() for row in lane.rows]
 
     @torch.inference_mode()
-    def add(self, row: Row, keys: Tensor, values: Tensor) -> bool:
-        """Take a row whose first tokens have keys and values [L, Hkv, T, D]. There is room for every slot."""
+    def add(self, row: Row, keys: Tensor, values: Tensor, state: DeltaState | None = None) -> bool:
+        """Take a row whose first tokens have keys and values [L, Hkv, T, D] and left a state. There is room for every slot."""
+        self.states.add(row, state)
         self.lane_for(row.length + 1).add(row, keys, values)
         return True
 
@@ -116,13 +120,16 @@ class LaneCache:
                 if is_live(row):
                     if row.length < lane.span:
                         continue
-                    self.add(row, lane.keys[:, i], lane.values[:, i])
+                    self.lane_for(row.length + 1).add(row, lane.keys[:, i], lane.values[:, i])
+                else:
+                    self.states.drop(row)
                 lane.remove(i)
 
     def clear(self) -> None:
         """Forget all rows."""
         for lane in self.lanes.values():
             lane.rows.clear()
+        self.states.clear()
 
     def decode_attention(self, first: int, last: int) -> Attend:
         """The `attend` of one decode step of rows first to last - 1 of rows(), which may be followed by padding.
@@ -141,11 +148,16 @@ class LaneCache:
             grouped = q.unflatten(1, (k.shape[1], -1))  # [R, Hkv, G, D]
             out = torch.zeros_like(grouped)  # rows that pad the batch have no lane
             for part in parts:
-                part.write(layer, k[part.rows], v[part.rows])
-                out[part.rows] = part.attention(layer, grouped[part.rows])
+                part.write(self.index[layer], k[part.rows], v[part.rows])
+                out[part.rows] = part.attention(self.index[layer], grouped[part.rows])
             return out.flatten(1, 2)
 
         return attend
+
+    def decode_recurrence(self, first: int, last: int) -> Recur:
+        """The `recur` of the same rows, followed by as many that fill the batch."""
+        places = [self.states.place(row) for row in self.rows()[first : min(last, len(self.rows()))]]
+        return self.states.recur(torch.tensor(places + [0] * (last - first - len(places)), device=self.device))
 
 
 class LaneDecoder:
@@ -180,7 +192,8 @@ class LaneDecoder:
         for size in self.batches.cut(len(rows)):
             last = min(first + size, len(rows))
             tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
-            hidden = self.model(tokens, positions, self.cache.decode_attention(first, last))
+            mix = self.cache.decode_attention(first, last), self.cache.decode_recurrence(first, first + size)
+            hidden = self.model(tokens, positions, mix[0], recur=mix[1])
             found = sample(self.head(hidden)[: last - first], u[first:last], self.params)
             share_tokens(found[0], self.team)
             ids += found[0].tolist()
@@ -296,7 +309,8 @@ def cut_span(length: int) -> int:
 
 
 def cache_bytes(config: ModelConfig, length: int, dtype: torch.dtype) -> int:
-    """Bytes that one slot of the rollout engine takes for rows of up to `length` tokens: all lanes of the KV cache."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    """Bytes that one slot of the rollout engine takes for rows of up to `length` tokens: all lanes of the KV cache, and the
+    states of the delta rule."""
+    per_token = 2 * len(config.attention_layers) * config.num_kv_heads * config.head_dim * dtype.itemsize
     *spans, last = spans_for(length)
-    return (sum(spans) + min(last, cut_span(length))) * per_token
+    return (sum(spans) + min(last, cut_span(length))) * per_token + state_bytes(config, dtype)

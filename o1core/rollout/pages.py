@@ -17,8 +17,8 @@ of it a step later, and drops what was sampled after it.
 
 Rows are computed in batches of a fixed size (row_bits.py), so that every product has the same shape: 256 on a GPU, where
 fewer rows would read the weights for as long. On a CPU the same code runs with the kernels' torch twins and reads its
-results at once. CUDA graphs need Triton's kernels, which nothing has to wait for; a team of ranks runs without them, because
-an all-reduce inside of a graph is not tried. Nothing here ran on a GPU.
+results at once. CUDA graphs need Triton's kernels, which nothing has to wait for. A team's all-reduces are part of its graphs:
+its ranks capture and replay the same steps in the same order. Nothing here ran on a GPU.
 """
 
 import math
@@ -31,12 +31,20 @@ from torch import Tensor
 from ..distributed import Team, share_tokens
 from ..errors import UserError
 from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
-from ..model import Attend, ModelConfig, Transformer
+from ..model import Attend, DeltaState, ModelConfig, Transformer, rotate
 from .row import Read, Row
 from .row_bits import BatchSizes, Product
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
+from .states import DeltaStates
 
-FIELDS = ("key", "length", "steps", "place in the step before", "token of a row's first step")  # of what is sent
+FIELDS = (  # of what is sent
+    "key",
+    "length",
+    "steps",
+    "place in the step before",
+    "token of a row's first step",
+    "place of its states",
+)
 
 Step = Callable[[int, int, int], None]  # (first row, rows, splits of attention)
 
@@ -85,12 +93,14 @@ class PagedCache:
                 f"KV cache: {pages} pages of {PAGE_TOKENS} tokens do not hold one completion of {max_length} tokens with "
                 "its prompt; lower --max-new-tokens or free some memory"
             )
-        shape = (config.num_layers, pages, config.num_kv_heads, PAGE_TOKENS, config.head_dim)
+        shape = (len(config.attention_layers), pages, config.num_kv_heads, PAGE_TOKENS, config.head_dim)
         # Not cleared: attention reads no slot that was not written, so that memory is touched by the pages in use alone.
         self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         self.splits = max(1, -(-max_length // SPLIT_TOKENS))  # of attention, for the longest row
         self.table = np.zeros((slots, self.splits * SPLIT_TOKENS // PAGE_TOKENS), dtype=np.int32)
         self.slots, self.pool = slots, PagePool(pages)
+        self.states = DeltaStates(config, slots, dtype, device)
+        self.index = {layer: i for i, layer in enumerate(config.attention_layers)}
         self.clear()
 
     def holds(self, pages: int, max_length: int) -> bool:
@@ -100,6 +110,7 @@ class PagedCache:
     def clear(self) -> None:
         """Forget all rows."""
         self.pool = PagePool(len(self.pool.owners))
+        self.states.clear()
         self._rows: list[Row] = []
         self._pages: dict[Row, list[int]] = {}  # in the order in which the rows came
         self._prompt: tuple[int, list[int]] | None = None  # the prompt whose samples come, and its full pages
@@ -110,8 +121,9 @@ class PagedCache:
         return list(self._rows)
 
     @torch.inference_mode()
-    def add(self, row: Row, keys: Tensor, values: Tensor) -> bool:
-        """Take a row whose first tokens have keys and values [L, Hkv, T, D]; False where there is no room for it now."""
+    def add(self, row: Row, keys: Tensor, values: Tensor, state: DeltaState | None = None) -> bool:
+        """Take a row whose first tokens have keys and values [L, Hkv, T, D] and left a state; False where there is no room for
+        it now."""
         if self._crowded and self._rows:
             return False
         if self._prompt is not None and self._prompt[0] != row.prompt:
@@ -130,6 +142,7 @@ class PagedCache:
         self.table[len(self._rows), : len(pages)] = pages
         self._rows.append(row)
         self._pages[row] = pages
+        self.states.add(row, state)
         return True
 
     def make_room(self) -> list[Row]:
@@ -170,11 +183,19 @@ class PagedCache:
         """
         rotation = model.rotation((lengths - 1).clamp(min=0), self.keys.dtype)
         cos, sin = (part.squeeze(1) for part in rotation)
-        still = (torch.ones_like(cos), torch.zeros_like(sin)) if model.config.nope_layers else None
+        half = model.config.head_dim // 2
+        partial = cos.shape[-1] < half  # the kernel turns whole heads: what it is given is turned already
+        still = (
+            (cos.new_ones(len(cos), half), cos.new_zeros(len(cos), half))
+            if model.config.nope_layers or partial
+            else None
+        )
         turned = [(cos, sin) if block.rotates else still for block in model.blocks]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values, angle = self.keys[layer], self.values[layer], turned[layer]
+            keys, values, angle = self.keys[self.index[layer]], self.values[self.index[layer]], turned[layer]
+            if partial:
+                q, k, angle = rotate(q, *rotation), rotate(k, *rotation), still
             assert angle is not None
             q = write_pages(q, k, v, *angle, keys, values, table, lengths)
             return paged_attention(q, keys, values, table, lengths, max_length)
@@ -196,6 +217,7 @@ class PagedCache:
             row = self._rows[i]
             if not is_live(row):
                 self.pool.give_back(self._pages.pop(row))
+                self.states.drop(row)
                 self._rows[i] = self._rows[-1]
                 self.table[i] = self.table[len(self._rows) - 1]
                 self._rows.pop()
@@ -228,7 +250,10 @@ class PageDecoder:
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         self.triton = runs_triton(device) and refused_heads(*heads) is None
         self.lookahead = int(device.type == "cuda")
-        self.graphs = Captured() if device.type == "cuda" and self.triton and team.members == 1 else None
+        # A step is run once before it is captured, which would move the states of a hybrid's rows on twice.
+        captures = device.type == "cuda" and self.triton and config.delta is None
+        self.graphs = Captured() if captures else None
+        self.assumed = self.assumptions(params)
         rows = -(-len(cache.table) // batches.base) * batches.base
         self.live = 0  # rows of the step that are no padding
         self._places: dict[Row, int] = {}  # of the rows of the step before
@@ -238,6 +263,21 @@ class PageDecoder:
             self.tokens, self.ids = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
             self.lengths, self.flags = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(2))
             self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    def assumptions(self, params: SamplingParams) -> tuple[object, ...]:
+        """What a graph has taken for granted beside this decoder's own tensors: where weights lie, and how tokens are drawn. A
+        weight that is changed in place is read as it is now."""
+        weights = tuple(p.data_ptr() for p in self.model.parameters())
+        return weights, params.temperature, params.top_k, params.top_p
+
+    def serves(self, cache: PagedCache, batches: BatchSizes, params: SamplingParams) -> bool:
+        """Whether another call of the engine may go on with this decoder and its graphs."""
+        same = self.cache is cache and self.batches.base == batches.base
+        return same and self.assumed == self.assumptions(params)
+
+    def begin(self, head: Product, batches: BatchSizes, params: SamplingParams) -> None:
+        """Another call of the engine, with other rows and seeds."""
+        self.head, self.batches, self.params, self.live, self._places = head, batches, params, 0, {}
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:
@@ -264,13 +304,14 @@ class PageDecoder:
         """What the step needs to know, and the tokens that it is fed."""
         self.live = len(rows)
         facts = np.zeros(self.sent.shape, dtype=np.int64)
-        columns = [(row.length + 1, row.steps, self._places.get(row, -1), row.token) for row in rows]
+        place = self.cache.states.place
+        columns = [(row.length + 1, row.steps, self._places.get(row, -1), row.token, place(row)) for row in rows]
         facts[1:, : self.live] = np.array(columns, dtype=np.int64).T
         facts[0, : self.live] = np.array([row.key for row in rows], dtype=np.uint64).view(np.int64)
         device = self.ids.device
         self.sent.copy_(to_device(torch.from_numpy(facts), device))
         self.table[: self.live] = to_device(torch.from_numpy(self.cache.table[: self.live]), device)
-        _, lengths, _, places, prompt_tokens = self.sent
+        _, lengths, _, places, prompt_tokens, _ = self.sent
         self.lengths.copy_(lengths)
         torch.where(places < 0, prompt_tokens, self.ids[places.clamp(min=0)], out=self.tokens)
 
@@ -278,7 +319,8 @@ class PageDecoder:
         """The step of a batch: hidden states, logits, random numbers, tokens. Writes nothing that it reads, but pages."""
         part = slice(first, first + rows)
         attend = self.cache.decode_attention(self.model, self.table[part], self.lengths[part], splits * SPLIT_TOKENS)
-        logits = self.head(self.model(self.tokens[part], None, attend))
+        recur = self.cache.states.recur(self.sent[5, part])
+        logits = self.head(self.model(self.tokens[part], None, attend, recur=recur))
         u = device_uniforms(self.sent[0, part], self.sent[2, part])
         if self.triton:
             p = self.params
@@ -315,8 +357,8 @@ class Captured:
 
     A step is captured the first time that its numbers are seen, and replayed from then on: it must read and write the same
     tensors every time, wait for nothing and ask the host for nothing (tests/rollout/test_page_decoder.py holds it to that
-    on a CPU). All graphs share one pool of memory. They live as long as one call of the engine: between two of them an
-    update moves weights, whose addresses are in the graph.
+    on a CPU). All graphs share one pool of memory. They live as long as their decoder, which the engine keeps until the cache
+    is given back or something moves (PageDecoder.assumptions).
 
     The step is handed over with each call and not kept: a step that its owner keeps would keep the owner, and with it the
     cache, past its time.
@@ -342,7 +384,8 @@ class Captured:
         torch.cuda.current_stream().wait_stream(beside)
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may go on meanwhile: one writes a training state, NCCL's looks after its collectives.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step(*numbers)
         return graph
 
@@ -369,4 +412,4 @@ def pages_of(tokens: int) -> int:
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of one page: keys and values of 64 tokens in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * PAGE_TOKENS * config.head_dim * dtype.itemsize
+    return 2 * len(config.attention_layers) * config.num_kv_heads * PAGE_TOKENS * config.head_dim * dtype.itemsize

@@ -13,6 +13,9 @@ it also covers a row's place in its batch. Of a weight with very many outputs a 
 the same loop, and each is added up as before. If the rows of a `base` batch differ, the promise cannot be kept: `holds` says
 so. Nothing is promised between different numbers of threads.
 
+Experts multiply as many rows as were sent to each, so there each expert's rows are cut into such batches. On a GPU one grouped
+product does all experts, and that it treats a row alike however many there are is believed, not tested.
+
 The products come in two kinds. On a CPU whose oneDNN computes in bf16, the engine packs the weights once per call in the
 layout that oneDNN multiplies fastest: a plain product of a few rows with a large matrix copies parts of the matrix into that
 layout every time. That made decoding a 0.5B model a quarter faster, for a second copy of its matrices in memory. Elsewhere
@@ -27,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model import Transformer
+from ..model import AdaptedLinear, GroupedLinear, Transformer
 from .memory import total_memory
 
 CPU_ROWS, GPU_ROWS = 64, 256  # base sizes: a GPU reads its weights as fast for 256 rows as for one
@@ -128,10 +131,42 @@ def model_sizes(model: Transformer, vocab: int) -> BatchSizes:
     """For one decode step of a model whose head scores `vocab` tokens."""
     weight = model.embed
     vocab = head_columns(len(weight), vocab, weight.is_cuda)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in linear_modules(model) if groups_of(module) == 1]
     shapes = {(m.out_features, m.in_features, m.bias is not None) for m in linears} | {(vocab, weight.shape[1], False)}
     ordered, threads = tuple(sorted(shapes)), torch.get_num_threads()
     return product_sizes(ordered, weight.dtype, weight.device, packs(model), threads)
+
+
+def expert_sizes(model: Transformer) -> BatchSizes | None:
+    """For the rows of one expert; None where the model has no experts."""
+    grouped = [module for module in linear_modules(model) if groups_of(module) > 1]
+    shapes = tuple(sorted({(m.out_features // groups_of(m), m.in_features, False) for m in grouped}))
+    if not shapes:
+        return None
+    return product_sizes(shapes, model.embed.dtype, model.embed.device, False, torch.get_num_threads())
+
+
+def linear_modules(model: Transformer) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def groups_of(module: nn.Linear) -> int:
+    """How many matrices a linear module holds: one, or one for each expert."""
+    return module.groups if isinstance(module, GroupedLinear | AdaptedLinear) else 1
+
+
+def grouped_rows(weight: Tensor, batches: BatchSizes) -> Callable[[Tensor, Tensor], Tensor]:
+    """What grouped_product computes, each group's rows in batches of fixed sizes."""
+
+    def multiply(x: Tensor, counts: Tensor) -> Tensor:
+        found = []
+        for rows, matrix in zip(x.split(counts.tolist()), weight.view(len(counts), -1, weight.shape[1])):
+            for size in batches.cut(len(rows)) if len(rows) else ():
+                part, rows = rows[:size], rows[size:]
+                found.append(F.linear(F.pad(part, (0, 0, 0, size - len(part))), matrix)[: len(part)])
+        return torch.cat(found)
+
+    return multiply
 
 
 def cancelling(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -154,6 +189,14 @@ def product(weight: Tensor, bias: Tensor | None, packed: bool) -> Product:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, layout, bias, "none", [], "")
 
 
+def head_product(weight: Tensor, packed: bool) -> Product:
+    """x [R, H] -> logits x weight^T [R, V] of a head. On a GPU they are the product's own fp32 sums: rounded to bf16, a logit
+    of 25 would be off by up to .06, and a sampled token's log-prob with it."""
+    if weight.device.type == "cpu" or weight.dtype.itemsize > 2:
+        return product(weight, None, packed)
+    return lambda x: torch.mm(x, weight.T, out_dtype=torch.float32)
+
+
 def worth_packing(weights: int, dtype: torch.dtype, on_cpu: bool) -> bool:
     """Whether a model of so many bytes computes in bf16 on a CPU whose oneDNN does, and takes at most an eighth of the
     machine's memory.
@@ -172,18 +215,23 @@ def packs(model: Transformer) -> bool:
 
 @contextmanager
 def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
-    """Inside, the model's matrices are packed; yields the head's product, logits [..., vocab] of hidden states [..., H].
+    """Inside, the model's matrices are packed, and experts multiply batches of fixed sizes; yields the head's product,
+    logits [..., vocab] of hidden states [..., H].
 
     No gradient flows through packed matrices, and they do not follow an update: train after the rollouts, not between.
     """
-    packed = packs(model)
-    linears = [module for module in model.modules() if packed and isinstance(module, nn.Linear)]
+    packed, batches = packs(model), expert_sizes(model)
+    linears = linear_modules(model)
     try:
         with torch.inference_mode():
             for module in linears:
-                vars(module)["forward"] = product(module.weight, module.bias, packed)
+                if groups_of(module) > 1 and not module.weight.is_cuda:
+                    assert batches is not None
+                    vars(module)["forward"] = grouped_rows(module.weight, batches)
+                elif packed:
+                    vars(module)["forward"] = product(module.weight, module.bias, packed)
             columns = head_columns(len(model.lm_head), vocab, model.lm_head.is_cuda)
-            whole = product(model.lm_head[:columns], None, packed)
+            whole = head_product(model.lm_head[:columns], packed)
         yield lambda x: whole(x)[..., :vocab]
     finally:
         for module in linears:

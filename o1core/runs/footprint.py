@@ -24,11 +24,13 @@ import torch
 
 from ..distributed import Offload, file_numbers
 from ..kernels.torch_linear import SCRATCH_BYTES
-from ..model import LORA_TARGETS, ModelConfig, layout
+from ..model import ModelConfig, gets_adapters, layer_of, layout
 from ..recipe import OptimiserSettings, Recipe
 from ..rollout import CacheKind, cache_bytes, cache_kind, page_bytes, pages_of
 from ..rollout.row_bits import CPU_ROWS, GPU_ROWS, TESTED_OUTPUTS, worth_packing
 from ..rollout.sampling import CHUNK_BYTES
+from ..rollout.states import state_bytes
+from ..training.optimisers import is_router
 
 LONG_PROMPT = 1024  # tokens of the longest prompt where no problems are known
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
@@ -192,8 +194,22 @@ class Counts:
 
 @cache
 def sizes(c: ModelConfig) -> dict[str, int]:
-    """published tensor: its numbers."""
-    return {theirs: math.prod(shape) for theirs, _, _, shape in layout(c)}
+    """Our weight: its numbers."""
+    found = Counter[str]()
+    for _, ours, _, shape in layout(c):
+        found[ours] += math.prod(shape)
+    return dict(found)
+
+
+@cache
+def projections(c: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Our fused matrix ("blocks.0.qkv"): its numbers, and the sum of its parts' widths and heights, which adapters have."""
+    numbers, sides = Counter[str](), Counter[str]()
+    for theirs, ours, _, shape in layout(c):
+        if theirs.endswith(".weight") and "_proj" in theirs.split(".")[-2]:
+            numbers[ours.removesuffix(".weight")] += math.prod(shape)
+            sides[ours.removesuffix(".weight")] += sum(shape)
+    return {name: (numbers[name], sides[name]) for name in numbers}
 
 
 def vocabulary(c: ModelConfig) -> int:
@@ -203,7 +219,7 @@ def vocabulary(c: ModelConfig) -> int:
 
 def matrices(c: ModelConfig) -> int:
     """Numbers of the layers' matrices."""
-    return sum(size for theirs, size in sizes(c).items() if theirs.endswith("_proj.weight"))
+    return sum(numbers for numbers, _ in projections(c).values())
 
 
 def merged(c: ModelConfig) -> dict[str, int]:
@@ -217,28 +233,25 @@ def count_weights(c: ModelConfig, settings: OptimiserSettings) -> Counts:
     total = sum(sizes(c).values())
     first = c.num_layers - layers_trained(c, settings)
     if settings.lora_rank is not None:
-        fused = {name: ours for name, ours, _, _ in layout(c)}
         trained = sum(
-            settings.lora_rank * sum(shape)
-            for theirs, _, _, shape in layout(c)
-            if theirs.endswith("_proj.weight")
-            and fused[theirs].split(".")[2] in LORA_TARGETS[settings.lora_targets]
-            and layer_of(theirs) >= first
+            settings.lora_rank * sides
+            for name, (_, sides) in projections(c).items()
+            if layer_of(name) >= first and gets_adapters(name, settings.lora_targets, settings.lora_experts)
         )
         return Counts(trained, total, 0, adapters=True)
-    if settings.train_last_layers is None:
-        return Counts(total, 0, vocabulary(c), adapters=False)
-    trained = sum(size for theirs, size in sizes(c).items() if layer_of(theirs) >= first)
-    return Counts(trained, total - trained, 0, adapters=False)
+    trained = sum(sizes(c)[name] for name in trained_weights(c, settings))
+    whole = settings.train_last_layers is None
+    return Counts(trained, total - trained, vocabulary(c) if whole else 0, adapters=False)
+
+
+def trained_weights(c: ModelConfig, settings: OptimiserSettings) -> list[str]:
+    """Our names of the weights that are trained where there are no adapters."""
+    first = -1 if settings.train_last_layers is None else c.num_layers - settings.train_last_layers
+    return [n for n in sizes(c) if layer_of(n) >= first and (settings.train_router or not is_router(n))]
 
 
 def layers_trained(c: ModelConfig, settings: OptimiserSettings) -> int:
     return min(c.num_layers, settings.train_last_layers or c.num_layers)
-
-
-def layer_of(published: str) -> int:
-    """The layer of a published tensor, -1 where it is in none."""
-    return int(published.split(".")[2]) if published.startswith("model.layers.") else -1
 
 
 def held_by_training(c: ModelConfig, settings: OptimiserSettings, machine: Machine) -> dict[str, int]:
@@ -265,13 +278,10 @@ def writing(c: ModelConfig, settings: OptimiserSettings, machine: Machine) -> di
     host's memory, so it counts on a CPU alone."""
     if machine.cuda:
         return {}
-    counts, of_tensors, weights = count_weights(c, settings), dict[str, int](), Counter[str]()
-    first = c.num_layers - layers_trained(c, settings)
-    for theirs, ours, _, shape in layout(c):
-        if counts.trained_vocab or layer_of(theirs) >= first:
-            weights[ours] += 4 * math.prod(shape)
-    if counts.adapters:  # small ones, in a file or a few
-        weights = Counter({"adapters": 4 * counts.trained})
+    counts, of_tensors = count_weights(c, settings), dict[str, int]()
+    weights = {"adapters": 4 * counts.trained}  # small ones, in a file or a few
+    if not counts.adapters:
+        weights = {name: 4 * sizes(c)[name] for name in trained_weights(c, settings)}
     for name, size in weights.items():
         second = size * (settings.kind == "adamw")
         of_tensors |= {name: size, f"exp_avg.{name}": size, f"exp_avg_sq.{name}": second}
@@ -304,14 +314,16 @@ def sampling(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: i
     rows, copies = GPU_ROWS if machine.cuda else CPU_ROWS, SAMPLING_COPIES * CHUNK_BYTES
     if kind_of_cache(c, machine) == "pages":
         cached = (slots * pages_of(longest) if pages is None else pages) * page_bytes(own, c.dtype)
+        cached += slots * state_bytes(c, c.dtype)
         copies = 0 if machine.cuda else copies  # the sampling kernel copies nothing
     else:
         cached = slots * cache_bytes(own, longest, c.dtype)
     widest = max(min(math.prod(shape), TESTED_OUTPUTS * shape[-1]) for *_, shape in layout(c))
+    logit = 4 if machine.cuda else size  # a GPU's logits are fp32
     parts = {
         "KV cache": cached,
         "activations": max(max(w.prompt, rows) * passing(c), size * widest),  # of a prompt, or a test of row_bits.py
-        "logits": rows * c.vocab_size * size + copies,
+        "logits": rows * c.vocab_size * logit + copies,
     }
     if w.recipe.optimiser.lora_rank is not None and w.trains and w.recipe.sampling.rounds > 1 and machine.ranks == 1:
         parts |= merged(c)
@@ -334,21 +346,33 @@ def cache_config(c: ModelConfig, machine: Machine) -> ModelConfig:
 # The update
 
 
+def mlp_width(c: ModelConfig, layer: int) -> int:
+    """Numbers of a token inside a layer's MLP: of a mixture, in its chosen experts and the shared one, with what goes in
+    and comes out of each chosen one."""
+    if c.experts is None or layer not in c.sparse_layers:
+        return c.ffn_size
+    return c.experts.chosen * (c.experts.ffn_size + c.hidden_size // 2) + c.experts.shared_size
+
+
+def widest_mlp(c: ModelConfig) -> int:
+    return max(mlp_width(c, layer) for layer in range(c.num_layers))
+
+
 def passing(c: ModelConfig) -> int:
     """Bytes a token of a forward pass without gradient: a few tensors of one layer at a time."""
-    return c.dtype.itemsize * (3 * c.hidden_size + 4 * c.ffn_size)
+    return c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
 
 
-def kept_by_layer(c: ModelConfig, cuda: bool) -> int:
-    """Bytes a token that autograd keeps of one layer: two RMSNorms, q, k and v before and after the rotation, the
-    attention's output, and four tensors of the MLP's width. On a CPU a norm is made of several operations, and keeps
-    its input and the normalised input in fp32 beside its output; on a GPU it is one, and keeps its input."""
+def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
+    """Bytes a token that autograd keeps of a layer: two RMSNorms, q, k and v before and after the rotation, the attention's
+    output, and four tensors of the MLP's width. On a CPU a norm is made of several operations, and keeps its input and the
+    normalised input in fp32 beside its output; on a GPU it is one, and keeps its input."""
     size, q, kv = c.dtype.itemsize, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
     heads = size * (q + 2 * kv + q + kv + q)
     if c.qk_norm:
         heads += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-    return norms + heads + size * 4 * c.ffn_size
+    return norms + heads + size * 4 * mlp_width(c, layer)
 
 
 def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
@@ -370,16 +394,17 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     """A micro-batch's forward and backward pass."""
     tokens, predicted = w.micro_batch(machine.ranks, micro_tokens)
     size, counts = c.dtype.itemsize, count_weights(c, w.recipe.optimiser)
-    layers = layers_trained(c, w.recipe.optimiser)
-    of_layer = tokens * kept_by_layer(c, machine.cuda)
+    layers = range(c.num_layers - layers_trained(c, w.recipe.optimiser), c.num_layers)
+    of_layers = [tokens * kept_by_layer(c, layer, machine.cuda) for layer in layers]
     # Gradients inside a layer's MLP. On a CPU its matrix products hold copies, fewer where the weights are frozen: with
     # adapters 4 to 7 were measured on AVX512, and 8 came within 15 % on AVX2.
     wide = 2.7 if machine.cuda else 6 if counts.adapters else 8
-    on_the_way = int(tokens * size * wide * c.ffn_size)
+    on_the_way = int(tokens * size * wide * widest_mlp(c))
     if w.recipe.execution.checkpointing:
-        parts = {"checkpoints": tokens * size * c.hidden_size * layers, "activations": of_layer + on_the_way}
+        inputs = tokens * size * c.hidden_size * len(layers)
+        parts = {"checkpoints": inputs, "activations": max(of_layers) + on_the_way}
     else:
-        parts = {"activations": layers * of_layer + on_the_way}
+        parts = {"activations": sum(of_layers) + on_the_way}
     last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
     parts["activations"] += last
     parts["loss scratch"] = scratch_of_head(c, predicted, machine.cuda)
@@ -388,7 +413,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
         moments = [parts | {"whole units": in_backward}, *({"whole units": size} for size in at_ends)]
         parts = max(moments, key=lambda found: sum(found.values()))
     else:
-        largest = 0 if counts.adapters else 2 * c.hidden_size * c.ffn_size
+        largest = 0 if counts.adapters else max(n for name, n in sizes(c).items() if layer_of(name) >= 0)
         head = c.vocab_size * c.hidden_size if counts.trained_vocab else 0
         parts["gradients on their way"] = size * (head + largest)
         if c.tied and counts.trained_vocab:
@@ -416,8 +441,8 @@ def whole_units(c: ModelConfig, trained_vocab: int) -> tuple[int, int, int]:
     end, both with their gradients in fp32.
     """
     vocab, size = vocabulary(c), c.dtype.itemsize
-    first = {theirs: count for theirs, count in sizes(c).items() if layer_of(theirs) == 0}
-    layer, down = sum(first.values()), first["model.layers.0.mlp.down_proj.weight"]
+    first = {name: count for name, count in sizes(c).items() if layer_of(name) == 0}
+    layer, down = sum(first.values()), max(count for name, count in first.items() if name.endswith("down.weight"))
     head = c.vocab_size * c.hidden_size if trained_vocab else 0
     in_backward = size * (vocab + head + 2 * layer + down) + 4 * layer
     return in_backward, 2 * size * (vocab + layer), size * vocab + 4 * trained_vocab

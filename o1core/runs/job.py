@@ -80,6 +80,7 @@ class Job:
     train: list[Problem]
     tests: dict[str, list[Problem]]
     recipe: Recipe
+    validation: list[Problem] = field(default_factory=list)  # --eval-every: training problems that are held out
     named: dict[str, Any] = field(default_factory=dict)  # of Sources
 
     @property
@@ -106,6 +107,7 @@ class Job:
                 "train_print": fingerprint(self.train),
                 "tests": {name: fingerprint(test) for name, test in self.tests.items()},
             }
+            | ({"validation_print": fingerprint(self.validation)} if self.validation else {})
         )
 
     def in_micro_batches(self, tokens: int) -> "Job":
@@ -158,8 +160,12 @@ def open_job(
         train = train[: selection.problems]
     train = without_overlap(train, opened, data)
     named = {name: asked(test, recipe.prompt) for name, test in opened.items()}
+    validation = held_for_validation(train, evaluation)
+    if validation:
+        train = without_overlap(train[: -len(validation)], {"validation": validation}, data)
     train = asked(train, recipe.prompt)
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), train, named, recipe, sources.named)
+    validation = asked(validation, recipe.prompt)
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), train, named, recipe, validation, sources.named)
 
 
 def open_evaluation(
@@ -173,7 +179,7 @@ def open_evaluation(
         problems = selected(sources.read(data, recipe, None, "test"), recipe.selection)
         tests = {test_name(data): problems[: recipe.evaluation.problems]}
     named = {name: asked(test, recipe.prompt) for name, test in tests.items()}
-    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], named, recipe, sources.named)
+    return Job(model or EMBEDDED, resolve_dtype(model, dtype), [], named, recipe, [], sources.named)
 
 
 def hold_out(problems: list[Problem], source: str) -> tuple[list[Problem], list[Problem]]:
@@ -182,6 +188,13 @@ def hold_out(problems: list[Problem], source: str) -> tuple[list[Problem], list[
     if held == len(problems):
         raise UserError(f"{source}: one problem cannot be both trained and evaluated on; add more, or --eval-data")
     return problems[:-held], problems[-held:]
+
+
+def held_for_validation(train: list[Problem], evaluation: EvaluationSettings) -> list[Problem]:
+    """The last of the training problems, which are in no test, to evaluate on between rounds; none without --eval-every."""
+    return (
+        train[-max(1, min(evaluation.validation, int(len(train) * HELD_OUT))) :] if evaluation.every == "round" else []
+    )
 
 
 def without_overlap(train: list[Problem], tests: dict[str, list[Problem]], source: str | None) -> list[Problem]:

@@ -25,7 +25,7 @@ from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
 from ..recipe import Recipe
 from ..rewards import State
-from ..rollout import problems_held, read_groups
+from ..rollout import problems_held, read_groups, write_samples
 from ..run_folder import RunFolder
 from ..seeds import seed_of
 from ..training import (
@@ -50,6 +50,7 @@ from ..training import (
     trim_log,
 )
 from ..types import Example, Problem
+from .validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,14 @@ def train(
     resume: bool,
     send: Send = send_nothing,
     offload: Offload = "none",
+    validation: list[Problem] | None = None,
 ) -> Path:
-    """Prune a policy on problems; returns the folder of the pruned checkpoint, which the policy then is.
+    """Prune a policy on problems; returns the folder of the pruned checkpoint, which the policy then is, unless --keep best
+    has kept an earlier round's.
 
     With resume, training continues from the newest state in `run`; on a CPU the weights end bitwise as if it had never
-    stopped. send: receives the log's lines too; offload: what waits in the host's memory while rollouts are sampled.
+    stopped. send: receives the log's lines too; offload: what waits in the host's memory while rollouts are sampled;
+    validation: problems to evaluate on between rounds.
     Raises UserError where `run` holds a state and resume is off, or where a loss or gradient is not finite (the newest
     state stays).
     """
@@ -87,15 +91,21 @@ def train(
         between = sample_round(policy, problems, recipe, run, 0).between_percentiles(recipe.selection.percentiles)
         ids = {group.problem for group in between.groups}
         problems = [problem for problem in problems if problem.id in ids]
+    watch = Validation(policy, validation, recipe, run, send) if validation else None
     with durable(trainer.updater):
         for index in range(progress.round_index, recipe.sampling.rounds):
             if progress.step == 0:
                 save_state(run, trainer.updater, progress, settings)  # what the round is sampled from
                 forget_teachers(run, index)
+                policy.steps = progress.steps
+                if watch and watch.measure(index):
+                    break
             policy.steps = progress.steps - progress.step  # its rollouts were, or are, sampled after so many
             rollouts = sample_round(policy, problems, recipe, run, index)
             policy.steps = progress.steps
             scored = score_round(rollouts, recipe, progress)
+            if progress.step == 0:
+                write_samples(run.samples(index), rollouts.groups, problems, policy.tokenizer, scored.reward)
             picked = pick_round(scored, recipe, index)
             compute = partial(policy.reference, picked.examples)
             kept = kept_reference(run.reference(index), picked.examples, compute, progress.step == 0)
@@ -107,9 +117,16 @@ def train(
             )
             log.info("round %d: %s", index + 1, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
             progress = Round(run, trainer, recipe, picked, summary, scored.state, send).train(progress)
-        save_state(run, trainer.updater, progress, settings)
+        else:
+            save_state(run, trainer.updater, progress, settings)
+            policy.steps = progress.steps
+            if watch:
+                watch.measure(recipe.sampling.rounds)
     forget_teachers(run, recipe.sampling.rounds)
-    export(policy, run)
+    if watch and recipe.evaluation.keep == "best":
+        watch.export()
+    else:
+        export(policy, run)
     trainer.finish()
     policy.steps = 0  # it is the pruned checkpoint now
     return run.pruned

@@ -4,6 +4,7 @@ A run lives in one folder (run_folder.py names what is in it), which is never sh
 """
 
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,13 @@ from typing import Any
 
 import torch
 
-from ..distributed import load_part, on_all_ranks, processes
+from ..distributed import load_part, on_all_ranks, on_rank0, processes
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
-from ..report import plot_run
-from ..rollout import Engine, map_large_tensors
+from ..report import plot_run, write_cards
+from ..rollout import Engine, map_large_tensors, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
 from ..training import load_optimiser_modules, open_tracker
@@ -114,6 +115,7 @@ class Session:
         the tokens of the longest. Raises UserError that names the problem."""
         job, tokenizer = self.job, open_tokenizer(self.job.model, self.job.recipe, self.day)
         tests = [problem for test in job.tests.values() for problem in test]
+        tests += job.validation
         asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
         prompts = tokenizer.prompts(asked, read_config(job.model).max_positions)
         self.tokenizer = tokenizer
@@ -160,13 +162,15 @@ class Session:
     def _terms(self) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
         """What the folder is claimed for: settings, the names of those that may change, defaults of older folders."""
         here = {"device": str(self.resources.device), "threads": torch.get_num_threads(), "processes": processes()}
-        here["day"] = self.day
+        here |= {"day": self.day, "torch": torch.__version__, "device_name": device_name(self.resources.device)}
         return self.job.settings | here, MAY_CHANGE | here.keys(), Recipe().to_json() | here
 
     def sample(self) -> None:
         """Sample the first round."""
         problems = self.job.instructed(self.job.train, training=True)
-        sample_round(self.open(self.job.model), problems, self.job.recipe, self.run, 0)
+        policy = self.open(self.job.model)
+        rollouts = sample_round(policy, problems, self.job.recipe, self.run, 0)
+        write_samples(self.run.samples(0), rollouts.groups, problems, policy.tokenizer)
 
     def train(self, resume: bool) -> Path:
         """Train, sampling first what is missing; returns the pruned checkpoint's folder."""
@@ -180,10 +184,13 @@ class Session:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
+        held_out = self.job.instructed(self.job.validation, training=False)
         self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
-            pruned = train(policy, problems, recipe, self.run, resume, send, of.offload)
-        self.loaded = pruned, policy  # training changed the weights in memory to those it saved
+            pruned = train(policy, problems, recipe, self.run, resume, send, of.offload, held_out)
+        on_rank0("the model card", lambda: write_cards(self.run, self.job.model, None))
+        if recipe.evaluation.keep == "last":
+            self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
 
     def evaluate(
@@ -208,6 +215,11 @@ class Session:
         if found is None:
             found = self.open(self.job.model).evaluate(problems, self.job.recipe.evaluation_params(), folder)
         return found
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of the run is told of the machine: the GPU's name, or the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
 
 
 @contextmanager
@@ -235,5 +247,6 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
         pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
         result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), session.job.settings)
+        on_rank0("the model card", lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
         return result

@@ -9,6 +9,7 @@ The last three prune under several variants of a recipe. An interrupted study re
 """
 
 from .compare import read_side, run_comparison, with_measures
+from .dial import MOST_SCALE, SCALES, export_scale, turn_dial
 from .disharmony import study_disharmony
 from .study import (
     FEW_METHODS,
@@ -24,8 +25,11 @@ from .study import (
 
 __all__ = [
     "FEW_METHODS",
+    "MOST_SCALE",
+    "SCALES",
     "StudyFolder",
     "Variant",
+    "export_scale",
     "lambda_variants",
     "method_variants",
     "percentile_variants",
@@ -35,5 +39,6 @@ __all__ = [
     "run_study",
     "run_variants",
     "study_disharmony",
+    "turn_dial",
     "with_measures",
 ]

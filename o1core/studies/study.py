@@ -18,7 +18,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..evaluation import Comparison, DisharmonyResult, Figures, Outcome, RunResult, StudyResult, StudyRow
+from ..evaluation import Comparison, DialResult, DisharmonyResult, Figures, Outcome, RunResult, StudyResult, StudyRow
 from ..files import read_object, write_atomic, write_json, write_record
 from ..metrics import Spread, over_seeds
 from ..recipe import METHODS, Recipe
@@ -37,7 +37,7 @@ FEW_METHODS = (
     "arora-zanette",
 )  # the paper's, and two after it
 OpenJob = Callable[[Recipe], Job]
-Result = TypeVar("Result", StudyResult, DisharmonyResult)
+Result = TypeVar("Result", StudyResult, DisharmonyResult, DialResult)
 
 PROMPTING = (  # and how an answer is judged
     *("prompt", "system", "template", "thought_tags", "max_new_tokens", "top_p", "top_k", "seed"),

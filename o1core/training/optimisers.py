@@ -26,9 +26,10 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 Blocks = list[tuple[int, int]]  # (rows, rows in a block) of the parts of a parameter, in order
 
 
-def select_trained(model: Transformer, last_layers: int | None) -> None:
+def select_trained(model: Transformer, last_layers: int | None, router: bool = False) -> None:
     """Let gradients reach all weights, or those of the last N layers alone (embedding, last norm and head frozen); in an
-    adapted model the adapters alone."""
+    adapted model the adapters alone. What chooses a mixture's experts stays frozen, unless `router`: tokens that change their
+    expert between sampling and update ruin the ratios."""
     if modules := adapted(model):
         model.requires_grad_(False)
         for module in modules:
@@ -40,6 +41,14 @@ def select_trained(model: Transformer, last_layers: int | None) -> None:
     if last_layers is not None:
         for block in model.blocks[model.config.num_layers - last_layers :]:
             block.requires_grad_(True)
+    for name, p in model.named_parameters():
+        if is_router(name) and not router:
+            p.requires_grad_(False)
+
+
+def is_router(name: str) -> bool:
+    """Whether a weight of ours chooses experts."""
+    return name.endswith("experts.router.weight")
 
 
 def make_optimiser(
@@ -146,7 +155,8 @@ def blocks_of(config: ModelConfig) -> dict[str, Blocks]:
 def row_means(gradient: Tensor) -> Tensor:
     """The mean square of each row [rows] of a gradient [rows, ...], all rows of one that is sharded."""
     mine = local(gradient)
-    squares = mine.square() if mine.ndim == 1 else torch.linalg.vector_norm(mine, dim=1).square_() / mine.shape[1]
+    rows = mine.flatten(1) if mine.ndim > 1 else mine
+    squares = mine.square() if mine.ndim == 1 else torch.linalg.vector_norm(rows, dim=1).square_() / rows.shape[1]
     return all_rows(squares, gradient) if is_sharded(gradient) else squares
 
 

@@ -79,7 +79,7 @@ class Rollouts:
     def limits(self, settings: RewardSettings) -> Tensor:
         """float32 [P] tokens: the budgets that the prompts state, or one limit for all.
 
-        That is --length-limit, else the most that could be generated for DAPO's overlong, and the mean length elsewhere.
+        That is --length-limit, else the most that could be generated for overlong and drpo, and the mean length elsewhere.
         Raises UserError where the reward needs budgets and the rollouts hold none.
         """
         if settings.needs_budget:
@@ -90,7 +90,7 @@ class Rollouts:
                     "budget (an older version sampled them); delete the round's folder and run the same command again"
                 )
             return torch.tensor(budgets, dtype=torch.float32)
-        usual = self.limit if settings.kind == "overlong" else self.lengths.float().mean().item()
+        usual = self.limit if settings.kind in ("overlong", "drpo") else self.lengths.float().mean().item()
         return torch.full((len(self.groups),), float(settings.length_limit or usual))
 
     def between_percentiles(self, percentiles: str) -> "Rollouts":

@@ -74,7 +74,9 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
     if not on_rank0("the training state", begin):
         return
     tensors = trained_tensors(updater)
-    updater.writing = BackgroundSave(lambda: write_state(run, tensors, partial, folder, record))
+    updater.writing = BackgroundSave(
+        lambda: write_state(run, tensors, partial, folder, record), updater.model.embed.device
+    )
 
 
 def write_state(

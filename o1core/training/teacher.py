@@ -24,7 +24,7 @@ from ..files import publish_folder, read_record, unwritable, write_record
 from ..run_folder import RunFolder
 from ..types import Example
 from .round_files import examples_digest
-from .update import Updater, collate, micro_batches_of_this_rank
+from .update import Updater, micro_batches_of_this_rank, pack
 
 WHAT = "the teacher"
 INDEX, HEAD = "index.json", "head.safetensors"
@@ -122,8 +122,8 @@ def write_parts(folder: Path, updater: Updater, examples: list[Example]) -> list
     failed: Exception | None = None
     batches, real = micro_batches_of_this_rank(examples, updater.micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="teacher", unit="batch")):
-        batch = collate([examples[i] for i in chosen], device)
-        held = {"hidden": model.hidden(batch.ids).flatten(0, 1)[batch.places].cpu()}
+        batch = pack([examples[i] for i in chosen], device)
+        held = {"hidden": batch.hidden(model).cpu()}
         name = f"part-{min(chosen):05d}.safetensors"
         try:
             if b < real:

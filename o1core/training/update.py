@@ -1,34 +1,37 @@
 """One update: picked completions become a gradient (objectives.py), and a gradient becomes new weights.
 
+The picked samples of a problem share their prompt: packed as a tree, it is forwarded once for all of them (model/trees.py).
 Every micro-batch is divided by the unit count of the whole batch, so how a batch is cut cannot change the gradient.
 Positions, never token values, say what belongs to a completion, so its end-of-text token is trained. Left out on purpose:
 value net, KL term, entropy bonus; the method has none.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ..distributed import (
     BackgroundSave,
+    HostMemory,
     Offload,
     clip_gradients,
     is_sharded,
     largest,
     of_this_rank,
-    offloaded,
+    processes,
     reshard,
     split_by_cost,
     total,
 )
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
-from ..model import Transformer, adapted
+from ..model import Transformer, Trees, adapted
 from ..recipe import MOST_MICRO_TOKENS, ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
 from ..types import Example
@@ -36,49 +39,104 @@ from .objectives import LossInputs, Objective, objective_of, reference_of
 from .optimisers import AdamMini, make_optimiser, master_of, select_trained
 
 
-def micro_batches(examples: list[Example], budget: int, unit_size: int = 1) -> Iterator[list[int]]:
-    """Cut a batch into index lists of at most `budget` tokens, padding included; alike lengths together.
-
-    unit_size: so many examples in a row (a pair of DPO: 2) are never parted.
-    """
-    units = [range(i, i + unit_size) for i in range(0, len(examples), unit_size)]
-    longest = [max(examples[i].tokens for i in unit) for unit in units]
-    order = sorted(range(len(units)), key=lambda u: -longest[u])
-    while order:
-        count = max(1, budget // (unit_size * longest[order[0]]))
-        yield [i for u in order[:count] for i in units[u]]
-        order = order[count:]
-
-
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences padded on the right, and where their completions are predicted.
+    """Packed sequences, and where their completions are predicted.
 
-    ids int64 [B, T]; places int64 [N]: rows of the flattened hidden states that predict a completion token; targets
-    int64 [N]: those tokens; cu_seqlens int64 [B + 1]: where each completion starts among the N.
+    ids int64 [N], the rows of `trees`; places int64 [M]: the rows that predict a completion token, example after example (a
+    prompt's last row predicts the first token of each of its completions); targets int64 [M]: those tokens; cu_seqlens int64
+    [S + 1]: where each completion starts among the M.
     """
 
     ids: Tensor
+    trees: Trees
     places: Tensor
     targets: Tensor
     cu_seqlens: Tensor
 
+    def hidden(self, model: Transformer, recompute: bool = False) -> Tensor:
+        """Hidden states [M, H] at the places."""
+        # An embedding, because its gradient adds up a row that is taken several times in the same order each time.
+        return F.embedding(self.places, model.packed(self.ids, self.trees, recompute))
 
-def collate(examples: list[Example], device: torch.device) -> MicroBatch:
-    """Pad on the right. The last token of a completion is predicted but never fed."""
-    width = max(e.tokens for e in examples) - 1
-    ids = torch.zeros(len(examples), width, dtype=torch.int64)
-    places = []
-    for b, e in enumerate(examples):
-        ids[b, : e.tokens - 1] = torch.cat((e.prompt, e.ids[:-1]))
-        places.append(torch.arange(len(e.ids)) + (b * width + len(e.prompt) - 1))
+
+def pack(examples: list[Example], device: torch.device) -> MicroBatch:
+    """Completions of one prompt become the branches of a tree. The last token of a completion is predicted but never fed."""
+    forked, plain = list[list[int]](), list[list[int]]()
+    for group in by_prompt(examples, range(len(examples))):
+        forks = len(group) > 1 and any(len(examples[i].ids) > 1 for i in group)
+        (forked if forks else plain).append(group)
+    roots = [examples[group[0]].prompt for group in forked]
+    roots += [torch.cat((examples[group[0]].prompt, examples[group[0]].ids[:-1])) for group in plain]
+    branches = [[fed for i in group if len(fed := examples[i].ids[:-1])] for group in forked]
+    trees = Trees(tuple(map(len, roots)), tuple(tuple(map(len, of_root)) for of_root in branches))
+    places = [torch.tensor([])] * len(examples)
+    for root, group in zip(trees.of_roots, forked + plain):
+        start = root.start + len(examples[group[0]].prompt) - 1
+        for i in group:
+            places[i] = torch.arange(start, start + len(examples[i].ids))
+    for group, of_root in zip(forked, trees.of_branches):
+        rows = iter(of_root)
+        for i in group:
+            branch = next(rows) if len(examples[i].ids) > 1 else slice(0, 0)
+            places[i] = torch.cat((places[i][:1], torch.arange(branch.start, branch.stop)))
     ends = torch.tensor([len(e.ids) for e in examples]).cumsum(0)
     return MicroBatch(
-        ids.to(device),
+        torch.cat(roots + [ids for of_root in branches for ids in of_root]).to(device, torch.int64),
+        trees,
         torch.cat(places).to(device),
         torch.cat([e.ids for e in examples]).to(device, torch.int64),
         torch.cat((torch.zeros(1, dtype=torch.int64), ends)).to(device),
     )
+
+
+def by_prompt(examples: list[Example], indices: Iterable[int]) -> list[list[int]]:
+    """Indices of examples, those of equal prompts together."""
+    groups: dict[bytes, list[int]] = {}
+    for i in indices:
+        groups.setdefault(examples[i].prompt.numpy().tobytes(), []).append(i)
+    return list(groups.values())
+
+
+def rows_of(examples: list[Example], indices: Iterable[int]) -> int:
+    """The rows that these examples are when they are packed."""
+    groups = by_prompt(examples, indices)
+    return sum(len(examples[g[0]].prompt) + sum(len(examples[i].ids) - 1 for i in g) for g in groups)
+
+
+def micro_batches(examples: list[Example], indices: list[int], budget: int, unit_size: int = 1) -> list[list[int]]:
+    """Cut examples into index lists of at most `budget` packed rows, a prompt's completions together where they fit.
+
+    indices: of examples, whole units. unit_size: so many examples in a row (a pair of DPO: 2) are never parted.
+    """
+    pieces = cut_by_prompt(examples, indices, budget, unit_size)
+    sizes = [rows_of(examples, piece) for piece in pieces]
+    cuts: list[list[int]] = []
+    room: list[int] = []
+    for p in sorted(range(len(pieces)), key=lambda p: -sizes[p]):  # the largest first, each to where it first fits
+        at = next((c for c, left in enumerate(room) if sizes[p] <= left), len(cuts))
+        if at == len(cuts):
+            cuts.append([])
+            room.append(budget)
+        cuts[at] += pieces[p]
+        room[at] -= sizes[p]
+    return cuts
+
+
+def cut_by_prompt(examples: list[Example], indices: list[int], limit: int, unit_size: int) -> list[list[int]]:
+    """Pieces of at most `limit` packed rows, each of one prompt's units; a unit that is larger is a piece of its own."""
+    pieces: list[list[int]] = []
+    firsts = indices[::unit_size]
+    for group in by_prompt(examples, firsts):
+        piece: list[int] = []
+        for first in group:
+            unit = list(range(first, first + unit_size))
+            if piece and rows_of(examples, piece + unit) > limit:
+                pieces.append(piece)
+                piece = []
+            piece = piece + unit
+        pieces.append(piece)
+    return pieces
 
 
 def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: int = 1) -> tuple[list[list[int]], int]:
@@ -87,15 +145,16 @@ def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: 
     All ranks get the same number, since each forward is one of all of them together: short lists are filled up with the
     batch's cheapest unit, which must not count.
     """
-    units = [range(i, i + unit_size) for i in range(0, len(examples), unit_size)]
-    costs = [sum(examples[i].tokens for i in unit) for unit in units]
+    everything, ranks = list(range(len(examples))), processes()
+    # A prompt that is cut is forwarded twice; four pieces a rank are few enough, and still share out evenly.
+    limit = budget if ranks == 1 else min(budget, -(-rows_of(examples, everything) // (4 * ranks)))
+    pieces = cut_by_prompt(examples, everything, limit, unit_size)
     of_ranks = []
-    for share in split_by_cost(costs):
-        indices = [i for u in share for i in units[u]]
-        cuts = micro_batches([examples[i] for i in indices], budget, unit_size)
-        of_ranks.append([[indices[i] for i in cut] for cut in cuts])
+    for share in split_by_cost([rows_of(examples, piece) for piece in pieces]):
+        of_ranks.append(micro_batches(examples, sorted(i for p in share for i in pieces[p]), budget, unit_size))
     mine = of_this_rank(of_ranks)
-    spare = list(units[min(range(len(units)), key=costs.__getitem__)])
+    units = [list(range(i, i + unit_size)) for i in range(0, len(examples), unit_size)]
+    spare = min(units, key=lambda unit: rows_of(examples, unit))
     return mine + [spare] * (max(map(len, of_ranks)) - len(mine)), len(mine)
 
 
@@ -103,15 +162,15 @@ def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: 
 def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], micro_tokens: int) -> list[Tensor]:
     """float32 log-probs [L] of each example under the model as it is now, by the trainer's own forward.
 
-    vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: per forward pass, padding included.
+    vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: packed rows of a forward pass.
     Each rank computes its share, and all get all.
     """
     device = model.embed.device
     result = [torch.zeros(len(e.ids)) for e in examples]
     batches, real = micro_batches_of_this_rank(examples, micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="reference log-probs", unit="batch")):
-        batch = collate([examples[i] for i in chosen], device)
-        hidden = model.hidden(batch.ids).flatten(0, 1)[batch.places]
+        batch = pack([examples[i] for i in chosen], device)
+        hidden = batch.hidden(model)
         if b >= real:
             continue
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
@@ -150,7 +209,7 @@ class Updater:
         self.grad_clip, self.execution = optimiser.grad_clip, execution
         self.micro_tokens = execution.micro_tokens or MOST_MICRO_TOKENS
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
-        select_trained(model, optimiser.train_last_layers)
+        select_trained(model, optimiser.train_last_layers, optimiser.train_router)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, p in model.named_parameters():
@@ -160,6 +219,7 @@ class Updater:
                 self.pairs[name] = (p, master_of(p))
         self.masters = [master for _, master in self.pairs.values()]
         self.freed = FreedMemory()
+        self.host = HostMemory()  # for what is offloaded
         self.writing: BackgroundSave | None = None  # of a training state, from these tensors
         self.teacher_head: Tensor | None = None  # CRISP's, where it is not the policy's own frozen one
         trained = {name: master for name, (_, master) in self.pairs.items()}
@@ -229,7 +289,7 @@ class Updater:
         moments = [t for m in self.masters for n, t in self.optimiser.state.get(m, {}).items() if n != "step"]
         masters = [m for w, m in self.pairs.values() if m is not w or is_sharded(m)]
         named = {"none": [], "moments": moments, "optimiser": moments + masters}[offload]
-        with offloaded(on_gpu(named)):
+        with self.host.holding(on_gpu(named)):
             yield
 
     def accumulate(self, examples: list[Example]) -> dict[str, float]:
@@ -244,10 +304,9 @@ class Updater:
         sums = torch.zeros(6, dtype=torch.float64, device=device)
         metrics = SurrogateMetrics(sums, torch.zeros((), device=device))
         for b, chosen in enumerate(batches):
-            batch = collate([examples[i] for i in chosen], device)
-            hidden = self.model.hidden(batch.ids, recompute=self.execution.checkpointing).flatten(0, 1)[batch.places]
+            batch = pack([examples[i] for i in chosen], device)
             inputs = LossInputs(
-                hidden,
+                batch.hidden(self.model, recompute=self.execution.checkpointing),
                 self.model.lm_head,
                 batch.targets,
                 torch.cat([reference_of(examples[i]) for i in chosen]).to(device),

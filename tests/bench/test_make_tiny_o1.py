@@ -29,9 +29,9 @@ def test_whole_completions_count_and_the_token_that_ends_them(tokenizer):
 
 
 def test_right_sums_come_before_slips(tokenizer):
-    stream = batches(tokenizer, 0, 600)
-    texts = ["".join(text for _ in range(20) for text in counted(tokenizer, next(stream)))]
-    for _ in range(500):
+    stream = batches(tokenizer, 0, 150)
+    texts = ["".join(text for _ in range(5) for text in counted(tokenizer, next(stream)))]
+    for _ in range(125):
         next(stream)
     texts.append("".join(text for _ in range(20) for text in counted(tokenizer, next(stream))))
     wrong = []

@@ -5,6 +5,7 @@ or on one that was stopped half way.
 """
 
 import functools
+import json
 import os
 import random
 import shutil
@@ -15,13 +16,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
+from o1core.cli import main
 from o1core.files import file_digest, read_json, write_json
+from o1core.grading import Attempt, Grader
+from o1core.model import tokenizer
+from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
 from o1core.training import read_log
 
-from .fuzz_cli import stopped_run
+from .fuzz_cli import quietly, stopped_run
 from .harness import ESCAPE, SECONDS, TINY, judged, outcome
 from .kill import finish, make_command, start_run
 
@@ -157,8 +164,9 @@ def little_memory(folder: Path) -> str:
 
 def rank_that_is_no_number(folder: Path) -> str:
     """RANK=x is told."""
-    status, _, errors = shell(f"o1core prune --out {folder}/run", RANK="x")
-    return "ok" if judged(status, errors) == "refused" else f"bad: status {status}, told {errors[-200:]!r}"
+    with mock.patch.dict(os.environ, RANK="x"):
+        verdict = outcome(["prune", "--out", f"{folder}/run"])
+    return "ok" if verdict == "refused" else f"bad: {verdict}"
 
 
 def pipe_for_a_lock(folder: Path) -> str:
@@ -209,7 +217,10 @@ def one_bit_of_the_records(folder: Path) -> str:
         raw = bytearray(file.read_bytes())
         raw[rng.randrange(len(raw) // 4, len(raw) // 2)] ^= 1 << rng.randrange(7)
         file.write_bytes(raw)
-        status, _, errors = shell(f"o1core report {run.path}")
+        if name == "log.jsonl":  # a warning, which goes where the process began to log
+            status, _, errors = shell(f"o1core report {run.path}")
+        else:
+            status, errors = quietly(functools.partial(main, ["report", str(run.path)]))
         if judged(status, errors) not in ("ok", "refused") or f"{name}: " not in errors:
             return f"bad: {name} was changed: status {status}, told {errors[-300:]!r}"
         if name == "log.jsonl" and (status or len(read_log(file)) != len(read_log(finished_run()[1] / name)) - 1):
@@ -225,13 +236,158 @@ def run_of_an_older_version(folder: Path) -> str:
     shutil.copytree(source, run.path)
     held = {name: value for name, value in read_json(run.settings).items() if name not in ("sha256", "o1core")}
     write_json(run.settings, held | {"cutoff": 3000, "dynamic_sampling": True})
-    status, _, errors = shell(f"o1core {words(command)} --out {run.path}")
+    command = [*command, "--out", str(run.path)]
+    status, errors = quietly(lambda: main(command))
     flags = "--dynamic-sampling --cutoff 3000"
     if status != 2 or f"continue it with {flags}, or choose another --out" not in errors:
         return f"bad: status {status}, told {errors[-300:]!r}"
-    status, _, errors = shell(f"o1core {words(command)} --out {run.path} {flags}")
+    status, errors = quietly(lambda: main([*command, *flags.split()]))
     states = "written under other settings"  # the training state's own record was not changed with it
     return "ok" if status == 2 and states in errors else f"bad: status {status}, told {errors[-300:]!r}"
+
+
+# What strangers' checkpoints and a busy machine do
+
+
+def problems_of(folder: Path, *questions: str) -> list[str]:
+    """A small evaluation of a copy of the embedded model on these questions, without its --out."""
+    shutil.copytree(TINY, folder / "model")
+    rows = (json.dumps({"problem": question, "answer": "5"}) + "\n" for question in questions)
+    (folder / "problems.jsonl").write_text("".join(rows))
+    command = ["eval", "--model", str(folder / "model"), "--data", str(folder / "problems.jsonl")]
+    return [*command, "--max-new-tokens", "8", "--device", "cpu"]
+
+
+def edited(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tokenizer_that_a_word_sets_off(folder: Path) -> str:
+    """What a tokenizer does at a word of the data stays in its worker: it swells, it ends the process, it never returns."""
+    command = problems_of(folder, "What is 2 + 3? trigger Q" + "a" * 40)
+    file = folder / "model" / "tokenizer.json"
+    whole = file.read_text()
+    steps = [("trigger", "§§§"), ("§", "¶" * 1000), ("¶", "¤" * 300), ("¤", "x" * 300)]
+    grows = [{"type": "Replace", "pattern": {"String": one}, "content": other} for one, other in steps]
+    never = {"type": "Split", "pattern": {"Regex": "Q(a|a)*b"}, "behavior": "Isolated", "invert": False}
+    before = json.loads(whole)["pre_tokenizer"]
+    cases = {
+        "swells": {"normalizer": {"type": "Sequence", "normalizers": grows}},
+        "never returns": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [never, before]}},
+    }
+    for name, changes in cases.items():
+        edited(file, **changes)
+        with mock.patch.object(tokenizer, "SECONDS", 1.0):
+            verdict = outcome([*command, "--out", str(folder / "run")])
+        if verdict != "refused":
+            return f"bad: {name}: {verdict}"
+        file.write_text(whole)
+    return "ok"
+
+
+def sparse_files(folder: Path) -> str:
+    """A file of 4.5 GB that takes no room on the disk is neither read nor copied."""
+    command = problems_of(folder, "What is 2 + 3?")
+    for name in ("tokenizer.json", "merges.txt"):
+        file = folder / "model" / name
+        held = file.read_bytes() if file.exists() else None
+        with file.open("ab") as sparse:
+            sparse.truncate(4608 << 20)
+        verdict = outcome([*command, "--out", str(folder / "run")])
+        if verdict != "refused":
+            return f"bad: {name}: {verdict}"
+        file.unlink()
+        if held is not None:
+            file.write_bytes(held)
+    return "ok"
+
+
+def inputs_that_change(folder: Path) -> str:
+    """A run that was stopped does not go on with other files than it began with."""
+    command, source, _ = stopped_run()
+    shutil.copytree(source, folder / "run")
+    model, data = Path(command[2]), Path(command[4])
+    weights = (model / "model.safetensors").read_bytes()
+    middle = len(weights) // 2
+    changes = {
+        model / "tokenizer_config.json": lambda raw: raw.replace(b"assistant", b"Assistant"),
+        model / "tokenizer.json": lambda raw: raw + b" ",
+        model / "model.safetensors": lambda raw: raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :],
+        data: lambda raw: raw.replace(b"+ 5", b"+  5"),
+    }
+    for path, change in changes.items():
+        held, times = path.read_bytes(), path.stat()
+        path.write_bytes(change(held))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        try:
+            verdict = outcome([*command, "--out", str(folder / "run")])
+        finally:
+            path.write_bytes(held)
+        if verdict != "refused":
+            return f"bad: another {path.name}: {verdict}"
+    return "ok"
+
+
+def evaluation_under_another_template(folder: Path) -> str:
+    """The same --out does not answer with what another template gave."""
+    command = [*problems_of(folder, "What is 2 + 3?"), "--out", str(folder / "run")]
+    if (verdict := outcome(command)) != "ok":
+        return f"bad: {verdict}"
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    verdict = outcome(command)
+    return "ok" if verdict == "refused" else f"bad: {verdict}"
+
+
+def verdicts_under_load(folder: Path) -> str:
+    """An answer that takes half of its processor time is right beside busy processes, too."""
+    slow = Attempt(r"\boxed{((((((((x))))))))}", "x")
+    with ExitStack() as stack:
+        grader = stack.enter_context(Grader(workers=1, seconds=1))
+        grader.grade_many([Attempt(r"\boxed{x+1}", "1+x")])  # the worker has started
+        for process in [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        verdict = grader.grade_many([slow])[0]
+    return "ok" if verdict.correct else f"bad: {verdict.fault}"
+
+
+def template_that_asks_the_clock(folder: Path) -> str:
+    """A prompt depends on the day that its run began on, on no second and on no chance."""
+    command = problems_of(folder, "What is 2 + 3?")
+    template = folder / "model" / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }} {{ messages[-1].content }}")
+    prompts = []
+    for name in ("one", "two"):
+        if (verdict := outcome([*command, "--out", str(folder / name)])) != "ok":
+            return f"bad: {verdict}"
+        found = [path for path in (folder / name).rglob("rollouts") if path.is_dir()]
+        prompts.append([group.prompt.tolist() for path in found for group in read_groups(path)])
+    if not prompts[0] or prompts[0] != prompts[1]:
+        return "bad: two prompts of one day differ"
+    template.write_text("{{ ['a', 'b'] | random }} {{ messages[-1].content }}")
+    verdict = outcome([*command, "--out", str(folder / "three")])
+    return "ok" if verdict == "refused" else f"bad: a template that draws: {verdict}"
+
+
+def threads_that_spin(folder: Path) -> str:
+    """Threads that wait leave their core to others: what says so is set before torch is imported."""
+    command = words([*problems_of(folder, "What is 2 + 3?"), "--out", str(folder / "run")])
+    status, _, errors = shell(f"o1core {command}", OMP_DISPLAY_ENV="TRUE", OMP_NUM_THREADS="2")
+    passive = "OMP_WAIT_POLICY = 'PASSIVE'" in errors
+    return "ok" if status == 0 and passive else f"bad: status {status}, told {errors[-300:]!r}"
+
+
+def template_that_fails_when_rendered(folder: Path) -> str:
+    """Prompts are rendered before a folder is claimed: nothing is left behind, and the corrected checkpoint runs."""
+    command = [*problems_of(folder, "What is 2 + 3?"), "--out", str(folder / "run")]
+    template = folder / "model" / "chat_template.jinja"
+    for text in ("{{ 'x' * 10**9 }}", "{{ '%1000000000d' % 1 }}", "{{ '\ud800' }}", "{{ 1 / 0 }}"):
+        template.write_text(text, encoding="utf-8", errors="surrogatepass")
+        verdict = outcome(command)
+        if verdict != "refused" or (folder / "run").exists():
+            return f"bad: {text}: {verdict}, a folder left behind: {(folder / 'run').exists()}"
+    template.unlink()
+    return outcome(command)
 
 
 ATTACKS: dict[str, Callable[[Path], str]] = {
@@ -249,5 +405,13 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
         killed_rank,
         one_bit_of_the_records,
         run_of_an_older_version,
+        tokenizer_that_a_word_sets_off,
+        sparse_files,
+        inputs_that_change,
+        evaluation_under_another_template,
+        verdicts_under_load,
+        template_that_asks_the_clock,
+        threads_that_spin,
+        template_that_fails_when_rendered,
     )
 }

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from o1core.cli import main, parser
+from o1core.cli.commands import open_device
 from o1core.cli.entry import CleanFormatter
+from o1core.errors import UserError
 from o1core.files import read_record
 from o1core.rollout import write_shard
 from o1core.text import clean
@@ -299,3 +302,37 @@ def test_wrong_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypa
 def test_log_lines_are_clean():
     record = logging.LogRecord("o1core", logging.INFO, "", 0, "problem %s", ("\x1b]0;title\x07",), None)
     assert CleanFormatter("%(message)s").format(record) == "problem \ufffd]0;title\ufffd"
+
+
+def test_a_driver_that_is_too_old_is_named_in_one_line(monkeypatch, caplog):
+    """Where a GPU is asked for, that ends the command; else the CPU computes."""
+
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
+        )
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^--device cuda: The NVIDIA driver .* too old \(found version 11040\); use"):
+        open_device(argparse.Namespace(device="cuda"))
+    assert open_device(argparse.Namespace(device=None)).type == "cpu"
+    (line,) = caplog.messages
+    assert "too old" in line and line.endswith("; the CPU computes")
+
+
+def test_memory_of_a_gpu_is_taken_in_segments_that_grow(monkeypatch):
+    """Unless the environment says otherwise. torch reads it when CUDA starts."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is taken back after the test
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

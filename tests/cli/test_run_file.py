@@ -46,8 +46,13 @@ def test_the_settings_of_a_run_make_it_again(flags, problems, tmp_path, capsys):
     assert main(["sample", *flags, "--out", str(tmp_path / "a")]) == 0
     settings = tmp_path / "a" / "settings.json"
     assert main(["sample", str(settings), "--out", str(tmp_path / "b")]) == 0
-    again = json.loads((tmp_path / "b" / "settings.json").read_text())
-    assert again == json.loads(settings.read_text())
+    again, first = (json.loads((tmp_path / run / "settings.json").read_text()) for run in "ba")
+    assert [held.pop("command").split()[:3] for held in (first, again)] == [
+        ["o1core", "sample", "--model"],
+        ["o1core", "sample", str(settings)],
+    ]
+    assert first.pop("sha256") != again.pop("sha256"), "each was asked for by another command"
+    assert again == first
     assert again["eval_data"] == [str(problems)] and again["question_field"] == "problem"
     sampled = [
         sorted(line for file in (tmp_path / run / "round-00/rollouts").glob("*.jsonl") for line in file.open())

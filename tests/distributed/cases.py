@@ -25,12 +25,13 @@ from o1core.distributed import (
 from o1core.model import checkpoint, draw_adapters, read_config
 from o1core.policy import Policy, select
 from o1core.recipe import Recipe
-from o1core.rollout import lanes, pages, sampling
+from o1core.rollout import engine, lanes, pages, sampling
 from o1core.run_folder import RunFolder
 from o1core.training import Updater, reference_logprobs, with_reference
 from o1core.training.state import Progress, load_state, save_state, trained_tensors
 from o1core.training.teacher import open_teacher
 from o1core.types import Example, Problem
+from tests.rollout.graphed import Graphed
 
 VOCAB = 259
 
@@ -44,12 +45,15 @@ class Trained:
     metrics: list[dict[str, float]]
 
 
-def make_examples(count: int, seed: int = 0, vocab: int = VOCAB) -> list[Example]:
+def make_examples(count: int, seed: int = 0, vocab: int = VOCAB, samples: int = 1) -> list[Example]:
+    """samples: of each prompt."""
     g = torch.Generator().manual_seed(seed)
     examples = []
     for i in range(count):
         t, n = (int(torch.randint(low, high, (), generator=g)) for low, high in ((1, 9), (1, 20)))
         prompt, ids = (torch.randint(vocab, (m,), generator=g, dtype=torch.int32) for m in (t, n))
+        if i % samples:
+            prompt = examples[-1].prompt
         examples.append(Example(f"p{i}", prompt, ids, torch.zeros(n), float(torch.randn((), generator=g)), False))
     return examples
 
@@ -61,13 +65,14 @@ def updater_on(folder: Path, dtype: torch.dtype, recipe: Recipe, vocab: int = VO
     return Updater(model, vocab, recipe.objective, recipe.optimiser, recipe.execution)
 
 
-def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, **settings: object) -> Trained:
-    """Some steps on random examples, on a shifted reference; CRISP's teacher is the policy with a longer prompt."""
+def train(folder: Path, dtype: torch.dtype, steps: int, batch: int, samples: int = 1, **settings: object) -> Trained:
+    """Some steps on random examples, `samples` of each prompt, on a shifted reference; CRISP's teacher is the policy with a
+    longer prompt."""
     recipe = Recipe.of(**{"lr": 1e-3, "ratio": "token", "micro_tokens": 64} | settings)
     updater = updater_on(folder, dtype, recipe)
     metrics = []
     for step in range(steps):
-        examples = make_examples(batch, seed=step)
+        examples = make_examples(batch, step, samples=samples)
         reference = reference_logprobs(updater.model, VOCAB, examples, 64)
         batch_of_step = with_reference(examples, [r + 0.1 for r in reference])
         if recipe.objective.kind == "crisp":
@@ -118,8 +123,11 @@ def sampled_by_a_team(folder: Path, members: int, prompts: list[list[int]], ids:
 
 
 def sampled_by_ranks_that_drift(folder: Path, kind: str, prompts: list[list[int]]) -> list:
-    """Completions of a team whose second rank samples other tokens than its first."""
-    os.environ["O1CORE_CACHE"] = kind
+    """Completions of a team whose second rank samples other tokens than its first. kind: of the cache, or "graphs" for pages
+    whose steps are replayed, the team's sums with them."""
+    os.environ["O1CORE_CACHE"] = "pages" if kind == "graphs" else kind
+    if kind == "graphs":
+        engine.PageDecoder = Graphed
     team = team_of(2)
     tokenizer = o1core.model.load(folder)[1]
     model = load_part(folder, torch.float32, torch.device("cpu"), team)
@@ -149,6 +157,14 @@ def copied_weights(folder: Path, members: int, dtype: torch.dtype) -> tuple[int,
 def exported(folder: Path, out: Path, dtype: torch.dtype) -> None:
     model = trained_model(o1core.model.load(folder, dtype)[0], folder, lambda m: m.requires_grad_(True))
     export_checkpoint(model, folder, out, dtype)
+
+
+def everything_of(folder: Path, out: Path, prompts: list[list[int]], ids: Tensor, recipe: dict) -> tuple:
+    """Of one model in one world of two: what copied_weights, sampled_by_a_team and train give, and an exported checkpoint."""
+    copied = copied_weights(folder, 2, torch.bfloat16)
+    sampled = sampled_by_a_team(folder, 2, prompts, ids)
+    exported(folder, out, torch.float32)
+    return copied, sampled, train(folder, torch.float32, 2, 6, **recipe)
 
 
 def bytes_read(folder: Path) -> tuple[int, int]:

@@ -38,8 +38,9 @@ def rest_between_steps(folder, offloads: list[Offload]) -> list[tuple[str, int, 
     return results
 
 
-def test_less_is_held_while_sampling_and_the_bits_are_the_same_on_two_processes(checkpoint):
-    for none, moments, optimiser in run_world(rest_between_steps, 2, checkpoint, ["none", "moments", "optimiser"]):
+def test_less_is_held_while_sampling_and_the_bits_are_the_same_on_three_processes(checkpoint):
+    """Three, because their shards are uneven: a storage is larger than what a rank holds of it."""
+    for none, moments, optimiser in run_world(rest_between_steps, 3, checkpoint, ["none", "moments", "optimiser"]):
         assert none[0] == moments[0] == optimiser[0]
         before = none[1]
         assert none[2] == pytest.approx(before * 3 / 4, rel=0.02), "gradients are dropped in any case"

@@ -1,5 +1,9 @@
 """The training state on many processes: safetensors alone, for any number of processes."""
 
+import pytest
+import torch
+
+from o1core.distributed.states import to_host
 from tests.distributed.cases import load_and_go_on, save_and_go_on
 from tests.distributed.worlds import run_world
 
@@ -31,3 +35,12 @@ def test_a_state_of_one_process_resumes_on_two(checkpoint, tmp_path):
     for found in run_world(load_and_go_on, 2, checkpoint, tmp_path, KINDS, 2):
         assert [loaded for loaded, _ in found] == [before for before, _ in saved]
     assert load_and_go_on(checkpoint, tmp_path, KINDS) == saved
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (5, 7), (64,), (129,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_goes_through_small_buffers_arrives_whole(shape, dtype):
+    tensor = torch.randn(3, *shape).to(dtype)[1]  # in the midst of a larger storage
+    copy = to_host(tensor, 64)
+    assert (torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()) or not copy.numel()
+    assert copy.shape == tensor.shape

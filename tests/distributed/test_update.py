@@ -19,6 +19,7 @@ def jobs(tmp_path_factory, build_checkpoint):
         "tied": (tied, FP32, 3, 9, {}),
         "untied": (untied, FP32, 3, 9, {"checkpointing": True}),
         "last 2 layers": (untied, FP32, 3, 9, {"train_last_layers": 2}),
+        "shared prompts": (tied, FP32, 3, 9, {"samples": 3}),
         "pairs": (tied, FP32, 2, 6, {"objective": "dpo"}),
         "one example": (tied, FP32, 2, 1, {"ratio": "sequence"}),
         "adapters": (tied, FP32, 3, 9, {"lora_rank": 4}),
@@ -46,12 +47,26 @@ def test_one_process_in_shards_has_the_bits_of_one_without(jobs, plain):
             assert torch.equal(result.weights[key].to(weight.dtype), weight), (name, key)
 
 
-IN_FP32 = ("tied", "untied", "last 2 layers", "pairs", "one example", "adapters", "crisp", "crisp, adapters")
+IN_FP32 = (
+    "tied",
+    "untied",
+    "last 2 layers",
+    "shared prompts",
+    "pairs",
+    "one example",
+    "adapters",
+    "crisp",
+    "crisp, adapters",
+)
 
 
 @pytest.mark.parametrize(
     "size, per_node, names",
-    [(2, 2, IN_FP32), (4, 4, ("untied", "last 2 layers", "one example", "crisp")), (4, 2, ("tied", "last 2 layers"))],
+    [
+        (2, 2, IN_FP32),
+        (4, 4, ("untied", "shared prompts", "last 2 layers", "one example", "crisp")),
+        (4, 2, ("tied", "shared prompts", "last 2 layers")),
+    ],
     ids=["2", "4", "2 nodes of 2"],
 )
 def test_many_processes_end_with_the_weights_of_one(jobs, plain, size, per_node, names):

@@ -42,7 +42,7 @@ def test_a_team_of_two_samples_the_text_of_one(untied):
         assert found == texts
 
 
-@pytest.mark.parametrize("kind", ["lanes", "pages"])
+@pytest.mark.parametrize("kind", ["lanes", "pages", "graphs"])
 def test_a_team_decodes_what_its_first_rank_has_sampled(untied, kind):
     first, second = run_world(sampled_by_ranks_that_drift, 2, untied, kind, [[3, 4], [5, 6, 7]])
     assert first == second

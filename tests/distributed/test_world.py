@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from o1core.distributed import (
+    HostMemory,
     check_same,
     deal,
     gather,
-    offloaded,
     on_all_ranks,
     on_rank0,
     opened,
     split_by_cost,
     team_of,
 )
-from o1core.distributed.world import rank
+from o1core.distributed.world import rank, watch_others
+from o1core.distributed.world import world as open_world
 from o1core.errors import UserError
 from tests.distributed.worlds import run_world
 
@@ -93,6 +94,29 @@ def test_a_rank_that_was_killed_is_named_as_dead_at_once(kind):
         run_world(die_on_rank_1, 2, kind, timeout=300)  # for which this waits less
 
 
+def wait_where_nothing_is_heard(rank_1_is_killed: bool, errors: str) -> str:
+    """Rank 0 is as deaf as it is in a collective of a GPU whose other side has gone."""
+    os.dup2(os.open(f"{errors}-{rank()}", os.O_WRONLY | os.O_CREAT), 2)
+    world = open_world()
+    assert world is not None
+    watch_others(world)
+    gather("a first time")
+    if rank() == 1:
+        if rank_1_is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "left"
+    time.sleep(60 if rank_1_is_killed else 2.5)
+    return "was left alone"
+
+
+def test_a_thread_tells_of_a_dead_rank_where_the_main_thread_cannot(tmp_path):
+    with pytest.raises(EOFError):  # the process of rank 0 has ended
+        run_world(wait_where_nothing_is_heard, 2, True, str(tmp_path / "errors"))
+    line = "o1core: error: rank 1 died (killed, or out of memory); rerun the same command to continue\n"
+    assert (tmp_path / "errors-0").read_text() == line
+    assert run_world(wait_where_nothing_is_heard, 2, False, str(tmp_path / "none")) == ["was left alone", "left"]
+
+
 @pytest.mark.parametrize(
     "kind, message", [("meeting", "rollouts: waited 1 s .* for rank 1"), ("sum", "waiting for rank 1")]
 )
@@ -143,8 +167,14 @@ def test_torchrun_without_a_store_is_refused(monkeypatch, change, message):
 
 
 def test_offloaded_tensors_come_back_as_they_were():
-    tensors = [torch.randn(3, 4), torch.randn(5)]
-    before = [t.clone() for t in tensors]
-    with offloaded(tensors):
-        assert all(t.untyped_storage().nbytes() == 0 for t in tensors)
-    assert all(torch.equal(a, b) for a, b in zip(tensors, before))
+    """With the rest of their storage, which a shard's padding is; in the same memory of the host the second time."""
+    whole, host = torch.randn(3, 4), HostMemory()
+    tensors = [whole[:2], torch.randn(5), torch.zeros(0)]
+    before = [whole.clone(), *(t.clone() for t in tensors)]
+    for _ in range(2):
+        with host.holding([*tensors, whole]):
+            assert all(t.untyped_storage().nbytes() == 0 for t in tensors)
+            block = host.block.data_ptr()
+        assert len(host.block) == 1024
+        assert all(torch.equal(a, b) for a, b in zip((whole, *tensors), before))
+    assert host.block.data_ptr() == block

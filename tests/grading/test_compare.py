@@ -298,3 +298,21 @@ def test_grade_alone():
     assert grade(r"\boxed{3}, no: \boxed{\frac{2}{4}}", "0.5") is True
     assert grade(boxed("7"), "8") is False
     assert grade("", "8") is False
+
+
+SAME_AT_EVERY_POINT = [
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("(x+1)^2", "x^2+2x+1"),
+    (r"\sin^2 x + \cos^2 x", "1"),
+    (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
+    (r"\log_2 8", "3"),
+    (r"\sqrt{x^2}", "|x|"),
+    (r"\binom{10}{3}", "120"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME_AT_EVERY_POINT)
+def test_what_is_equal_does_not_differ_at_the_point_that_is_tried(one, other):
+    one, other = (grading_worker._parse(text)[0] for text in (one, other))
+    assert not grading_worker.differ_at_a_point(one, other)
+    assert grading_worker.differ_at_a_point(one, other + 1)

@@ -172,15 +172,15 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_wrong_answer():
         graded(grader, [(boxed("1+x"), "x+1")])
 
 
-SLOW = "(" * 20 + "x" + ")" * 20  # takes the parser a second
+SLOW = "(" * 8 + "x" + ")" * 8  # takes the parser a third of a second
 
 
 def test_a_worker_that_was_stopped_for_a_while_changes_no_verdict():
-    with Grader(workers=1, seconds=4) as grader:
+    with Grader(workers=1, seconds=1) as grader:
         assert graded(grader, [(boxed("1+x"), "x+1")])[0].correct
         pid = worker_pid(grader)
-        threading.Timer(0.2, os.kill, (pid, signal.SIGSTOP)).start()
-        threading.Timer(14.0, os.kill, (pid, signal.SIGCONT)).start()  # past three times its processor time
+        threading.Timer(0.1, os.kill, (pid, signal.SIGSTOP)).start()
+        threading.Timer(4.0, os.kill, (pid, signal.SIGCONT)).start()  # past three times its processor time
         verdict = graded(grader, [(boxed(SLOW), "x")])[0]
         assert (verdict.correct, verdict.fault) == (True, None)
         assert worker_pid(grader) == pid
@@ -192,14 +192,15 @@ def test_busy_processes_beside_change_no_verdict():
         (boxed(HANGS), "5"),
         (boxed("2"), "2"),
     ]
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
-    try:
-        with Grader(workers=2, seconds=4) as grader:
+    with Grader(workers=2, seconds=1) as grader:
+        graded(grader, [(boxed("1-x"), "-x+1"), (boxed("2-x"), "-x+2")])  # the workers have started
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+        try:
             under_load = graded(grader, mixed)
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
     assert [(v.correct, v.fault) for v in under_load] == [*[(True, None)] * 9, (False, "timeout"), (True, None)]
 
 

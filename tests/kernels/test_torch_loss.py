@@ -206,6 +206,17 @@ def test_a_gpu_takes_one_pass_at_real_sizes(size, ratio):
     assert 2 * more * kept + 4 * weight.numel() <= budget.limit, "kept, copied and the sum of the waves"
 
 
+def test_a_large_card_takes_larger_batches_in_one_pass(monkeypatch):
+    """16,384 tokens are 5 GB: on 80 GB at once, where 4 GiB would pay for the products of two passes."""
+    budget = dispatch.triton_primitives().one_pass
+    with FakeTensorMode():
+        weight = torch.empty(152064, 3584, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        assert budget.rows_a_wave(16_384, weight, "sequence") == 0
+        for gib, rows in ((24, 0), (80, 16_384), (141, 16_384)):
+            monkeypatch.setattr(numbers, "card_memory", lambda device, gib=gib: gib << 30)
+            assert budget.rows_a_wave(16_384, weight, "sequence") == rows
+
+
 @pytest.mark.parametrize("total", [torch.float32, torch.bfloat16], ids=str)
 def test_products_are_added_in_the_dtype_of_the_sum_on_a_gpu(total):
     with FakeTensorMode(), ProductsCalled() as called:

@@ -153,6 +153,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
             ["--method", "hapo", "--rounds", "1"],
             "--reward hapo: refers to the answers of earlier rounds; needs --rounds 2",
         ),
+        (["--method", "dot", "--samples", "10", "--picked", "2"], "--reward dot: of ten samples none is 3 deviations"),
         (["--method", "lead", "--length-limit", "none"], "--reward lead: needs --length-limit"),
         (["--method", "grpo-lambda", "--lam", "2"], "--lam: 2.0 is above 1"),
         (["--method", "a-dlp", "--accuracy-reference", "1.5"], "--accuracy-reference: 1.5 is above 1"),

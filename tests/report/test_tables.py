@@ -10,7 +10,7 @@ import pytest
 from o1core.charts import COLOURS, Chart, write_png
 from o1core.evaluation import Evaluation, Figures, Measures, RunResult, Spread, StudyResult, StudyRow, compare
 from o1core.metrics import Answers
-from o1core.report import in_one_line, run_headlines, run_table, study_tables, to_markdown, to_text
+from o1core.report import in_one_line, rounds_table, run_headlines, run_table, study_tables, to_markdown, to_text
 from o1core.report.samples import evenly
 from o1core.tables import Cell, Column, Table
 
@@ -44,6 +44,24 @@ def test_a_terminal_prints_aligned_columns():
     ]
     several = to_text(run_table(run_result(one=(0.6, 57.4), two=(0.6, 60.0)))).splitlines()
     assert several[0].split()[0] == "test" and several[-2].split()[:2] == ["average", "pruned"]
+
+
+def test_rounds_say_how_far_the_sampler_is_from_the_trainer():
+    line = {
+        "round": 0,
+        "round_accuracy": 0.5,
+        "round_mean_tokens": 99.96,
+        "reference_mean": 0.0213,
+        "reference_max": 0.161,
+    }
+    later = line | {"round": 1, "round_accuracy": 0.75, "reference_mean": 1.5e-6, "reference_max": 3e-5}
+    table = rounds_table([line, line | {"reference_mean": 9.0}, later, {"round": "x"}, {"round": 2}])
+    assert to_text(table).splitlines() == [
+        "round  accuracy of its samples  mean tokens  mean gap  largest gap",
+        "1                       50.0 %        100.0     0.021         0.16",
+        "2                       75.0 %        100.0   1.5e-06        3e-05",
+    ]
+    assert rounds_table([]) is None
 
 
 def test_markdown_says_what_changed():

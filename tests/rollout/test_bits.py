@@ -103,6 +103,7 @@ def test_batches_hold_all_rows():
     assert batches.cut(130) == [64, 64, 16]
 
 
+@torch.inference_mode()  # as the engine decodes
 def test_silu_of_a_decoded_row_does_not_depend_on_seams_between_threads():
     x = torch.randn(64, 4864, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()

@@ -82,3 +82,9 @@ def test_a_container_has_no_more_than_its_limit(monkeypatch, tmp_path):
     assert (own.total_memory(), free_memory(torch.device("cpu"))) == (3000, 2200)
     (tmp_path / "memory.max").write_text("max\n")
     assert own.total_memory() == whole and free_memory(torch.device("cpu")) > 10 * 2200
+
+
+def test_what_torch_keeps_of_freed_tensors_is_free_on_a_gpu(monkeypatch):
+    for name, value in (("mem_get_info", (700, 1000)), ("memory_reserved", 250), ("memory_allocated", 100)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda", 0)) == 850

@@ -1,6 +1,7 @@
 """The decode step that a GPU captures, looked at on a CPU: what it launches, that it waits for nothing, and what it samples."""
 
 import contextlib
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 
@@ -15,13 +16,14 @@ from o1core import Engine, SamplingParams, Transformer
 from o1core.distributed import ALONE
 from o1core.errors import UserError
 from o1core.kernels import configs, dispatch
-from o1core.model import ModelConfig, initialise
+from o1core.model import ModelConfig, causal_attention, initialise
 from o1core.rollout import cache_kind, engine, pages
 from o1core.rollout.pages import Captured, PagedCache, PageDecoder, rounded_splits
-from o1core.rollout.row_bits import head_columns
+from o1core.rollout.row_bits import head_columns, head_product
 from o1core.rollout.sampling import device_uniforms, uniforms
 from tests.campaigns.bits import Words
 from tests.kernels.triton_cases import needs_interpreter
+from tests.rollout.graphed import Graphed, captured
 
 SHAPE = ModelConfig("Qwen2ForCausalLM", 75, 64, 96, 2, 6, 2, 16, 1e-6, 1e4, 512, True, torch.float64)
 PARAMS = SamplingParams(n=2, max_new_tokens=4, seed=3)
@@ -103,6 +105,24 @@ def test_the_head_is_cut_at_a_multiple_of_64_tokens_on_a_gpu():
     assert head_columns(152_064, 151_646, on_gpu=False) == 151_646
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_logits_of_a_gpu_are_not_rounded_to_16_bits(dtype):
+    with torch.device("meta"):
+        logits = head_product(torch.empty(75, 64, dtype=dtype), False)(torch.empty(256, 64, dtype=dtype))
+    assert logits.shape == (256, 75) and logits.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("dtype, heads", [(torch.float32, 6), (torch.bfloat16, 2)])
+def test_grouped_heads_reach_a_kernel_of_a_gpu_that_takes_them(monkeypatch, dtype, heads):
+    """In fp32 none does, so keys and values are repeated there."""
+    seen, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: seen.append((a[1], k)) or attention(*a, **k))
+    q, k, v = (torch.empty(2, 9, n, 16, dtype=dtype, device="meta") for n in (6, 2, 2))
+    assert causal_attention(0, q, k, v).shape == (2, 9, 6, 16)
+    ((keys, options),) = seen
+    assert keys.shape == (2, heads, 9, 16) and options["enable_gqa"] == (heads != 6)
+
+
 def test_the_torch_twins_are_seen_to_ask_the_host(monkeypatch):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
         launches_of_a_step(SHAPE, monkeypatch, "torch")
@@ -172,7 +192,8 @@ def test_graphs_are_captured_once_and_replayed(monkeypatch):
             return "pool"
 
     @contextlib.contextmanager
-    def graph(made, pool):
+    def graph(made, pool, capture_error_mode):
+        assert capture_error_mode == "thread_local", "another thread may use the device meanwhile"
         capturing.append(pool)
         yield
         made.numbers = calls.pop()
@@ -195,6 +216,45 @@ def test_graphs_are_captured_once_and_replayed(monkeypatch):
     assert capturing == [None, "pool"]
     first, second = (0, 256, 1), (256, 256, 1)
     assert calls == [first, ("replay", first), second, ("replay", second), ("replay", first)]
+
+
+def test_graphs_are_kept_until_something_moves(monkeypatch):
+    """Across calls of the engine, other seeds and an update in place; not when a weight has moved, for tokens that are drawn
+    otherwise, or when the cache was given back or is another one."""
+    monkeypatch.setenv("O1CORE_CACHE", "pages")
+    model, words = model_of(SHAPE, torch.float64), Words(75)
+
+    def tokens(engine: Engine, params: SamplingParams) -> list[list[int]]:
+        return [c.ids for c in chain(*engine.generate(PROMPTS, params))]
+
+    def captures(change=lambda: None, params: SamplingParams = PARAMS) -> int:
+        captured.clear()
+        change()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "PageDecoder", Graphed)
+            found = tokens(kept, params)
+        assert found == tokens(Engine(model, words, slots=4), params), "as without graphs"
+        return len(captured)
+
+    def update() -> None:
+        with torch.no_grad():
+            model.blocks[0].o.weight.mul_(1.5)
+
+    def move() -> None:
+        model.blocks[1].down.weight.data = model.blocks[1].down.weight.data.clone()
+
+    kept = Engine(model, words, slots=4)
+    assert captures() > 0
+    assert captures() == captures(update) == captures(params=replace(PARAMS, seed=4, n=1)) == 0
+    for change in (move, kept.release):
+        assert captures(change) > 0
+        assert captures() == 0
+    for params in (
+        replace(PARAMS, temperature=0.5),
+        replace(PARAMS, top_p=0.9),
+        replace(PARAMS, max_new_tokens=65, n=1),
+    ):
+        assert captures(params=params) > 0
 
 
 def test_logits_that_are_not_finite_are_refused(monkeypatch):

@@ -120,6 +120,7 @@ def test_prune_skips_what_is_done(flags, tmp_path, capsys):
     result = json.loads((run / "result.json").read_text())
     assert {"base", "pruned", "length_cut", "accuracy_gain", "aes", "seconds"} <= result.keys()
     assert 0 <= result["base"]["accuracy"] <= 1 and result["base"]["mean_tokens"] <= 24
+    check_text(run, result, capsys)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert main(["prune", *flags, "--out", str(run)]) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
@@ -132,6 +133,27 @@ def test_prune_skips_what_is_done(flags, tmp_path, capsys):
     assert main(["show", str(run), "--samples", "2"]) == 0
     shown = capsys.readouterr().out
     assert "--- base:" in shown and "--- after:" in shown and "tokens, answer" in shown
+
+
+def check_text(run: Path, result: dict, capsys) -> None:
+    """Every phase leaves its completions as text, and `o1core score` comes to the same figures from it."""
+    rounds = [(run / f"round-0{i}", 10, 4) for i in range(2)]
+    for folder, problems, samples in (*rounds, *((run / side / "problems", 2, 1) for side in ("base", "after"))):
+        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        groups = {group.problem: group for group in read_groups(folder / "rollouts")}
+        assert len(lines) == problems * samples
+        for line in lines:
+            s = groups[line["problem"]].samples[line["sample"]]
+            assert (line["tokens"], line["correct"], line["answer"]) == (s.length, s.correct, s.answer)
+            assert line["question"].endswith("+ 5 = ?") and line["question"] in line["prompt"]
+            assert (line["reward"] is None) == (samples == 1)
+    before, after = (str(run / side / "problems" / "samples.jsonl") for side in ("base", "after"))
+    assert main(["score", after, "--base", before, "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    for side, score in zip((result["base"], result["pruned"]), scored):
+        assert (score["accuracy"]["mean"], score["mean_tokens"]) == (side["accuracy"], side["mean_tokens"])
+        assert (score["truncated"], score["disagree"]) == (side["truncated"], 0)
+    assert scored[1]["against"]["tokens"] == result["paired"]["tokens"]
 
 
 def test_the_pruned_checkpoint_loads_in_transformers_with_the_same_logits(flags, tmp_path):

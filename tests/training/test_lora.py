@@ -23,6 +23,7 @@ def make_examples(count: int = 6) -> list[Example]:
     examples = []
     for i in range(count):
         prompt, ids = (torch.randint(VOCAB, (n,), generator=g, dtype=torch.int32) for n in (4, 5 + 3 * i))
+        prompt = prompt if i < 4 else examples[2].prompt
         examples.append(Example(f"p{i}", prompt, ids, torch.zeros(len(ids)), 1.0 - 2 * (i % 2), False))
     return examples
 

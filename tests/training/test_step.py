@@ -8,10 +8,11 @@ import torch
 
 import o1core.model
 from o1core.errors import UserError
+from o1core.model import ModelConfig, Transformer, initialise
 from o1core.recipe import Recipe
 from o1core.runs import EMBEDDED
 from o1core.training import Updater, learning_rate, with_reference
-from o1core.training.update import collate, micro_batches
+from o1core.training.update import micro_batches, pack, rows_of
 from o1core.training.update import reference_logprobs as logprobs_of
 from o1core.types import Example
 
@@ -25,6 +26,8 @@ def make_examples(count: int = 7, seed: int = 0) -> list[Example]:
     for i in range(count):
         t, n = (int(torch.randint(low, high, (), generator=g)) for low, high in ((1, 9), (1, 20)))
         prompt, ids = (torch.randint(VOCAB, (m,), generator=g, dtype=torch.int32) for m in (t, n))
+        if i % 4 > 1:  # trees of three, and sequences alone
+            prompt = examples[i - i % 4].prompt
         advantage = float(torch.randn((), generator=g))
         examples.append(Example(f"p{i}", prompt, ids, torch.zeros(n), advantage, False))
     return examples
@@ -41,7 +44,7 @@ def updater_of(model, vocab: int, recipe: Recipe) -> Updater:
 
 
 def reference_logprobs(model, vocab: int, examples, recipe: Recipe) -> list[torch.Tensor]:
-    return logprobs_of(model, vocab, examples, recipe.execution.micro_tokens)
+    return logprobs_of(model, vocab, examples, recipe.execution.micro_tokens or 16384)
 
 
 def gradients(model, recipe: Recipe, examples, reference) -> dict[str, torch.Tensor]:
@@ -177,26 +180,64 @@ def test_the_sampler_and_the_trainer_agree_on_log_probs(checkpoint):
         torch.testing.assert_close(r, e.logprobs, rtol=0, atol=1e-4)
 
 
-def test_collate_predicts_every_completion_token_and_nothing_else():
-    a = Example("a", torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.zeros(2), 1, False)
-    b = Example("b", torch.tensor([6]), torch.tensor([7, 0, 8]), torch.zeros(3), 1, False)
-    batch = collate([a, b], torch.device("cpu"))
-    assert batch.ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
-    fed = batch.ids.flatten()[batch.places].tolist()
-    assert list(zip(fed, batch.targets.tolist())) == [(3, 4), (4, 5), (6, 7), (7, 0), (0, 8)]
-    assert batch.cu_seqlens.tolist() == [0, 2, 5]
+def test_a_packed_batch_predicts_every_completion_token_and_nothing_else():
+    def example(prompt, ids):
+        return Example(
+            "p", *(torch.tensor(part, dtype=torch.int32) for part in (prompt, ids)), torch.zeros(len(ids)), 1, False
+        )
+
+    examples = [example([6], [7, 0, 8]), example([1, 2, 3], [4, 5]), example([9, 9], [5]), example([9, 9], [3])]
+    examples += [example([1, 2, 3], [5]), example([1, 2, 3], [7, 7, 7])]
+    batch = pack(examples, torch.device("cpu"))
+    assert (batch.trees.roots, batch.trees.branches) == ((3, 3, 2), ((1, 2),))
+    assert batch.ids.tolist() == [1, 2, 3, 6, 7, 0, 9, 9, 4, 7, 7]
+    assert batch.trees.positions(batch.ids.device).tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 3, 3, 4]
+    fed = batch.ids[batch.places].tolist()
+    pairs = [(6, 7), (7, 0), (0, 8), (3, 4), (4, 5), (9, 5), (9, 3), (3, 5), (3, 7), (7, 7), (7, 7)]
+    assert list(zip(fed, batch.targets.tolist())) == pairs
+    assert batch.cu_seqlens.tolist() == [0, 3, 5, 6, 7, 8, 11]
+    assert rows_of(examples, range(6)) == len(batch.ids)
 
 
 def test_micro_batches_keep_the_budget_and_lose_nobody():
     examples = make_examples(30)
-    cuts = list(micro_batches(examples, 64))
-    assert sorted(i for cut in cuts for i in cut) == list(range(30))
-    assert all(len(cut) * max(examples[i].tokens for i in cut) <= 64 for cut in cuts)
-    pairs = list(micro_batches(examples, 64, unit_size=2))
-    assert sorted(i for cut in pairs for i in cut) == list(range(30))
+    everything = list(range(30))
+    cuts = micro_batches(examples, everything, 64)
+    assert sorted(i for cut in cuts for i in cut) == everything
+    assert all(rows_of(examples, cut) <= 64 for cut in cuts)
+    assert len(cuts) <= 1.2 * rows_of(examples, everything) / 64, "micro-batches are filled"
+    pairs = micro_batches(examples, everything, 64, unit_size=2)
+    assert sorted(i for cut in pairs for i in cut) == everything
     assert all(sorted(cut) == sorted({i ^ side for i in cut for side in (0, 1)}) for cut in pairs), "a pair is parted"
-    padding = sum(len(cut) * max(examples[i].tokens for i in cut) for cut in cuts) - sum(e.tokens for e in examples)
-    assert padding < 0.2 * sum(e.tokens for e in examples)
+
+
+def test_the_samples_of_a_problem_stay_together_where_they_fit():
+    prompts = [torch.full((2 + i,), i, dtype=torch.int32) for i in range(6)]
+    examples = [replace(e, prompt=prompts[i % 6]) for i, e in enumerate(make_examples(30))]
+    largest = max(rows_of(examples, range(i, 30, 6)) for i in range(6))
+    for budget, together in ((largest, True), (largest // 2, False)):
+        cuts = micro_batches(examples, list(range(30)), budget)
+        assert all(rows_of(examples, cut) <= budget for cut in cuts)
+        whole = all(any(set(range(i, 30, 6)) <= set(cut) for cut in cuts) for i in range(6))
+        assert whole == together
+
+
+def test_a_shared_prompt_changes_no_gradient_at_real_widths():
+    """One layer of Qwen2.5-0.5B with its vocabulary, in fp32: three completions as one tree, and each alone."""
+    config = ModelConfig("Qwen2ForCausalLM", 151646, 896, 4864, 1, 14, 2, 64, 1e-6, 1e6, 512, True, torch.float32)
+    model = Transformer(config)
+    initialise(model, 0)
+    prompt = make_examples()[1].prompt
+    examples = [replace(e, prompt=prompt, reference=torch.full((len(e.ids),), -11.9)) for e in make_examples()[:3]]
+    found = []
+    for budget in (1000, 1):
+        recipe = Recipe.of(ratio="token", micro_tokens=budget, grad_clip=1e9, train_last_layers=1)
+        updater = Updater(model, 151646, recipe.objective, recipe.optimiser, recipe.execution)
+        updater.accumulate(examples)
+        found.append({name: master.grad for name, (_, master) in updater.pairs.items()})
+        model.zero_grad(set_to_none=True)
+    for name, alone in found[1].items():
+        assert 0 < (found[0][name] - alone).abs().max() <= 2e-5 * alone.abs().max(), name
 
 
 def test_masters_in_fp32_keep_what_bf16_would_round_away(checkpoint):

@@ -34,6 +34,7 @@ from ..tables import (
     Headline,
     disharmony_headlines,
     disharmony_tables,
+    rounds_table,
     run_headlines,
     run_table,
     sampled_note,
@@ -119,13 +120,15 @@ def run_section(run: RunFolder, name: str, result: RunResult) -> Section:
     tests = [read_test(run, test, name) for test in result.comparison.tests]
     blocks = [Block(f"Test: {test.name}", test.charts) for test in tests if test.charts]
     notes = [f"{test.name}: no rollouts are there, so no charts and no samples." for test in tests if not test.source]
-    if training := training_charts({name: logged_steps(run)}):
+    log = logged_steps(run)
+    if training := training_charts({name: log}):
         blocks.append(Block("Training", training))
     else:
         notes.append("No optimiser step was logged, so there are no training curves.")
     sources = [test.source for test in tests if test.source]
     headlines = [*run_headlines(result), *repeated_headline(sources)]
-    return Section(name, "run", headlines, [run_table(result)], blocks, settings_of(run), notes, sources)
+    tables = [run_table(result), *filter(None, [rounds_table(log)])]
+    return Section(name, "run", headlines, tables, blocks, settings_of(run), notes, sources)
 
 
 def repeated_headline(sources: list[Source]) -> list[Headline]:

@@ -1,0 +1,223 @@
+"""The gated delta rule (arXiv 2412.06464), attention whose memory of the past has one size: a matrix a head.
+
+A head's state S [K, V] maps keys to values. Each token lets it fade, corrects what it holds for the token's key, and reads it
+with the token's query:
+
+    S <- exp(g) S;   S <- S + beta k (v - k^T S)^T;   o = S^T q / sqrt(K)
+
+with q and k scaled to length 1, beta in (0, 1) and g <= 0. `recurrent` is that definition, a token at a time, as decoding
+runs it. `chunked` computes 64 tokens at a time with products of matrices, for training and prefill; autograd gives its
+exact gradient. Both compute in float32 whatever the weights' dtype, and no state crosses from one sequence to the next.
+
+Before it, q, k and v pass through a convolution over the last few tokens, each channel for itself; the last tokens' inputs
+are its state, the `tail`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .config import DeltaConfig, ModelConfig
+from .elementwise import at_least_float32, silu
+from .trees import Trees
+
+CHUNK = 64
+LENGTH_EPS = 1e-6  # beside the squared length of q and k
+
+
+class DeltaState(NamedTuple):
+    """What a layer knows of the tokens before: tail [B, C, kernel - 1], inputs of the convolution; memory float32
+    [B, Hv, K, V]. B sequences."""
+
+    tail: Tensor
+    memory: Tensor
+
+
+class DeltaInputs(NamedTuple):
+    """One layer's tokens [..., T]: mixed [..., C], q, k and v before the convolution; decay g and beta, float32 [..., Hv]; the
+    convolution's weight [C, 1, kernel]."""
+
+    mixed: Tensor
+    decay: Tensor
+    beta: Tensor
+    kernel: Tensor
+    config: DeltaConfig
+
+
+Recur = Callable[[int, DeltaInputs], Tensor]  # (layer, inputs) -> the rule's output, float32 [..., Hv, V]
+
+
+class DeltaRule(nn.Module):
+    """One layer's mixer. The inputs' product makes q, k, v, the output's gate z, beta's b and the decay's a, in this order."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.delta is not None
+        c = self.config = config.delta
+        self.norm_eps = config.norm_eps
+        self.sizes = (sum(c.widths), c.widths[2], c.value_heads, c.value_heads)
+        self.inputs = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
+        self.kernel = nn.Parameter(torch.empty(sum(c.widths), 1, c.kernel))
+        self.log_rate = nn.Parameter(torch.empty(c.value_heads))  # A_log
+        self.rate_bias = nn.Parameter(torch.empty(c.value_heads))  # dt_bias
+        self.norm = nn.Parameter(torch.empty(c.value_dim))
+        self.out = nn.Linear(c.widths[2], config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, recur: Recur, layer: int) -> Tensor:
+        """x [..., H] -> [..., H]."""
+        mixed, z, b, a = self.inputs(x).split(self.sizes, dim=-1)
+        rate = at_least_float32(self.log_rate).exp()
+        decay = -rate * F.softplus(at_least_float32(a) + at_least_float32(self.rate_bias))
+        beta = at_least_float32(b).sigmoid()
+        found = recur(layer, DeltaInputs(mixed, decay, beta, self.kernel, self.config))
+        normed = F.rms_norm(found, found.shape[-1:], None, self.norm_eps).to(z.dtype) * self.norm
+        return self.out((normed.flatten(-2) * silu(at_least_float32(z))).to(z.dtype))
+
+
+def causal_recurrence(layer: int, inputs: DeltaInputs) -> Tensor:
+    """The rule over sequences side by side, mixed [B, T, C], each from an empty state."""
+    return run_sequence(inputs, empty_state(inputs))[0]
+
+
+def tree_recurrence(trees: Trees) -> Recur:
+    """`recur` of Transformer.forward for packed rows, mixed [N, C]: each root from an empty state, each branch from the
+    one that its root left, which is computed once. Sequences of about the same length run together."""
+
+    def recur(layer: int, inputs: DeltaInputs) -> Tensor:
+        forks = len(trees.branches)
+        found, states = run_slices(inputs, trees.of_roots, None, forks)
+        branches = [branch for of_root in trees.of_branches for branch in of_root]
+        if branches:
+            roots = [root for root, of_root in enumerate(trees.branches) for _ in of_root]
+            found += run_slices(inputs, branches, [states[root] for root in roots], 0)[0]
+        return torch.cat(found)
+
+    return recur
+
+
+def run_slices(
+    inputs: DeltaInputs, rows: list[slice], states: list[DeltaState] | None, kept: int
+) -> tuple[list[Tensor], list[DeltaState]]:
+    """The sequences that are these rows of `inputs`, from states (of one sequence each; None: empty ones): the output of each,
+    and the states after the first `kept`."""
+    together: dict[int, list[int]] = {}
+    for i, part in enumerate(rows):  # so that at most half of what is computed is padding
+        together.setdefault((-(-(part.stop - part.start) // CHUNK) - 1).bit_length(), []).append(i)
+    outputs, ends = [Tensor()] * len(rows), [DeltaState(Tensor(), Tensor())] * kept
+    for members in together.values():
+        lengths = [rows[i].stop - rows[i].start for i in members]
+        mixed, decay, beta = (pad_sequence([of[rows[i]] for i in members], batch_first=True) for of in inputs[:3])
+        batch = DeltaInputs(mixed, decay, beta, inputs.kernel, inputs.config)
+        start = empty_state(batch)
+        if states is not None:
+            start = DeltaState(*(torch.cat(of) for of in zip(*(states[i] for i in members))))
+        out, state = run_sequence(batch, start, lengths)
+        for b, i in enumerate(members):
+            outputs[i] = out[b, : lengths[b]]
+            if i < kept:
+                ends[i] = DeltaState(*(of[b : b + 1] for of in state))
+    return outputs, ends
+
+
+def empty_state(inputs: DeltaInputs) -> DeltaState:
+    """The state before the first token of B sequences."""
+    c, batch, dtype = inputs.config, len(inputs.mixed), inputs.decay.dtype
+    tail = inputs.mixed.new_zeros(batch, inputs.mixed.shape[-1], c.kernel - 1)
+    return DeltaState(tail, inputs.decay.new_zeros(batch, c.value_heads, c.key_dim, c.value_dim, dtype=dtype))
+
+
+def run_sequence(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | None = None) -> tuple[Tensor, DeltaState]:
+    """B sequences of T tokens from a state: the output float32 [B, T, Hv, V], and the state after the last. lengths: of the
+    sequences, where some are padded on the right with zeros."""
+    c, tail = inputs.config, state.tail
+    fed = torch.cat((tail, inputs.mixed.transpose(1, 2)), dim=2)  # [B, C, kernel - 1 + T]
+    convolved = F.conv1d(at_least_float32(fed), at_least_float32(inputs.kernel), groups=fed.shape[1])
+    q, k, v = split_heads(F.silu(convolved).transpose(1, 2), c)
+    # Padding has beta 0 and does not fade, so it leaves the memory as it was.
+    out, memory = chunked(q, k, v, inputs.decay, inputs.beta, state.memory)
+    ends = lengths or [inputs.mixed.shape[1]] * len(fed)
+    tail = torch.stack([of_row[:, end : end + c.kernel - 1] for of_row, end in zip(fed, ends)])
+    return out, DeltaState(tail, memory)
+
+
+def run_token(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:
+    """One token of each of R sequences, mixed [R, C]: the output float32 [R, Hv, V] and the states after it. A row's
+    bits do not depend on the others: nothing but products and sums number by number, and sums in one fixed order."""
+    c = inputs.config
+    fed = torch.cat((state.tail, inputs.mixed[..., None]), dim=2)  # [R, C, kernel]
+    taps = zip(at_least_float32(fed).unbind(2), at_least_float32(inputs.kernel[:, 0]).unbind(1))
+    convolved = sum((x * w for x, w in taps), start=inputs.decay.new_zeros(()))
+    q, k, v = split_heads(silu(convolved), c)
+    out, memory = recurrent_step(q, k, v, inputs.decay, inputs.beta, state.memory)
+    return out, DeltaState(fed[..., 1:], memory)
+
+
+def split_heads(x: Tensor, c: DeltaConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k [..., Hv, K] and v [..., Hv, V] of x [..., C]: q and k scaled to length 1, those of a key head
+    repeated for each of its value heads, q divided by sqrt(K)."""
+    q, k, v = x.split(c.widths, dim=-1)
+    q, k = (part.unflatten(-1, (c.key_heads, c.key_dim)) for part in (q, k))
+    q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + LENGTH_EPS) for part in (q, k))
+    repeats = c.value_heads // c.key_heads
+    q, k = (part.repeat_interleave(repeats, dim=-2) for part in (q * c.key_dim**-0.5, k))
+    return q, k, v.unflatten(-1, (c.value_heads, c.value_dim))
+
+
+def recurrent_step(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k [R, Hv, K], v [R, Hv, V], decay and beta [R, Hv], memory [R, Hv, K, V]. Returns the output
+    [R, Hv, V] and the new memory."""
+    memory = memory * decay.exp()[..., None, None]
+    correction = (v - (memory * k[..., None]).sum(-2)) * beta[..., None]
+    memory = memory + k[..., None] * correction[..., None, :]
+    return (memory * q[..., None]).sum(-2), memory
+
+
+def recurrent(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: q, k [B, T, Hv, K], v [B, T, Hv, V], decay and beta [B, T, Hv], a token at a time."""
+    outputs = []
+    for t in range(q.shape[1]):
+        out, memory = recurrent_step(q[:, t], k[:, t], v[:, t], decay[:, t], beta[:, t], memory)
+        outputs.append(out)
+    return torch.stack(outputs, dim=1), memory
+
+
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """What `recurrent` computes, `chunk` tokens at a time (arXiv 2406.06484, section 3, with the decays of 2412.06464).
+
+    Within a chunk, token i's correction u_i depends on those before it: u_i = beta_i (v_i - k_i^T S_i), where S_i is the
+    memory M at the chunk's start, faded, and what tokens j < i have added. That is a triangular system, (1 + L) U = beta V -
+    beta K' M with L_ij = beta_i exp(G_i - G_j) k_i k_j for j < i, G the sum of decays since the start and K' the keys faded
+    by exp(G). It is solved for all chunks at once; the walk over chunks that follows only multiplies.
+    """
+    length, padding = q.shape[1], -q.shape[1] % chunk
+    # Tokens of padding have beta 0 and do not fade: they change neither the memory nor an output before them.
+    q, k, v, decay, beta = (
+        F.pad(part, (0, 0) * (part.ndim - 2) + (0, padding)).unflatten(1, (-1, chunk)).transpose(2, 3)
+        for part in (q, k, v, decay, beta)
+    )  # [B, chunks, Hv, chunk, ...]
+    total = decay.cumsum(-1)
+    # exp of a positive difference could overflow, so what is above the diagonal is masked before.
+    later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
+    fading = (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
+    faded = total.exp()[..., None]
+    weighted = k * beta[..., None]
+    system = (weighted @ k.mT * fading).tril(-1)
+    right = torch.cat((v * beta[..., None], weighted * faded), dim=-1)
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    values, keys = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
+    within, across = q @ k.mT * fading, q * faded
+    kept = k * (total[..., -1:] - total).exp()[..., None]
+    outputs = []
+    for i in range(q.shape[1]):
+        correction = values[:, i] - keys[:, i] @ memory
+        outputs.append(across[:, i] @ memory + within[:, i] @ correction)
+        memory = memory * total[:, i, :, -1:, None].exp() + kept[:, i].mT @ correction
+    return torch.stack(outputs, dim=1).transpose(2, 3).flatten(1, 2)[:, :length], memory

@@ -1,0 +1,79 @@
+"""A mixture of experts in place of the MLP: a router chooses a few of many small gated MLPs for each token.
+
+Tokens are sorted by expert, so that each expert multiplies its own rows once: torch's grouped product on a GPU, a loop over
+the experts that were chosen on a CPU. In a decode step the rollout engine cuts an expert's rows into blocks of fixed sizes
+(rollout/row_bits.py), so a token's bits do not depend on who else was sent there; on a GPU that rests on the grouped
+product, which is not tested there. Left out on purpose: the auxiliary loss (an update here moves a trained model a little, and
+the router is frozen unless asked for), capacity limits (no token is ever dropped) and noise.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .elementwise import at_least_float32, silu
+
+
+class GroupedLinear(nn.Linear):
+    """As many linear maps as there are groups, their rows stacked: weight [G out, in]. forward takes rows sorted by group
+    and how many each group has."""
+
+    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, groups * outputs, bias=False)
+        self.groups = groups
+
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        assert counts is not None
+        return grouped_product(x, self.weight, counts)
+
+
+class Experts(nn.Module):
+    """The experts of one layer, and where the family has one, a shared expert that computes every token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.experts is not None
+        c = self.config = config.experts
+        hidden = config.hidden_size
+        self.router = nn.Linear(hidden, c.count, bias=False)
+        self.gate_up = GroupedLinear(c.count, hidden, 2 * c.ffn_size)
+        self.down = GroupedLinear(c.count, c.ffn_size, hidden)
+        if c.shared_size:
+            self.shared_router = nn.Linear(hidden, 1, bias=False)
+            self.shared_gate_up = nn.Linear(hidden, 2 * c.shared_size, bias=False)
+            self.shared_down = nn.Linear(c.shared_size, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of the chosen experts' outputs, weighted, of x [..., H]."""
+        flat = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.choose(flat)
+        order = chosen.flatten().argsort(stable=True)  # a place for each pair of token and expert, by expert
+        # bincount would wait for the device to learn the largest number.
+        counts = order.new_zeros(self.router.out_features).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
+        gate, up = self.gate_up(flat[order // chosen.shape[1]], counts).chunk(2, dim=-1)
+        found = self.down(silu(gate) * up, counts)
+        found = found[order.argsort()].view(*chosen.shape, -1)  # back beside their token, [N, chosen, H]
+        out = (found * weights[..., None]).sum(1)
+        if self.config.shared_size:
+            gate, up = self.shared_gate_up(flat).chunk(2, dim=-1)
+            out = out + self.shared_router(flat).sigmoid() * self.shared_down(silu(gate) * up)
+        return out.view(x.shape)
+
+    def choose(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights [N, chosen] and the numbers, int64, of the experts of tokens [N, H]."""
+        logits = self.router(flat)
+        weights, chosen = at_least_float32(logits).softmax(-1).topk(self.config.chosen)
+        if self.config.normalised:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(logits.dtype), chosen
+
+
+def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """x_g weight_g^T for each group g of rows: x [N, in] sorted by group, weight [G out, in], counts int64 [G]. [N, out]."""
+    matrices = weight.view(len(counts), -1, weight.shape[1])
+    if x.is_cuda and x.dtype == torch.bfloat16:  # the one dtype that it takes
+        return F.grouped_mm(x, matrices.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+    # One unbind: its gradient is stacked once, where slices would each fill a gradient of all groups.
+    parts = zip(x.split(counts.tolist()), matrices.unbind())
+    return torch.cat([F.linear(part, matrix) for part, matrix in parts if len(part)])
