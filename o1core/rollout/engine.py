@@ -45,8 +45,7 @@ from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
 from .row import Read, Row
 from .row_bits import GPU_ROWS, BatchSizes, Product, expert_sizes, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
-from .states import state_bytes
-from .states import DeltaStates
+from .states import DeltaStates, state_bytes
 
 log = logging.getLogger(__name__)
 
