@@ -25,6 +25,7 @@ import torch
 from ..distributed import Offload, file_numbers
 from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import ModelConfig, gets_adapters, layer_of, layout
+from ..model.checkpoint import SHARD_BYTES
 from ..recipe import OptimiserSettings, Recipe
 from ..rollout import CacheKind, cache_bytes, cache_kind, page_bytes, pages_of
 from ..rollout.row_bits import CPU_ROWS, GPU_ROWS, TESTED_OUTPUTS, worth_packing
@@ -150,7 +151,7 @@ def footprint(
         Phase("update", held | update(c, w, machine, micro_tokens) | beside),
     ]
     if written:
-        exported = merged(c) if w.recipe.optimiser.lora_rank is not None else {}
+        exported = {"merged matrices": min(merged(c), SHARD_BYTES) if w.recipe.optimiser.lora_rank is not None else 0}
         found.append(Phase("save", held | max(written, exported, key=lambda parts: sum(parts.values()))))
     return tuple(found)
 
@@ -222,9 +223,9 @@ def matrices(c: ModelConfig) -> int:
     return sum(numbers for numbers, _ in projections(c).values())
 
 
-def merged(c: ModelConfig) -> dict[str, int]:
-    """What adapters are merged into, to sample and to export them."""
-    return {"merged matrices": c.dtype.itemsize * matrices(c)}
+def merged(c: ModelConfig) -> int:
+    """Bytes of what adapters are merged into, to sample; they are exported a file at a time."""
+    return c.dtype.itemsize * matrices(c)
 
 
 @cache
@@ -326,7 +327,7 @@ def sampling(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: i
         "logits": rows * c.vocab_size * logit + copies,
     }
     if w.recipe.optimiser.lora_rank is not None and w.trains and w.recipe.sampling.rounds > 1 and machine.ranks == 1:
-        parts |= merged(c)
+        parts["merged matrices"] = merged(c)
     if worth_packing(size * sum(sizes(c).values()), c.dtype, not machine.cuda):
         parts["packed matrices"] = size * (matrices(c) + c.vocab_size * c.hidden_size)
     return parts
