@@ -135,18 +135,22 @@ class Policy:
         stream = self.engine.stream_dealt([prompt + begin for prompt in prompts], sampled)
         with keep_large_tensors(), grader, bar, closing(stream):
 
+            def show() -> None:
+                right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
+                bar.set_postfix_str(f"{seen['tokens'] / seen['sampled']:.0f} tokens{right}", refresh=False)
+
             def flush() -> None:
                 groups = self.grade(grader, pending)
                 verdicts = [s.correct for group in groups for s in group.samples]
                 seen.update(graded=len(verdicts), right=sum(verdicts))
+                show()
                 store.add(groups)
                 pending.clear()
 
             for i, completions in stream:
                 pending.append((todo[i], prompts[i], [begun_with(begin, c) for c in completions]))
                 seen.update(sampled=params.n, tokens=sum(len(begin) + len(c.ids) for c in completions))
-                right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
-                bar.set_postfix_str(f"{seen['tokens'] / seen['sampled']:.0f} tokens{right}", refresh=False)
+                show()
                 bar.update(params.n)
                 if len(pending) * params.n >= SHARD_COMPLETIONS or time.monotonic() - written > SHARD_SECONDS:
                     flush()

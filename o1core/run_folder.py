@@ -202,7 +202,11 @@ class RunFolder:
         origin: what else settings.json keeps, of where the model and the problems came from."""
 
         def act() -> None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"--out: {self.path} cannot be made ({reason}); name another folder") from None
             self.acquire()
             if self.killed is not None:
                 log.warning(

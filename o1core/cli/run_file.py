@@ -50,6 +50,8 @@ def flags_in(path: Path, actions: Mapping[str, argparse.Action]) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; what stands after the command is a run file, YAML or JSON")
     with open_regular(path) as file:
         raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:

@@ -76,13 +76,35 @@ _POWER = re.compile(r"\^\s*(-\s*\d+|\d{2,})(?![\d.])")
 _SPACED = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")  # 1 000
 _STAR_POWER = re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({\\-])")
 _DOUBLE_SIGN = re.compile(r"\+\s*-\s*")
-_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
-_TEX_BLANK = re.compile(r"(?<!\\)(?:\\ |~)")
-_ORNAMENT = re.compile(r"\\(?:checkmark|blacksquare|hfill)(?![A-Za-z])|\\h?phantom\{[^{}]*\}")
-_UNDERLINED = re.compile(r"\\underline\s*\{([^{}]*)\}")
-_ROW_END = re.compile(r"\\\\\s*(?:\[[\d.]+\s*(?:ex|em|pt|mm)\]|(?=\\end))")
-_ASCII_RELATION = re.compile(r"(?<![<=>])([<>])=(?![=>])")
+_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(  # in this order
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"(?<!\\)\\[()\[\]]", ""),  # \( and \[
+        (r"(?<!\\)(?:\\ |~)", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:checkmark|blacksquare|hfill)(?![A-Za-z])|\\h?phantom\{[^{}]*\}", ""),
+        (r"\\underline\s*\{([^{}]*)\}", r"\1"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\\\\\s*(?=\\end)", ""),  # after a matrix's last row
+        (r"\\\\\s*\[[\d.]+\s*(?:ex|em|pt|mm)\]", r"\\\\ "),
+        (r"(?<![<=>])<=(?![=>])", r"\\le "),
+        (r"(?<![<=>])>=(?![=>])", r"\\ge "),
+        (r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)squared\b\s*\}?", r"\1^2"),
+        (r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)cubed\b\s*\}?", r"\1^3"),
+        (  # math-verify takes the degrees of a sine for a power
+            r"(\\(?:sin|cos|tan|sec|csc|cot))\s*[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[)}]?",
+            r"\1(\\frac{\2\\pi}{180})",
+        ),
+        (r"(?<![A-Za-z\\])log(10|2)(?=\s*\()", r"\\log_{\1}"),
+        (r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}"),
+    )
+)
+_COMPLEX = re.compile(  # Python's
+    r"\(?-?[\d.]+\s*[-+]\s*[\d.]+j\)?"
+)
+_SLASHED = re.compile(r"(?<![\d.}/])(\d+)\s?/\s?(\d+)\s+(?=\\(?:pi|sqrt)(?![A-Za-z]))")
 _GROUPS_OF_OTHERS = re.compile(
     r"(-?\d{1,3}(?:\.\d{3}){2,}|-?\d{1,3}(?:\.\d{3})+(?=,\d{1,2}$)|-?\d{1,2}(?:,\d{2})+,\d{3}|-?\d{1,3}(?:_\d{3}){2,})(,\d{1,2})?"
 )
@@ -93,11 +115,6 @@ _ALL_REALS = re.compile(
     r"(?:\\text\{)?\s*(?:(?:the\s+set\s+of\s+)?all\s+real(?:s|\s+numbers?)|any\s+real\s+number|(?:all\s+)?real\s+numbers)\s*\}?",
     re.IGNORECASE,
 )
-_SQUARED = re.compile(r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)(squared|cubed)\b\s*\}?")
-_LOG_BASE = re.compile(r"(?<![A-Za-z\\])log(10|2)(?=\s*\()")
-_CHOOSE = re.compile(r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)")
-_SLASHED = re.compile(r"(?<![\d.}/])(\d+)\s?/\s?(\d+)\s+(?=\\(?:pi|sqrt)(?![A-Za-z]))")
-_PYTHON_COMPLEX = re.compile(r"(\(?-?[\d.]*\s*[-+]?\s*[\d.]+)j(\)?)")
 
 
 def plain_spelling(text: str) -> str:
@@ -105,18 +122,16 @@ def plain_spelling(text: str) -> str:
     2\sqrt{3}), decimals for e-notation, fractions for repeating decimals. TeX that is fine already stays as it is."""
     if not text.isascii():
         text = _from_unicode(text)
-    text = _FRACTION.sub(r"\\frac", _TEX_BLANK.sub(" ", _DELIMITERS.sub("", text))).strip()
-    text = _ALL_REALS.sub(r"\\mathbb{R}", text) if "real" in text.lower() and _ALL_REALS.fullmatch(text) else text
-    if "\\" in text:
-        text = _UNDERLINED.sub(r"\1", _ORNAMENT.sub("", text)).replace(r"\varnothing", r"\emptyset")
-        text = _ROW_END.sub(lambda m: "" if m[0].count("[") == 0 else r"\\ ", text)
-        text = re.sub(r"\\langle(?![A-Za-z])", "(", re.sub(r"\\rangle(?![A-Za-z])", ")", text))
+    text = text.strip()
+    if _COMPLEX.fullmatch(text):
+        text = text.replace("j", "i")
+    if _ALL_REALS.fullmatch(text):
+        text = r"\mathbb{R}"
+    for pattern, new in _REWRITES:
+        text = pattern.sub(new, text)
+    text = text.strip()
     if text[:1] == "]" or text[-1:] == "[":
         text = _OUTWARD.sub(_inward, text)
-    text = _PYTHON_COMPLEX.sub(r"\1i\2", text) if _PYTHON_COMPLEX.fullmatch(text) else text
-    text = _ASCII_RELATION.sub(lambda m: r"\le " if m[1] == "<" else r"\ge ", text)
-    text = _SQUARED.sub(lambda m: f"{m[1]}^{2 if m[2] == 'squared' else 3}", text)
-    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _LOG_BASE.sub(r"\\log_{\1}", text))
     text = _ROMAN.sub(lambda m: m[1] or m[2] or "i", text)
     text = _IMAGINARY.sub(" i", _STAR_POWER.sub("^", text))  # math-verify takes the i of "3i" for a name
     text = _SLASHED.sub(r"\\frac{\1}{\2}", _functions(text))

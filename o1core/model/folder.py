@@ -50,7 +50,11 @@ def need_file(folder: Path, name: str, anywhere: bool = False) -> Path:
     """The same, where the file must be there."""
     path = checkpoint_file(folder, name, anywhere)
     if path is None:
-        hint = "" if folder.is_dir() else "; give a Hugging Face folder, or a name on the hub such as Qwen/Qwen3-0.6B"
+        hint = (
+            "; fetch it, or name the folder that holds it"
+            if folder.is_dir()
+            else "; give a Hugging Face folder, or a name on the hub such as Qwen/Qwen3-0.6B"
+        )
         raise UserError(f"{folder / name}: no such file{hint}")
     return path
 

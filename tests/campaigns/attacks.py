@@ -26,6 +26,7 @@ from o1core.grading import Attempt, Grader
 from o1core.model import tokenizer
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
+from o1core.runs import session
 from o1core.training import read_log
 
 from .fuzz_cli import quietly, stopped_run
@@ -377,6 +378,17 @@ def threads_that_spin(folder: Path) -> str:
     return "ok" if status == 0 and passive else f"bad: status {status}, told {errors[-300:]!r}"
 
 
+def memory_that_an_evaluation_lacks(folder: Path) -> str:
+    """`eval` and `sample` are refused like `prune` before they load what does not fit, and leave nothing behind."""
+    command = [*problems_of(folder, "What is 2 + 3?")[1:], "--out", str(folder / "run")]
+    with mock.patch.object(session, "free_memory", lambda device: 1 << 20):
+        for name in ("eval", "sample"):
+            verdict = outcome([name, *command])
+            if verdict != "refused" or (folder / "run" / "settings.json").exists():
+                return f"bad: {name}: {verdict}"
+    return "ok"
+
+
 def template_that_fails_when_rendered(folder: Path) -> str:
     """Prompts are rendered before a folder is claimed: nothing is left behind, and the corrected checkpoint runs."""
     command = [*problems_of(folder, "What is 2 + 3?"), "--out", str(folder / "run")]
@@ -412,6 +424,7 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
         verdicts_under_load,
         template_that_asks_the_clock,
         threads_that_spin,
+        memory_that_an_evaluation_lacks,
         template_that_fails_when_rendered,
     )
 }

@@ -251,6 +251,7 @@ def test_model_text_cannot_drive_the_terminal(evaluated, tmp_path, capsys):
         (["plan", "--model", "somewhere"], "somewhere/config.json: no such file; give a"),
         (["sample", "--out", "file"], "--out: file is a file"),
         (["eval", "--out", "file/below"], "--out: file is a file"),
+        (["prune", "run.yml"], "run.yml: no such file; what stands after the command is a run file"),
         (["prune", "--lora-rank", "4", "--train-last-layers", "99"], "--train-last-layers: 99 of the model's 5 layers"),
         (["train", "--lora-rank", "999"], "--lora-rank: 999 is above the model's hidden size"),
         (["train", "--lora-alpha", "64"], "--lora-alpha: scales adapters, and there are none; add --lora-rank"),

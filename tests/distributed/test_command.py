@@ -15,6 +15,7 @@ from torch.distributed.run import get_args_parser
 from o1core.cli.entry import parser
 from tests.distributed.launched import Torchrun
 from tests.distributed.worlds import run_commands
+from tests.hub import serve
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -93,10 +94,15 @@ def test_rollouts_that_one_rank_cannot_write_end_all(flags, tmp_path):
     assert [path.name for path in run.glob("*state-*")] == ["state-000000-00"]
 
 
-def test_a_rank_that_hangs_is_named_by_the_one_that_waits(flags, tmp_path):
-    arguments = ["prune", *flags, "--timeout", "2", "--out", str(tmp_path / "run")]
-    torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], arguments)
-    torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+def test_a_rank_that_hangs_is_named_by_the_one_that_waits(flags, tmp_path, monkeypatch):
+    """The model is one of the hub's, which rank 0 alone downloads."""
+    arguments = ["prune", *flags, "--model", "a/model", "--timeout", "2", "--out", str(tmp_path / "run")]
+    with serve({"a/model": Path(flags[1])}) as hub:
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}.items():
+            monkeypatch.setenv(name, value)
+        torchrun = Torchrun(tmp_path / "torchrun", ["--nproc-per-node", "2"], arguments)
+        torchrun.until(lambda: "sample, round 1 of 1" in torchrun.told())
+    assert "model.safetensors" in hub.downloaded() and len(set(hub.downloaded())) == len(hub.downloaded())
     torchrun.signal(1, signal.SIGSTOP)
     torchrun.until(lambda: "o1core: error: " in torchrun.told())
     torchrun.signal(1, signal.SIGKILL)  # torchrun itself would wait 30 s before it did

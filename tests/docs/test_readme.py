@@ -111,7 +111,7 @@ def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not link.startswith("https://"):
             path, _, heading = link.partition("#")
-            target = page.parent / path
+            target = page.parent / path if path else page
             assert target.exists(), link
             titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if heading else []
             assert not heading or heading in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}

@@ -19,8 +19,8 @@ LABELS = {
     "lambda 0": "without correctness (lambda 0)",
     "sft": "SFT on the two shortest right samples",
     "sft x 2": "SFT, two rounds",
-    "paper": "paper",
-    "official": "official code",
+    "paper": "the paper's schedule: one round, 6 steps",
+    "official": "the official code's schedule: 6 steps",
 }
 
 

@@ -174,7 +174,7 @@ def test_save_is_load_to_the_bit(made, name, tmp_path):
 TREES = Trees((70, 1, 3, 64), ((65, 1, 3), (63, 129)))
 
 
-@pytest.mark.parametrize("name", [n for n in SHAPES if "with experts" in n or n == "hybrid"])
+@pytest.mark.parametrize("name", ["hybrid with experts"])
 def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
     """Prompts with their completions and sequences of their own, end to end, in float64."""
     model = o1core.model.load(made(name)[0], torch.float64)[0]
@@ -182,6 +182,8 @@ def test_packed_rows_are_every_sequence_alone_with_its_gradient(made, name):
     direction = torch.randn(TREES.rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = model.packed(ids, TREES)
     mine = torch.autograd.grad((found * direction).sum(), parameters)
+    again = torch.autograd.grad((model.packed(ids, TREES, recompute=True) * direction).sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(mine, again))
     alone = [model.hidden(ids[None, root])[0] for root in TREES.of_roots]
     for root, branches in zip(TREES.of_roots, TREES.of_branches):
         for branch in branches:

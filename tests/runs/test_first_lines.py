@@ -26,7 +26,8 @@ def test_a_run_says_what_it_does_and_counts_its_phases_and_seconds(flags, tmp_pa
         *(f"{2 * n + at}/6 {what}, round {n} of 2" for n in (1, 2) for at, what in ((0, "sample"), (1, "train"))),
         "6/6 evaluate the pruned",
     ]
-    assert re.search(r"6/6 evaluate.*\d tokens", bars) and re.search(r"3/6 train.*reward -?[\d.]+, \d+ tokens", bars)
+    assert re.search(r"6/6 evaluate.*\d tokens, \d+% right", bars)
+    assert re.search(r"3/6 train.*reward -?[\d.]+, \d+ tokens", bars)
 
 
 def test_seconds_add_up_over_processes_that_ended_and_that_were_killed(tmp_path, monkeypatch):
