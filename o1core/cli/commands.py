@@ -1,6 +1,7 @@
 """What each command does with its parsed flags: open what they name, call one function, print what it returns."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ from ..runs import (
     Machine,
     Resources,
     Sources,
+    Workload,
     choose_threads,
     count_weights,
     open_evaluation,
@@ -118,6 +120,11 @@ def open_device(args: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
 
 
+def weights_of(checkpoint: Path) -> int:
+    """How many weights a checkpoint has, by its config.json."""
+    return count_weights(read_config(checkpoint), OptimiserSettings()).trained
+
+
 def open_resources(args: argparse.Namespace, device: torch.device) -> Resources:
     tracker = getattr(args, "tracker", None)
     return Resources(device, slots_of(args), tracker, team_of(args.tensor_parallel), args.offload)
@@ -134,7 +141,9 @@ def open_alone(args: argparse.Namespace) -> Resources:
     """The resources of a command that many processes cannot share."""
     if processes_asked() > 1:
         raise UserError("study: runs in one process; start it without torchrun")
-    return open_resources(args, open_device(args))
+    device = open_device(args)
+    choose_threads(weights_of(args.checkpoint or EMBEDDED), device)
+    return open_resources(args, device)
 
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
@@ -258,8 +267,9 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
     print(one_line(about), file=sys.stderr)
 
 
-def what_runs(args: argparse.Namespace, job: Job, weights: int) -> str:
+def what_runs(args: argparse.Namespace, job: Job) -> str:
     """The first line of a run: "Prune tiny-o1 (1 M) on 96 problems x 16 samples, 2 rounds, method o1-pruner; evaluate 300"."""
+    weights = weights_of(job.model)
     size = f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{max(1, round(weights / 1e6))} M"
     recipe, tests = job.recipe, sum(map(len, job.tests.values()))
     each = f" x {recipe.evaluation.samples} samples" if recipe.evaluation.samples > 1 else ""
@@ -294,9 +304,8 @@ def on_a_job(
             resources = on_all_ranks("the resources", lambda: open_resources(args, device))
             job = on_all_ranks("the job", lambda: open_job(args, resolve(args)))
             check_same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
-            weights = count_weights(read_config(job.model), OptimiserSettings()).trained
-            log.info("%s", what_runs(args, job, weights))
-            choose_threads(weights, device)
+            log.info("%s", what_runs(args, job))
+            choose_threads(weights_of(job.model), device)
             work(args, job, RunFolder(folder_of(args)), resources)
 
     return run
@@ -414,10 +423,9 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
-    memory = int(args.gpu_memory * (1 << 30))
-    planned = plan_run(config, recipe, dtype, memory, machine, slots_of(args))
-    table = plan_table(config, planned, dtype)
+    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload, int(args.gpu_memory * (1 << 30)))
+    planned = plan_run(dataclasses.replace(config, dtype=dtype), Workload.of(recipe), machine, slots_of(args))
+    table = plan_table(planned)
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
