@@ -41,13 +41,13 @@ from .model import (
     merged_weights,
     read_config,
 )
-from .recipe import OptimiserSettings, Recipe
+from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
 from .rollout import (
     Engine,
     RolloutFolder,
     SamplingParams,
     folder_or_temporary,
-    keep_large_blocks,
+    keep_large_tensors,
     problems_held,
     write_samples,
 )
@@ -81,7 +81,7 @@ class Policy:
     longest: int
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
-    micro_tokens: int = 16384  # of a forward pass for reference log-probs
+    micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
     reference_by: str = "trainer"  # or "sampler": whose they are
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
@@ -135,7 +135,7 @@ class Policy:
         bar = tqdm(total=total * params.n, initial=done, desc=store.label, unit="sample")
         grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
         stream = self.engine.stream_dealt([prompt + begin for prompt in prompts], sampled)
-        with keep_large_blocks(), grader, bar, closing(stream):
+        with keep_large_tensors(), grader, bar, closing(stream):
 
             def show() -> None:
                 right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
@@ -296,7 +296,7 @@ class Trainer:
             None if isinstance(optimiser, str) else optimiser,
         )
         policy.trained, policy.sampling = model, self.sampling
-        policy.micro_tokens, policy.reference_by = recipe.execution.micro_tokens, recipe.objective.reference
+        policy.micro_tokens, policy.reference_by = self.updater.micro_tokens, recipe.objective.reference
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.
