@@ -209,11 +209,19 @@ def name_at_right(
     heights = spread_out([y for _, y in points], (high - low) / 14, low + (high - low) / 40, high - (high - low) / 40)
     for i, (point, height, name) in enumerate(zip(points, heights, names)):
         if looks:
+            axes.spines["right"].set_visible(True)  # the axes end here, and no mark beyond it is a point
             axes.plot([1.05], [height], transform=at_height, clip_on=False, markersize=5.5, linestyle="", **looks[i])
         arrow = None if looks else {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 0}
         place = (1.09 if looks else 1.03, height)
         axes.annotate(short(name), point, place, textcoords=at_height, va="center", fontsize=9, arrowprops=arrow)
     axes.set_ylim(low, high)
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Ticks at whole numbers alone: there is no half step, and no half a sample."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
 def key_below(axes: Axes, columns: int) -> None:

@@ -232,7 +232,7 @@ class DialResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-Result = RunResult | StudyResult | DisharmonyResult
+Result = RunResult | StudyResult | DisharmonyResult | Evaluation
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -251,7 +251,7 @@ def read_dial(path: Path) -> DialResult:
 
 
 def read_result(folder: Path) -> Result:
-    """The checked result.json of a run or a study. Raises UserError where the folder is neither."""
+    """The checked result.json of a run, a study or one evaluation. Raises UserError where the folder is none of them."""
     path = folder / "result.json"
     if not path.exists():
         raise UserError(
@@ -259,6 +259,8 @@ def read_result(folder: Path) -> Result:
         )
     found = read_record(path)
     study = found.get("study")
+    if study is None and "accuracy" in found and "base" not in found:
+        return read_evaluation(path)
     if study is None and "base" not in found:
         raise UserError(
             f"{folder}: is not a run or a study; `o1core prune --out RUN` or `o1core study ... --out RUN` makes one"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from ..charts import (
     look_of,
     name_at_right,
     short,
+    whole_numbers,
     write_png,
 )
 from ..errors import UserError
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS, FEW_POINTS, MOST_ROWS = 300, 24, 40  # of a training curve, of one among several, and of its numbers
 BARS, QUARTERS = 24, 4
+FEW_ROUNDS = 4  # so many are named in a chart
 LOST = SERIES[1]  # the colour of what got worse
 MOST_MARKS = 2000  # problems drawn one by one: more would hide each other, and make the page heavy
 LEARNING = "Length of what is trained on"
@@ -120,11 +123,36 @@ def mark_mean(axes: Axes, name: str, mean: float, height: float, end: float, col
     )
 
 
-def accuracy_by_length(before: Answers, after: Answers) -> Chart:
-    """Accuracy of the shortest quarter of all completions, of the next, and so on."""
+def lengths_alone(answers: Answers) -> Chart:
+    """A histogram of the completions' lengths, right and wrong ones, of one evaluation."""
+    tokens, correct = answers.lengths.ravel(), answers.correct.ravel()
+    width = -(-int(tokens.max()) // BARS) or 1
+    edges = np.arange(0, int(tokens.max()) + width + 1, width)
+    right, wrong = (np.histogram(tokens[mask], edges)[0] for mask in (correct, ~correct))
+
+    def draw(axes: Axes) -> None:
+        bar = partial(axes.bar, edges[:-1], width=width, align="edge")
+        bar(right, color=PRUNED, alpha=0.45, linewidth=0, label="right")
+        bar(wrong, bottom=right, facecolor="none", edgecolor=LOST, hatch="////", label="wrong")
+        axes.set(xlabel="tokens", ylabel="completions", xlim=(0, edges[-1]))
+        axes.axvline(float(tokens.mean()), color=INK, linewidth=0.9, linestyle=DASHES[1])
+        key_below(axes, columns=2)
+
+    rows = [
+        [f"{low:.0f} to {high:.0f}", str(r), str(w)]
+        for low, high, r, w in zip(edges, edges[1:], right, wrong)
+        if r or w
+    ]
+    note = f"Mean {tokens.mean():.1f} tokens (dashed)."
+    return Chart("Length of completions", note, ["tokens", "right", "wrong"], rows, draw)
+
+
+def accuracy_by_length(before: Answers, after: Answers | None = None) -> Chart:
+    """Accuracy of the shortest quarter of all completions, of the next, and so on; of one side, or before and after."""
     lines: list[Line] = []
     rows: list[list[str]] = []
-    for name, side in (("before", before), ("after", after)):
+    sides = [("before", before), ("after", after)] if after else [("", before)]
+    for name, side in sides:
         tokens, correct = side.lengths.ravel(), side.correct.ravel()
         parts = [p for p in np.array_split(np.argsort(tokens, kind="stable"), QUARTERS) if len(p)]
         x, y = [float(tokens[p].mean()) for p in parts], [float(correct[p].mean()) for p in parts]
@@ -142,20 +170,13 @@ def accuracy_by_length(before: Answers, after: Answers) -> Chart:
 
 
 def plot_sides(axes: Axes, lines: Sequence[Line]) -> None:
-    """Two lines, before and after, each with its name at its end, the higher end's name above."""
-    higher = max(lines, key=lambda line: line.y[-1])
-    for line, colour, marker, dash in zip(lines, (BASE, PRUNED), "os", (DASHES[1], "-")):
-        axes.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash)
-        axes.annotate(
-            line.name,
-            (line.x[-1], line.y[-1]),
-            (7, 5 if line is higher else -5),
-            va="center",
-            textcoords="offset points",
-        )
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.16 * (high - low))
-    axes.margins(y=0.12)
+    """Before and after, or one side alone. Their names stand outside the axes: inside they would cover a point."""
+    looks: list[dict[str, Any]] = [{"color": BASE, "marker": "o"}, {"color": PRUNED, "marker": "s"}]
+    for line, look, dash in zip(lines, looks, (DASHES[1] if len(lines) > 1 else "-", "-")):
+        axes.plot(line.x, line.y, linestyle=dash, **look)
+    axes.margins(0.08, 0.12)
+    if len(lines) > 1:
+        name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines], looks)
 
 
 def each_problem(before: Answers, after: Answers) -> Chart:
@@ -265,12 +286,18 @@ def curves(title: str, unit: str, lines: Sequence[Line], digits: int, rounds: Se
     thin = [thinned(line, FEW_POINTS if several else MOST_POINTS) for line in lines]
 
     def draw(axes: Axes) -> None:
-        for step in rounds:
+        for number, step in enumerate(rounds, 2):
             axes.axvline(step - 0.5, color=FAINT, linewidth=0.9, zorder=0.5)
+            if len(rounds) <= FEW_ROUNDS:
+                place = (step - 0.5, 1.0)
+                at_top = axes.get_xaxis_transform()
+                axes.annotate(
+                    f"round {number}", place, (3, -2), at_top, textcoords="offset points", fontsize=8, va="top"
+                )
         for line in thin:
             plot_curve(axes, line)
         axes.set(xlabel="optimiser step, a line where a round begins" if rounds else "optimiser step", ylabel=unit)
-        axes.locator_params(axis="x", integer=True)
+        whole_numbers(axes)
         axes.margins(x=0.02, y=0.08)
         ends = [(line.x[-1], line.y[-1]) for line in thin]
         name_at_right(axes, ends, [line.name for line in thin] if several else [minus(plain(ends[0][1], digits))])

@@ -37,6 +37,24 @@ def run_table(result: RunResult) -> Table:
     return Table("Result", columns, rows, note_of(result))
 
 
+def evaluation_table(found: dict[str, Evaluation]) -> Table:
+    """One row an evaluation."""
+    columns = [Column("", label=True), Column("accuracy (95 % interval)")]
+    columns += [Column(head) for head in ("cut off", "mean tokens", "median", "problems", "completions of each")]
+    rows = [
+        [Cell(name), *evaluation_cells(e)[:-1], Cell(f"{e.problems:,}"), Cell(f"{e.samples:,}")]
+        for name, e in found.items()
+    ]
+    return Table(
+        "Evaluations", columns, rows, "Intervals are over problems (Wilson). Cut off: met the limit of tokens."
+    )
+
+
+def evaluation_headlines(e: Evaluation) -> "list[Headline]":
+    ends = span(Spread(e.accuracy, e.accuracy_low, e.accuracy_high), percent)
+    return [Headline("accuracy", percent(e.accuracy), note=ends), Headline("mean tokens", f"{e.mean_tokens:.0f}")]
+
+
 def rounds_table(log: Sequence[Mapping[str, Any]]) -> Table | None:
     """What each round sampled, by the lines of a run's log, and its gap: how far the trainer's log-probs of the sampled
     tokens were from the sampler's, in nats a token. None where nothing was trained."""

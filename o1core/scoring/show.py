@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..charts import Chart, Line, look_of, name_at_right
+from ..charts import Chart, Line, look_of, name_at_right, whole_numbers
 from ..tables import Cell, Column, Table, change, percent, points, signed, span, spread_cell, two_digits
 from ..typed_json import to_json
 from .score import Score
@@ -164,7 +164,7 @@ def line_chart(title: str, unit: str, lines: Sequence[Line]) -> Chart:
         for line in lines:
             axes.plot(line.x, line.y, markersize=4, **look_of(line.style))
         axes.set(xlabel=unit, ylabel="accuracy (%)")
-        axes.locator_params(axis="x", integer=True)
+        whole_numbers(axes)
         axes.margins(x=0.02, y=0.08)
         name_at_right(axes, [(line.x[-1], line.y[-1]) for line in lines], [line.name for line in lines])
 

@@ -19,7 +19,7 @@ def test_folders_that_are_no_run_say_what_makes_one(tmp_path, run):
         write_page([tmp_path / "nowhere"], tmp_path / "report.html")
     with pytest.raises(UserError, match=r"arithmetic: is not a run or a study; `o1core prune --out RUN`"):
         side = run / "base" / "arithmetic"
-        write_json(side / "result.json", {"accuracy": 1.0})
+        write_json(side / "result.json", {"accurate": 1.0})
         write_page([side], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 

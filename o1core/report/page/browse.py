@@ -38,21 +38,21 @@ FEWEST_WORDS, FEWEST_CHARACTERS = 4, 5  # of a clause without an equation; of an
 
 @dataclass(frozen=True)
 class Pair:
-    """A problem with its completions before and after."""
+    """A problem with its completions before and after; after is None where there is one side: a run at work, an evaluation."""
 
     problem: Problem
     before: Group
-    after: Group
+    after: Group | None
 
     @property
     def cut(self) -> float:
         """By how many tokens the problem's completions became shorter, on average."""
-        return mean_length(self.before) - mean_length(self.after)
+        return mean_length(self.before) - mean_length(self.after or self.before)
 
     @property
     def gain(self) -> float:
         """By what fraction of the completions more are right."""
-        return fraction_right(self.after) - fraction_right(self.before)
+        return fraction_right(self.after or self.before) - fraction_right(self.before)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ProblemEntry:
     before: list[CompletionEntry]
     after: list[CompletionEntry]
     before_all: SideTotal
-    after_all: SideTotal
+    after_all: SideTotal | None
 
     @property
     def characters(self) -> int:
@@ -125,7 +125,7 @@ def browser_set(label: str, pairs: list[Pair], tokenizer: Tokenizer, budget: int
             break
         entries.append(entry)
     entries.sort(key=lambda entry: -entry.cut)
-    samples = max(len(group.samples) for pair in pairs for group in (pair.before, pair.after))
+    samples = max(len(group.samples) for pair in pairs for group in (pair.before, pair.after) if group)
     return BrowserSet(clean(label), len(pairs), samples, entries)
 
 
@@ -165,9 +165,11 @@ def describe(pair: Pair, tokenizer: Tokenizer) -> ProblemEntry:
         subject=tidy(problem.subject) if problem.subject else None,
         cut=round(pair.cut, 1),
         before=[describe_completion(s, tokenizer) for s in short_to_long(pair.before, MOST_COMPLETIONS)],
-        after=[describe_completion(s, tokenizer) for s in short_to_long(pair.after, MOST_COMPLETIONS)],
+        after=[describe_completion(s, tokenizer) for s in short_to_long(pair.after, MOST_COMPLETIONS)]
+        if pair.after
+        else [],
         before_all=total(pair.before),
-        after_all=total(pair.after),
+        after_all=total(pair.after) if pair.after else None,
     )
 
 
@@ -206,7 +208,7 @@ def repeated_share(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[float, floa
         return sum(found) / len(found)
 
     measured = pairs[:MEASURED_PROBLEMS]
-    return mean_share([p.before for p in measured]), mean_share([p.after for p in measured])
+    return mean_share([p.before for p in measured]), mean_share([p.after or p.before for p in measured])
 
 
 def normal_form(clause: str) -> str:

@@ -19,21 +19,35 @@ from markupsafe import Markup
 
 from ...charts import Chart, to_svg
 from ...errors import UserError
-from ...evaluation import DisharmonyResult, Result, RunResult, StudyResult, answers_of, read_problems, read_result
+from ...evaluation import (
+    DisharmonyResult,
+    Evaluation,
+    Result,
+    RunResult,
+    StudyResult,
+    answers_of,
+    read_dial,
+    read_evaluation,
+    read_problems,
+    read_result,
+)
 from ...files import write_atomic
 from ...model import Tokenizer
 from ...rollout import read_groups
-from ...run_folder import SIDES, RunFolder
+from ...run_folder import SIDES, EvaluationFolder, RunFolder
 from ...tables import Table, minus, percent
 from ...text import clean
 from ...typed_json import to_json
-from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, training_charts
+from ..dial import dial_chart, dial_tables
+from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, lengths_alone, training_charts
 from ..samples import check_inside, logged_steps, open_tokenizer, settings_of
 from ..study_charts import disharmony_chart, study_charts
 from ..tables import (
     Headline,
     disharmony_headlines,
     disharmony_tables,
+    evaluation_headlines,
+    evaluation_table,
     rounds_table,
     run_headlines,
     run_table,
@@ -86,11 +100,12 @@ class Test:
 
 
 def write_page(runs: list[Path], out: Path) -> Path:
-    """Write the page of run folders and study folders to the file `out`; returns it.
+    """Write the page of runs, studies and evaluations to the file `out`; returns it. A run may be at work: the page has what
+    is there already.
 
-    Raises UserError where a folder is neither, or lacks what it says it has.
+    Raises UserError where a folder is none of them, or lacks what it says it has.
     """
-    sections = [section_of(folder, name, read_result(folder)) for folder, name in zip(runs, names_of(runs))]
+    sections = [section_of(folder, name) for folder, name in zip(runs, names_of(runs))]
     sources = [source for section in sections for source in section.sources]
     budget = PAGE_CHARACTERS // max(1, len(sources))
     page = render(sections, [browser_set(s.label, s.pairs, s.tokenizer, budget) for s in sources])
@@ -106,13 +121,79 @@ def names_of(runs: list[Path]) -> list[str]:
     return [f"{f.parent.name}/{f.name}" if twice else f.name for f, twice in zip(full, alike)]
 
 
-def section_of(folder: Path, name: str, result: Result) -> Section:
-    """The section of a run's or a study's folder."""
+def section_of(folder: Path, name: str) -> Section:
+    """The section of a folder: of a run, finished or at work, of a study or of an evaluation."""
+    run = RunFolder(folder)
+    if not run.result.exists() and run.settings.exists():
+        return section_at_work(run, name)
+    result: Result = read_result(folder)
+    if isinstance(result, Evaluation):
+        return evaluation_section(run, name, result)
     if isinstance(result, DisharmonyResult):
         return disharmony_section(folder, name, result)
     if isinstance(result, StudyResult):
         return study_section(folder, name, result)
-    return run_section(RunFolder(folder), name, result)
+    return run_section(run, name, result)
+
+
+def evaluation_section(run: RunFolder, name: str, result: Evaluation) -> Section:
+    """The part of the page on one evaluation: a folder of `o1core eval`, or one of those within a run."""
+    above = (run, *map(RunFolder, run.path.resolve().parents[:2]))  # RUN/base/TEST is such a folder too
+    test = read_side(EvaluationFolder(run.path), name, name, next((r for r in above if r.settings.exists()), run))
+    notes = [] if test.source else ["No rollouts are there, so no charts and no samples."]
+    sources = [test.source] if test.source else []
+    blocks = [Block("Completions", test.charts)] if test.charts else []
+    tables = [evaluation_table({name: result})]
+    return Section(name, "evaluation", evaluation_headlines(result), tables, blocks, settings_of(run), notes, sources)
+
+
+def section_at_work(run: RunFolder, name: str) -> Section:
+    """The part of the page on a run that has not come to its result: what is there so far."""
+    found: dict[str, Evaluation] = {}
+    tests: list[Test] = []
+    for side, said in zip(SIDES, ("base", "pruned")):
+        for test, folder in run.evaluations(side).items():
+            if folder.result.exists():
+                found[f"{test}, {said}"] = read_evaluation(folder.result)
+                tests.append(read_side(folder, f"{test}, {said}", f"{name}, {test}, {said}", run))
+    found |= validations(run)
+    steps, settings = logged_steps(run), run.read_settings()
+    blocks = [Block(test.name, test.charts) for test in tests if test.charts]
+    if training := training_charts({name: steps}):
+        blocks.append(Block("Training so far", training))
+    rounds = len(list(run.path.glob("round-??")))
+    headlines = [Headline("rounds begun", f"{rounds} of {settings.get('rounds')}")]
+    headlines.append(Headline("optimiser steps", f"{len(steps):,}"))
+    for first, evaluation in list(found.items())[:1]:
+        headlines += [replace(line, label=f"{line.label}, {first}") for line in evaluation_headlines(evaluation)]
+    notes = ["This run has not come to its result. Write the page again to see more of it."]
+    sources = [test.source for test in tests if test.source]
+    tables = [*([evaluation_table(found)] if found else []), *filter(None, [rounds_table(steps)])]
+    return Section(name, "run at work", headlines, tables, blocks, settings_of(run), notes, sources)
+
+
+def validations(run: RunFolder) -> dict[str, Evaluation]:
+    """The evaluations between rounds (--eval-every), by what they are called."""
+    found = {}
+    for folder in sorted(run.path.glob("validation/round-??")):
+        rounds = folder.name.removeprefix("round-")
+        if rounds.isdecimal() and (folder / "result.json").exists():
+            said = f"after round {int(rounds)}" if int(rounds) else "base"
+            found[f"held-out problems, {said}"] = read_evaluation(folder / "result.json")
+    return found
+
+
+def read_side(folder: EvaluationFolder, name: str, label: str, run: RunFolder) -> Test:
+    """Charts and samples of one evaluation."""
+    groups = {group.problem: group for group in read_groups(folder.rollouts)}
+    pairs = [Pair(p, groups[p.id], None) for p in read_problems(folder) if p.id in groups] if groups else []
+    if not pairs:
+        return Test(name, [], None)
+    if len({len(pair.before.samples) for pair in pairs}) > 1:
+        raise UserError(f"{folder.rollouts}: its problems have different numbers of samples; sample them again")
+    answers = answers_of([pair.before for pair in pairs])
+    source = Source(label, pairs, open_tokenizer(run))
+    return Test(name, [lengths_alone(answers), accuracy_by_length(answers)], source)
 
 
 def run_section(run: RunFolder, name: str, result: RunResult) -> Section:
@@ -125,9 +206,15 @@ def run_section(run: RunFolder, name: str, result: RunResult) -> Section:
         blocks.append(Block("Training", training))
     else:
         notes.append("No optimiser step was logged, so there are no training curves.")
+    tables = [run_table(result), *filter(None, [rounds_table(log)])]
+    if held_out := validations(run):
+        tables.append(replace(evaluation_table(held_out), title="Between rounds"))
+    if (run.dials / "result.json").exists():
+        dial = read_dial(run.dials / "result.json")
+        tables += dial_tables(dial)
+        blocks.append(Block("The dial: the adapter at other scales", [dial_chart(dial)]))
     sources = [test.source for test in tests if test.source]
     headlines = [*run_headlines(result), *repeated_headline(sources)]
-    tables = [run_table(result), *filter(None, [rounds_table(log)])]
     return Section(name, "run", headlines, tables, blocks, settings_of(run), notes, sources)
 
 
@@ -154,7 +241,7 @@ def read_test(run: RunFolder, name: str, label: str) -> Test:
     pairs = pair_up(read_problems(before), *groups)
     if not pairs:
         raise UserError(f"{before.problems}: does not match {before.rollouts}; they belong to different runs")
-    sides = [p.before for p in pairs], [p.after for p in pairs]
+    sides = [p.before for p in pairs], [p.after for p in pairs if p.after]
     for folder, side in zip((before, after), sides):
         if len({len(group.samples) for group in side}) > 1:
             raise UserError(f"{folder.rollouts}: its problems have different numbers of samples; sample them again")
