@@ -96,13 +96,19 @@ def sample_of(recorded: dict[str, Record]) -> set[str]:
     return set({recorded[key]["kernel"]: key for key in sorted(recorded, reverse=True)}.values())
 
 
-def faults(record: Record) -> list[str]:
-    """What would be wrong with shipping this code; empty if nothing."""
+def unfit(record: Record) -> list[str]:
+    """What no kernel may have: spilled registers, more shared memory than the chip has."""
     found, limit = [], SHARED_LIMIT[int(record["target"].removeprefix("sm_"))]
     if record["spill_bytes"] or record["spill_instructions"]:
         found.append(f"spills {record['spill_bytes']} bytes in {record['spill_instructions']} instructions")
     if record["shared_bytes"] > limit:
         found.append(f"{record['shared_bytes']} bytes of shared memory, the chip has {limit}")
+    return found
+
+
+def faults(record: Record) -> list[str]:
+    """What would be wrong with shipping this code; empty if nothing."""
+    found = unfit(record)
     if record["kernel"] in PRODUCTS and not record["tensor_core"]:
         found.append("a product without tensor-core instructions")
     aligned = not record["sizes"].endswith(" x 72")

@@ -54,6 +54,13 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
     return -linear_cross_entropy(hidden, weight, targets, reduction="none").float()
 
 
+def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """What its GRPO trainer takes the log-probs from since 2026, with its own chunk."""
+    from trl.kernels import ChunkedLogProbFunction
+
+    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
+
+
 def surrogate_rest(tokens: int, clipped: float, device: str) -> tuple[Tensor, Tensor, Tensor, None]:
     """ref_logp minus logp, advantage, cu_seqlens, mask of 16 sequences; the fraction `clipped` of tokens and sequences
     has a ratio beyond the clip."""
@@ -87,8 +94,10 @@ def logp_providers(device: str) -> dict[str, LogProb]:
         "linear_cross_entropy": partial(torch_fused, policy="auto"),
         "linear_cross_entropy, accurate": partial(torch_fused, policy="accurate"),
     }
-    for module, provider in {"liger_kernel": liger, "cut_cross_entropy": cut_cross_entropy}.items():
-        if device == "cuda" and importlib.util.find_spec(module):
+    for module, provider in {"trl": trl, "liger_kernel": liger, "cut_cross_entropy": cut_cross_entropy}.items():
+        if device in (("cpu", "cuda") if module == "trl" else ("cuda",)) and importlib.util.find_spec(
+            module
+        ):  # the others know a GPU alone
             providers[module] = provider
     return providers
 

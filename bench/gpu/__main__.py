@@ -1,12 +1,12 @@
 """Everything that this project promises of a GPU, measured in ten minutes on one H100 (none has run it yet).
 
-    python -m bench.gpu [--only ROW] [--minutes 10] [--out bench/results]
+    python -m bench.gpu [--only ROW] [--minutes 10] [--out bench/results] [--dry]
 
 Weights are random and made on the device; nothing is downloaded. Each row is a promise with its bar (met, missed, or
 skipped and why). Bars are an H100's, and follow the FLOP/s or the bytes a second of another card that is known. Rows run one
 after another in a process of their own, which is replaced after a row that fails or overruns, so that no row takes
 another down. gpu.json and gpu.md in --out are written after each row; --only measures one row again and keeps the rest.
-Without a GPU it says what it would run.
+Without a GPU it says what it would run, and with --dry it runs the rows' code on a pretended one (dry.py).
 """
 
 import argparse
@@ -172,7 +172,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="rows that would start later are skipped")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--sizes", choices=SIZES, default="full", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--dry", action="store_true", help="run every row's code on a pretended GPU and measure nothing"
+    )
     args = parser.parse_args(argv)
+    rows = [ROWS[args.only]] if args.only else list(ROWS.values())
+    if args.dry:
+        from .dry import walk_all  # it switches Triton's interpreter off for the whole process
+
+        return walk_all(rows)
     sizes = SIZES[args.sizes]
     if sizes.device == "cuda" and not torch.cuda.is_available():
         print_plan(sizes)
@@ -182,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.only and path.exists() and (before := read_json(path))["card"] == record["card"]:
         record["rows"] = before["rows"]
     args.out.mkdir(parents=True, exist_ok=True)
-    measure([ROWS[args.only]] if args.only else list(ROWS.values()), sizes, args.minutes, args.out, record)
+    measure(rows, sizes, args.minutes, args.out, record)
     print(f"\n{totals(record)}; {path} and gpu.md")
     return 1 if verdicts(record)["missed"] else 0
 

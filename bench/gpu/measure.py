@@ -28,14 +28,18 @@ BASE = CARDS["H100"]  # whose bars the rows state
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the rows run at. The defaults are a 7B model's (Marco-o1) on one H100; small: a 1.5B model's."""
+    """What the rows run at. The defaults are a 7B model's (Marco-o1: a head of `vocab` rows, `ids` of them tokens) on one H100;
+    head_: of the head's own rows, as others publish them; small: a 1.5B model's."""
 
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
     runs: int = 20  # timings of which the median is taken
     tokens: int = 8192
+    head_hidden: int = 4096
+    head_vocab: int = 131072
     hidden: int = 3584
     vocab: int = 152064
+    ids: int = 151646
     check_tokens: int = 513  # of the rows that are held to float64
     check_hidden: int = 256
     check_vocab: int = 5003
@@ -65,8 +69,11 @@ TINY = Sizes(
     dtype=torch.float32,
     runs=1,
     tokens=24,
+    head_hidden=16,
+    head_vocab=60,
     hidden=16,
     vocab=60,
+    ids=58,
     check_tokens=5,
     check_hidden=8,
     check_vocab=75,
@@ -130,6 +137,7 @@ class Row:
     bars: dict[str, Bar]
     run: Callable[[Sizes], Found]
     limit: int = 60
+    on_kernels: bool = False  # it calls kernels and products alone, so that --dry can walk it without numbers
 
     def describe(self, sizes: Sizes) -> str:
         return self.what.format(**asdict(sizes))
@@ -172,7 +180,7 @@ def milliseconds(work: Callable[[], object], sizes: Sizes) -> float:
     if sizes.device != "cuda":
         start = time.perf_counter()
         work()
-        return (time.perf_counter() - start) * 1e3
+        return max(time.perf_counter() - start, 1e-9) * 1e3
     scratch = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
     for _ in range(3):
         work()
@@ -186,14 +194,19 @@ def milliseconds(work: Callable[[], object], sizes: Sizes) -> float:
     return median(a.elapsed_time(b) for a, b in marks)
 
 
+def generator_of(sizes: Sizes, seed: int) -> torch.Generator | None:
+    """None for tensors that have no numbers."""
+    return None if sizes.device == "meta" else torch.Generator(sizes.device).manual_seed(seed)
+
+
 def normal(*shape: int, sizes: Sizes, seed: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Normal numbers of a standard deviation, made on the device."""
-    generator = torch.Generator(sizes.device).manual_seed(seed)
+    generator = generator_of(sizes, seed)
     dtype = dtype or sizes.dtype
     return torch.empty(shape, dtype=dtype, device=sizes.device).normal_(0.0, scale, generator=generator)
 
 
 def integers(high: int, *shape: int, sizes: Sizes, seed: int) -> torch.Tensor:
     """int64 from 0 to high - 1."""
-    generator = torch.Generator(sizes.device).manual_seed(seed)
+    generator = generator_of(sizes, seed)
     return torch.randint(high, shape, generator=generator, device=sizes.device)

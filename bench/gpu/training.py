@@ -1,18 +1,19 @@
 """The row about training: one optimiser step of a 1.5B shape, its peak memory beside what `o1core plan` says."""
 
 import argparse
+import math
 import time
 
 import torch
 
 from bench.update import random_examples
-from o1core.model import ModelConfig
+from o1core.model import ModelConfig, layout
 from o1core.recipe import Recipe
 from o1core.runs import Machine, plan_run
 from o1core.training import Updater, with_reference
 
 from .engine import random_model
-from .measure import Bar, Found, Row, Sizes
+from .measure import Bar, Found, Row, Sizes, card_of
 
 CONTEXT = "CUDA and NCCL"  # the plan's part that torch's allocator does not see
 
@@ -35,6 +36,17 @@ def one_and_a_half_b(sizes: Sizes) -> ModelConfig:
         tied=True,
         dtype=sizes.dtype,
     )
+
+
+def flops(config: ModelConfig, tokens: int, length: int) -> float:
+    """Of a step's products, forward and backward, for so many tokens in sequences of a length: six for each weight and token,
+    and attention's, of which a causal one needs half. The embedding multiplies nothing; recomputed logits do not count."""
+    weights = sum(
+        math.prod(shape) for theirs, _, _, shape in layout(config) if len(shape) == 2 and "embed" not in theirs
+    )
+    weights += config.vocab_size * config.hidden_size * config.tied
+    attention = config.num_layers * config.num_heads * config.head_dim * 2 * length / 2
+    return 6.0 * tokens * (weights + attention)
 
 
 def training_step(sizes: Sizes) -> Found:
@@ -61,9 +73,12 @@ def training_step(sizes: Sizes) -> Found:
         if on_gpu:
             torch.cuda.synchronize()
         taken = time.perf_counter() - start
-    found: Found = {"planned GiB": planned / 2**30, "tokens/s": sizes.batch * (sizes.sequence - 1) / taken}
+    fed = sizes.batch * (sizes.sequence - 1)
+    found: Found = {"planned GiB": planned / 2**30, "tokens/s": fed / taken}
     if not on_gpu:
-        return found | {"peak / plan": "no GPU"}
+        return found | {"peak / plan": "no GPU", "MFU": "no GPU"}
+    if (card := card_of(torch.cuda.get_device_name())) is not None:
+        found["MFU"] = flops(config, fed, sizes.sequence - 1) / taken / card[0]
     peak = torch.cuda.max_memory_allocated() - before
     return found | {"peak / plan": peak / planned, "peak GiB": peak / 2**30}
 

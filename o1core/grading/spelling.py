@@ -93,6 +93,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(  # in this order
         (r"(?<![<=>])>=(?![=>])", r"\\ge "),
         (r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)squared\b\s*\}?", r"\1^2"),
         (r"(?<![A-Za-z\\])(\d+|[A-Za-z])\s*(?:\s|\\text\{\s*)cubed\b\s*\}?", r"\1^3"),
+        (  # math-verify takes the degrees of a sine for a power
+            r"(\\(?:sin|cos|tan|sec|csc|cot))\s*[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[)}]?",
+            r"\1(\\frac{\2\\pi}{180})",
+        ),
         (r"(?<![A-Za-z\\])log(10|2)(?=\s*\()", r"\\log_{\1}"),
         (r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}"),
     )

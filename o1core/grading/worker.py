@@ -21,6 +21,7 @@ import sys
 import types
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 
@@ -148,9 +149,9 @@ _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 7
 @functools.lru_cache(maxsize=256)  # a gold answer is asked about once for each sample
 def _parse(text: str) -> list[Any]:
     """sympy expressions first, or the text itself where none was found in it."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+    from math_verify import ExprExtractionConfig, parse
 
-    forms = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    forms = [_tex_form(text), ExprExtractionConfig()]
     # math-verify's own time limits need SIGALRM and a Python handler. The limit of the process replaces them.
     return parse(rf"\boxed{{{text}}}", forms, parsing_timeout=None)
 
@@ -202,9 +203,25 @@ def _is_stray(text: str, parsed: list[Any]) -> bool:
 @functools.lru_cache(maxsize=256)
 def _parse_whole(text: str) -> list[Any]:
     """The same for TeX alone."""
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import parse
 
-    return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    return parse(rf"\boxed{{{text}}}", [_tex_form(text)], parsing_timeout=None)
+
+
+# A letter that is also a unit, where it stands like a factor: in 5x+3t, \sin t and xy t. In "x + 2 m" it stands like a unit.
+_FACTOR = re.compile(
+    r"(?:[\d})]|_(?:\w|\{\w+\})\s*|\\[A-Za-z]+(?:\^\{?-?\d\}?)?\s*|(?<![A-Za-z])[A-Za-z]\s)[cdghlmost]\s*\.?$"
+)
+
+
+def _tex_form(text: str) -> Any:
+    """How math-verify reads TeX: units behind it are dropped, but no factors."""
+    from math_verify import LatexExtractionConfig
+
+    form = LatexExtractionConfig(boxed_match_priority=0)
+    if _FACTOR.search(text[-40:]) is None:
+        return form
+    return replace(form, normalization_config=replace(form.normalization_config, units=False))
 
 
 def _states_right_side(text: str) -> bool:

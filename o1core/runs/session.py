@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from ..distributed import gather, load_part, neighbours, on_all_ranks, on_rank0, processes
+from ..distributed import gather, is_lead, load_part, neighbours, on_all_ranks, on_rank0, processes
+from ..errors import UserError
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
-from ..report import plot_run, write_cards
+from ..report import logged_steps, plot_run, tracked_result, write_cards
 from ..rollout import free_memory, map_large_blocks, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
@@ -179,6 +180,17 @@ class Session:
             self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
 
+    def tell(self, result: RunResult) -> None:
+        """Send the tracker what the run has come to, a step after the last. The run is done: what fails is a warning."""
+        if self.resources.tracker is None or not is_lead():
+            return
+        step = max((line["step"] for line in logged_steps(self.run)), default=0) + 1
+        try:
+            with open_tracker(self.resources.tracker, self.run.path, self.job.recipe.to_json()) as send:
+                send(step, tracked_result(self.run, result))
+        except UserError as error:
+            log.warning("%s", error)
+
     def evaluate(
         self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str
     ) -> dict[str, Evaluation]:
@@ -235,4 +247,5 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), job.settings)
         on_rank0("the model card", lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
+        session.tell(result)
         return result

@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,9 @@ from bench.gpu import __main__ as command
 from bench.gpu import decode
 from bench.gpu.engine import idle
 from bench.gpu.measure import CARDS, TINY, Bar, Row, card_of
+from bench.gpu.training import flops
 from o1core import SamplingParams
+from o1core.model import ModelConfig
 from tests.bench.echo import echo
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -50,7 +55,7 @@ def test_attention_is_held_to_torchs_own(attention_of_torch):
 
 @pytest.mark.parametrize("attention_of_torch", ["pages"], indirect=True)
 def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch, capsys):
-    settings = SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(top_k=9, top_p=0.9)
+    settings = SamplingParams(**decode.REAL), SamplingParams(temperature=0.0), SamplingParams(top_k=9, top_p=0.9)
     monkeypatch.setattr(decode, "SAMPLED", settings)
     monkeypatch.setenv("O1CORE_CACHE", "pages")  # as on a GPU
     command.main(["--sizes", "tiny", "--out", str(tmp_path)])
@@ -62,6 +67,7 @@ def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch,
         ("against liger_kernel", "theirs / ours"),
         ("against cut_cross_entropy", "theirs / ours"),
         ("training step", "peak / plan"),
+        ("training step", "MFU"),
         *(("gradients", f"{path} bfloat16") for path in ("chunked", "linear", "gather", "kept", "waves")),
     }
     for row, figure in (
@@ -70,6 +76,7 @@ def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch,
         ("against varlen_attn", "largest difference"),
         ("sampling", "ids that differ"),
         ("batch invariance", "completions that differ"),
+        ("graphs", "completions that differ"),
         ("one pass", "rows at a time / tokens"),
     ):
         assert figures[row, figure]["verdict"] == "met", (row, figure)
@@ -77,11 +84,29 @@ def test_every_row_runs_at_tiny_sizes(attention_of_torch, tmp_path, monkeypatch,
     assert all(name in table for name in command.ROWS)
 
 
+def test_every_row_is_walked_on_a_pretended_gpu():
+    """In a process of its own, since this one may be in Triton's interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "bench.gpu", "--dry"], env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in lines[:-1]] == list(command.ROWS)
+    assert lines[-1] == f"{len(command.ROWS)} of {len(command.ROWS)} rows walked; nothing was measured."
+    assert "paged attention: on a pretended sm_90, 2 kernels" in lines and "graphs: at tiny sizes on the CPU" in lines
+
+
+def test_flops_of_a_step_by_hand():
+    """One layer of width 8: 2 heads over 1 of 4 numbers, an MLP of 12, a tied head of 20 rows; 5 tokens in one sequence."""
+    config = ModelConfig("Qwen2ForCausalLM", 20, 8, 12, 1, 2, 1, 4, 1e-6, 1e4, 64, True, torch.float32)
+    weights = 8 * (8 + 4 + 4) + 8 * 8 + 3 * 8 * 12 + 20 * 8
+    assert flops(config, 5, 5) == 6 * 5 * (weights + 2 * 4 * 5)
+
+
 def test_without_a_gpu_the_rows_and_bars_are_printed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in command.ROWS) and "TFLOP/s at least 450" in printed
+    assert all(name in printed for name in command.ROWS) and "TFLOP/s at least 700" in printed
     assert printed.splitlines()[-1] == "No GPU here: nothing was measured." and not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from o1core.kernels import linear_logprob
+
 PAGE = Path(__file__).parents[2] / "bench/results/trl.md"
 
 
@@ -18,13 +20,9 @@ def snippet():
     return names["per_token_logps_and_entropies"]
 
 
-def selective_log_softmax():
-    """TRL's function, or where TRL is not installed what it computes: the log-softmax of the chosen token."""
-    try:
-        from trl.trainer.utils import selective_log_softmax
-    except ImportError:
-        pytest.skip("TRL is not installed")
-    return selective_log_softmax
+def chunked_log_probs():
+    """The function behind TRL's GRPO loss."""
+    return pytest.importorskip("trl.kernels", reason="TRL is not installed").ChunkedLogProbFunction.apply
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +44,34 @@ def run(log_probs, model):
     return [logps.detach(), entropies.detach(), *(p.grad.clone() for p in model.parameters())]
 
 
-def stored_logits(model, ids, mask, keep, temperature, log_prob):
-    """As TRL's trainer does it: logits of all positions, cut, divided by the temperature."""
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1] / temperature
-    p = torch.log_softmax(logits, -1)
-    return log_prob(logits, ids[:, -keep:]), -(p.exp() * p).sum(-1)
+def in_chunks(model, ids, mask, keep, temperature, log_probs):
+    """As TRL's trainer does it: the hidden states of the completions, and the head in chunks of the vocabulary (40 ids)."""
+    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -keep - 1 : -1]
+    targets = ids[:, -keep:]
+    found = log_probs(
+        hidden.flatten(0, 1), model.lm_head.weight, None, targets.flatten(), temperature, 40, None, 1.0, ("entropy",)
+    )
+    return [part.view(targets.shape) for part in found[:2]]
 
 
 def test_the_snippet_gives_the_log_probs_of_trl(model):
-    log_prob = selective_log_softmax()
+    log_probs = chunked_log_probs()
     ids = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0  # padded on the left, as prompts are
-    expected = run(lambda m: stored_logits(m, ids, mask, 5, 0.7, log_prob), model)
+    expected = run(lambda m: in_chunks(m, ids, mask, 5, 0.7, log_probs), model)
     found = run(lambda m: snippet()(m, ids, mask, 5, 0.7), model)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_log_probs_of_bf16_are_nearer_to_float64_than_those_of_trl():
+    """Theirs come from logits that were rounded to bf16."""
+    log_probs = chunked_log_probs()
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(n, 64, generator=generator) for n in (200, 300))
+    hidden, weight, targets = hidden.bfloat16(), (weight * 8**0.5).bfloat16(), torch.arange(200)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1)[torch.arange(200), targets]
+    theirs = log_probs(hidden, weight, None, targets, 1.0, 40, None, 1.0, ())[0]
+    ours = linear_logprob(hidden, weight, targets)
+    assert (ours - exact).abs().max() < 1e-4 < 1e-2 < (theirs - exact).abs().max()
