@@ -5,6 +5,7 @@ A data set says which files are which split: in the YAML that begins its README,
 downloaded and read as any file is (rows.py). Left out on purpose: the datasets library, and data sets that are a program.
 """
 
+import glob
 import logging
 import re
 from fnmatch import fnmatch
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..files import read_yaml
-from ..hub import Repo, command_for, exactly, fetch, files_of, is_hub_name
+from ..hub import Repo, command_for, fetch, fetch_large, files_of, is_hub_name
 from .rows import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def download_data(source: HubData, split: str = "train") -> tuple[str, list[Path
         raise UserError(
             f"{source.name}: {len(names):,} files; at most {MOST_FILES:,} are read, so download it yourself"
         )
-    fetch(repo, exactly(names))
+    fetch_large(repo, names)
     parts = re.search(r"-of-(\d+)\.", names[0])
     if parts and len(names) < int(parts[1]):  # offline, with the files of another download alone
         raise UserError(
@@ -153,5 +154,5 @@ def by_name(files: list[str]) -> dict[str, list[str]]:
         words = re.split(r"[^a-z]+", name.lower())
         split = next((SPLITS[word] for word in words if word in SPLITS), None)
         if split is not None:
-            found.setdefault(split, []).extend(exactly([name]))
-    return found or {"train": exactly(files)}
+            found.setdefault(split, []).append(glob.escape(name))
+    return found or {"train": [glob.escape(name) for name in files]}
