@@ -1,6 +1,7 @@
 """What each command does with its parsed flags: open what they name, call one function, print what it returns."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ from ..runs import (
     Machine,
     Resources,
     Sources,
+    Workload,
     choose_threads,
     count_weights,
     open_evaluation,
@@ -399,10 +401,9 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
-    memory = int(args.gpu_memory * (1 << 30))
-    planned = plan_run(config, recipe, dtype, memory, machine, slots_of(args))
-    table = plan_table(config, planned, dtype)
+    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload, int(args.gpu_memory * (1 << 30)))
+    planned = plan_run(dataclasses.replace(config, dtype=dtype), Workload.of(recipe), machine, slots_of(args))
+    table = plan_table(planned)
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"
