@@ -213,6 +213,15 @@ def projections(c: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: (numbers[name], sides[name]) for name in numbers}
 
 
+def active(c: ModelConfig) -> int:
+    """The weights that compute a token: of a mixture's experts those that are chosen."""
+    total = sum(sizes(c).values())
+    if c.experts is None:
+        return total
+    routed = sum(n for name, n in sizes(c).items() if name.endswith(("experts.gate_up.weight", "experts.down.weight")))
+    return total - routed + routed * c.experts.chosen // c.experts.count
+
+
 def vocabulary(c: ModelConfig) -> int:
     """Numbers of the embedding and the head together."""
     return c.vocab_size * c.hidden_size * (1 if c.tied else 2)
@@ -361,7 +370,7 @@ def widest_mlp(c: ModelConfig) -> int:
 
 def passing(c: ModelConfig) -> int:
     """Bytes a token of a forward pass without gradient: a few tensors of one layer at a time."""
-    return c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
+    return made_again(c) // 2 + c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
 
 
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
