@@ -153,6 +153,26 @@ def test_data_sets_that_say_nothing_are_read_by_the_names_of_their_files(hub, tm
         load_problems("a/none")
 
 
+def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path, caplog):
+    def answers(source):
+        return [int(p.answer) - 1 for p in load_problems(source)]
+
+    for at, name in enumerate(("eval/train", "eval/test", "en/train", "de/train", "de/test"), 1):
+        sums(tmp_path / f"{'one' if at < 3 else 'two'}/{name}.jsonl", at)
+    sums(tmp_path / "one/train-2.json", 9)
+    sums(tmp_path / "three/data.json", 7)
+    (tmp_path / "three/dataset_infos.json").write_text("{}")
+    hub.repos["datasets"] |= {f"a/{name}": tmp_path / name for name in ("one", "two", "three")}
+    assert (answers("a/one"), answers("a/one:test"), answers("a/one:eval/train")) == ([1], [2], [1])
+    assert "a/one: only its .jsonl files are read, and not, for example, train-2.json" in caplog.text
+    with pytest.raises(
+        UserError, match=r"a/two: has several configurations \(de, en\); name one, as in a/two:de/train"
+    ):
+        answers("a/two")
+    assert (answers("a/two:de/train"), answers("a/two:en"), answers("a/two:de/test")) == ([4], [3], [5])
+    assert answers("a/three") == [7]
+
+
 def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test", "--device", "cpu", "--max-new-tokens", "6"]
@@ -276,3 +296,20 @@ def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch,
     monkeypatch.setenv("HF_TOKEN", token or "")
     assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_data_set_named_twice_is_trained_on_by_its_train_split_and_tested_on_by_its_test_split(hub, tmp_path, capsys):
+    flags = [
+        "--model",
+        NAME,
+        "--data",
+        DATA,
+        "--eval-data",
+        DATA,
+        "--eval-problems",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["prune", *flags, "--dry-run"]) == 0
+    assert "10 problems to train on, 2 of sums to evaluate" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def fetch(args: argparse.Namespace) -> None:
                     continue
                 if data := hub_data(source):
                     commit, paths = download_data(data, split)
-                    files[source] = [str(path) for path in paths]
+                    files[f"{split} {source}"] = [str(path) for path in paths]
                     source = data.at(commit)
                 named[flag] = [*named.get(flag, []), source] if flag == "eval_data" else source
         named |= {f"{role}_field": name for role, name in vars(fields_of(args)).items() if name}
