@@ -43,6 +43,14 @@ def is_hub_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def repo_of(folder: Path) -> Repo | None:
+    """The model whose files a folder of the hub's cache holds, at their commit; None for any other folder."""
+    place = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not place.startswith("models--"):
+        return None
+    return Repo("model", place.removeprefix("models--").replace("--", "/"), folder.name)
+
+
 def fetch(repo: Repo, patterns: Sequence[str]) -> Path:
     """Download the files of a repository that match the patterns, unless the cache holds them.
 

@@ -20,6 +20,7 @@ from tests.conftest import build
 from tests.hub import COMMIT, TOKEN, serve
 
 NAME, DATA = "someone/small-model", "someone/sums"
+FLAGS = "--samples 2 --picked 2 --problems 3 --rounds 1 --max-new-tokens 6 --slots 8 --lora-rank 2 --device cpu"
 README = """---
 license: mit
 configs:
@@ -44,8 +45,8 @@ def repos(tmp_path_factory):
     """A model with all that a repository holds, and a data set of two configurations."""
     model, data = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("data")
     build(model, shard="60KB")
-    for name in ("README.md", "LICENSE"):
-        (model / name).write_text(name)
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small\n")
+    (model / "LICENSE").write_text("Apache License")
     for name in ("pytorch_model.bin", "onnx/model.onnx", "consolidated.safetensors", "training_args.bin"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("not to be read")
@@ -173,17 +174,41 @@ def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path,
     assert answers("a/three") == [7]
 
 
-def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path, capsys):
+def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
+    """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
-    flags = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test", "--device", "cpu", "--max-new-tokens", "6"]
-    command = ["sample", *flags, "--samples", "2", "--problems", "3", "--slots", "8", "--out", str(run)]
-    assert main(command) == 0
+    flags = [
+        "--samples",
+        "2",
+        "--picked",
+        "2",
+        "--problems",
+        "3",
+        "--rounds",
+        "1",
+        "--max-new-tokens",
+        "6",
+        "--slots",
+        "8",
+        "--lora-rank",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    sources = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test"]
+    assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
     held = json.loads((run / "settings.json").read_text())
     assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
+    for repos in hub.repos.values():
+        repos.clear()
+    assert main(["prune", *sources, *flags, "--out", str(run)]) == 0
+    card = (run / "pruned" / "README.md").read_text()
+    assert f"base_model: {NAME}\n" in card and f"datasets:\n- {DATA}\n" in card and "license: apache-2.0\n" in card
+    assert (run / "pruned" / "LICENSE").read_text() == "Apache License"
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, COMMIT)
     assert main(["show", str(run), "--problems", "1"]) == 0
-    hub.repos["models"].clear()  # the run goes on with what it began with
-    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

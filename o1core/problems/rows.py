@@ -39,7 +39,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, object]]:
     damaged, too large or of no format that is read."""
     with open_regular(path) as file:
         if file.read(4) == b"PAR1":
-            yield from _parquet(path)
+            yield from ((where, plain(row)) for where, row in parquet_rows(path))
             return
         file.seek(0)
         if file.read(2) != b"\x1f\x8b":
@@ -153,7 +153,9 @@ def _cells(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, ob
         lines.detach()  # the file is closed by whoever opened it
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, object]]:
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of a parquet file, its values as Python has them. Raises UserError where it cannot be read or unpacks to
+    too much, or pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{path}: parquet is read by pyarrow, which is not installed; pip install pyarrow")
     import pyarrow
@@ -166,13 +168,13 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
                 check_unpacked(size := size + batch.nbytes, path)
                 for row in short_floats(batch).to_pylist():
                     at += 1
-                    yield f"{path}, row {at}", plain(row)
+                    yield f"{path}, row {at}", row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{path}: parquet that cannot be read after row {at} ({reason}); fetch it again, or save it with plain columns"
+            f"{path}: cannot be read as parquet after row {at} ({reason}); fetch it again, or save it with plain columns"
         ) from None
 
 

@@ -112,6 +112,12 @@ class Job:
             | ({"validation_print": fingerprint(self.validation)} if self.validation else {})
         )
 
+    def in_micro_batches(self, tokens: int) -> "Job":
+        """The same job in micro-batches of at most so many tokens. The files that decide its result are not read again."""
+        job = replace(self, recipe=self.recipe.replace(micro_tokens=tokens))
+        vars(job)["settings"] = self.settings | {"micro_tokens": tokens}
+        return job
+
     def instructed(self, problems: list[Problem], training: bool) -> list[Problem]:
         """Problems with the method's instruction. In training each has a token budget of its own, later all the same."""
         prompt = self.recipe.prompt

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import decode, open_regular, parse_json, read_json
+from ..problems import parquet_rows
 from ..text import clean
 
 ID = (*("problem_idx", "problem_id", "unique_id", "question_id", "doc_id", "custom_id", "id", "idx", "index"),)
@@ -102,7 +103,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
-        yield from ((f"{path}, row {at}", row) for at, row in enumerate(parquet_rows(path), 1))
+        yield from parquet_rows(path)
         return
     if path.suffix == ".eval":
         raise UserError(f"{path}: is Inspect's binary log; write it as JSON: inspect log convert --to json")
@@ -136,20 +137,6 @@ def is_whole(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: parquet needs pyarrow; run pip install pyarrow") from None
-    with open_regular(path) as file:
-        try:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(256):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as parquet: {error}; write it again") from None
 
 
 def is_inspect(value: Any) -> bool:

@@ -298,8 +298,8 @@ def places_of_both(base: Score, after: Score) -> list[dict[str, int]]:
     ids = [{key: at for at, key in enumerate(s.answers.problems)} for s in (base, after)]
     questions = [{" ".join(q.split()): at for at, q in enumerate(s.questions) if q} for s in (base, after)]
     rows = [(at, ids[1][key]) for key, at in ids[0].items() if key in ids[1]]
-    asked = [(one, other) for a, b in rows if (one := base.questions[a]) and (other := after.questions[b])]
-    differ = any(one.split() != other.split() for one, other in asked)
+    asked = [(p, q) for a, b in rows if (p := base.questions[a]) and (q := after.questions[b])]
+    differ = any(p.split() != q.split() for p, q in asked)
     if questions[0].keys() & questions[1].keys() and (differ or not rows):
         return questions
     golds = [(one, other) for a, b in rows if (one := base.golds[a]) and (other := after.golds[b])]

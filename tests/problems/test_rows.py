@@ -177,7 +177,7 @@ def test_a_level_field_that_no_row_has_is_told(tmp_path, caplog):
             "a damaged or cut-off gzip file",
         ),
         ("a.jsonl.gz", b"\x1f\x8bno gzip", "a damaged or cut-off gzip file"),
-        ("a.parquet", b"PAR1 no parquet PAR1", "parquet that cannot be read after row 0"),
+        ("a.parquet", b"PAR1 no parquet PAR1", "cannot be read as parquet after row 0"),
         ("a.json", '[{"messages": [{"role": "system", "content": "x"}]}]', '"messages" has no user turn'),
         ("a.json", '[{"messages": ["1 + 1?"]}]', '"messages" must be a list of'),
         ("a.json", '[{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}]', "a turn that is no text"),
@@ -200,7 +200,7 @@ def test_columns_of_types_that_are_no_text(tmp_path):
         load_problems(tmp_path / "a.parquet")
     odd = pyarrow.table({"question": ["x"], "answer": pyarrow.array([10**18], pyarrow.timestamp("us"))})
     pyarrow.parquet.write_table(odd, tmp_path / "b.parquet")
-    with pytest.raises(UserError, match=r"b\.parquet: parquet that cannot be read after row 0"):
+    with pytest.raises(UserError, match=r"b\.parquet: cannot be read as parquet after row 0"):
         load_problems(tmp_path / "b.parquet")
 
 
