@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download
@@ -120,6 +122,25 @@ def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
     folder = find_model(NAME).folder
     assert {name: (folder / name).read_bytes() for name in whole} == whole
     assert second in hub.downloaded() and first not in hub.downloaded()
+
+
+def test_a_file_outside_of_the_repository_is_not_fetched(hub, monkeypatch):
+    monkeypatch.setattr("o1core.problems.download.files_of", lambda repo, folder: ["../../../main/train-0.jsonl"])
+    monkeypatch.setattr("o1core.problems.download.read_configurations", lambda readme: None)
+    with pytest.raises(UserError, match=f"^{DATA}: the hub refuses: "):
+        load_problems(DATA)
+
+
+def test_ctrl_c_ends_a_download(hub, tmp_path):
+    hub.slow.add("main/train-00001-of-00002.jsonl")
+    home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", f"import o1core; o1core.load_problems('{DATA}')"]
+    with subprocess.Popen(command, env=os.environ | home, stderr=subprocess.PIPE, text=True) as process:
+        while not any(path.endswith("00001-of-00002.jsonl") and of == "GET" for of, path, _ in hub.asked):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) != 0
 
 
 def test_data_sets_by_configuration_and_split(hub, monkeypatch):

@@ -5,6 +5,7 @@ A data set says which files are which split: in the YAML that begins its README,
 downloaded and read as any file is (rows.py). Left out on purpose: the datasets library, and data sets that are a program.
 """
 
+import glob
 import logging
 import re
 from fnmatch import fnmatch
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..files import read_yaml
-from ..hub import Repo, command_for, exactly, fetch, files_of, is_hub_name
+from ..hub import Repo, command_for, fetch, fetch_large, files_of, is_hub_name
 from .rows import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def download_data(source: HubData, split: str = "train") -> tuple[str, list[Path
         raise UserError(
             f"{source.name}: {len(names):,} files; at most {MOST_FILES:,} are read, so download it yourself"
         )
-    fetch(repo, exactly(names))
+    fetch_large(repo, names)
     parts = re.search(r"-of-(\d+)\.", names[0])
     if parts and len(names) < int(parts[1]):  # offline, with the files of another download alone
         raise UserError(
@@ -159,8 +160,8 @@ def by_name(files: list[str], folder: str) -> Configurations:
         words = [word for part in (own, *reversed(above)) for word in re.split(r"[^a-z]+", part.lower())]
         if split := next((SPLITS[word] for word in words if word in SPLITS), None):
             home = "/".join(part for part in above if part.lower() not in SPLITS) or "default"
-            found.setdefault(home, {}).setdefault(split, []).extend(exactly([name]))
+            found.setdefault(home, {}).setdefault(split, []).append(glob.escape(name))
     if len(found) > 1:
         return Configurations(found, None)
-    splits = next(iter(found.values()), {"train": exactly(files)})
+    splits = next(iter(found.values()), {"train": [glob.escape(name) for name in files]})
     return Configurations({folder or "default": splits}, folder or "default")
