@@ -30,7 +30,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
     weights: False for a plan, which needs config.json alone. Raises UserError as `fetch` and `read_config` do.
     """
     path = Path(model)
-    if path.exists() or not is_hub_name(str(model)):
+    if not is_hub_name(str(model)) or path.exists():
         if revision is not None:
             raise UserError(f"--revision: {model} is no name on the hub; leave the flag out")
         return Found(path, None)

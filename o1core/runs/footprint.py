@@ -213,6 +213,15 @@ def projections(c: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: (numbers[name], sides[name]) for name in numbers}
 
 
+def active(c: ModelConfig) -> int:
+    """The weights that compute a token: of a mixture's experts those that are chosen."""
+    total = sum(sizes(c).values())
+    if c.experts is None:
+        return total
+    routed = sum(n for name, n in sizes(c).items() if name.endswith(("experts.gate_up.weight", "experts.down.weight")))
+    return total - routed + routed * c.experts.chosen // c.experts.count
+
+
 def vocabulary(c: ModelConfig) -> int:
     """Numbers of the embedding and the head together."""
     return c.vocab_size * c.hidden_size * (1 if c.tied else 2)
@@ -361,18 +370,36 @@ def widest_mlp(c: ModelConfig) -> int:
 
 def passing(c: ModelConfig) -> int:
     """Bytes a token of a forward pass without gradient: a few tensors of one layer at a time."""
-    return c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
+    return made_again(c) // 2 + c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
 
 
-def kept_by_layer(c: ModelConfig, layer: int) -> int:
-    """Bytes a token that an update keeps of a layer: the inputs of its two norms, q, k and v, q and k rotated, the attention's
-    output with a float32 a head, and two tensors of the MLP's width. Norms and SwiGLU are made again in the backward pass;
-    but a mixture's experts keep theirs."""
-    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    numbers = 2 * c.hidden_size + (q + 2 * kv) + (q + kv) + q + 2 * mlp_width(c, layer)
-    if layer in c.sparse_layers:
-        numbers += c.hidden_size + 2 * mlp_width(c, layer)
-    return c.dtype.itemsize * numbers + 4 * c.num_heads
+def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
+    """Bytes a token that an update keeps of a layer: the inputs of its two norms, what mixes tokens, and two tensors of the
+    MLP's width. What dense products multiply, norms and SwiGLU, is made again in the backward pass; experts and the delta rule
+    keep theirs. A hybrid's norm is made of several operations on a CPU, and keeps its input and the normalised input in fp32."""
+    size, sparse = c.dtype.itemsize, layer in c.sparse_layers
+    norms = 2 * c.hidden_size * size
+    if c.family.hybrid:
+        norms = 2 * c.hidden_size * (4 if cuda else 8)
+    norms += size * c.hidden_size * (sparse + (layer in c.delta_layers))
+    if layer in c.delta_layers:
+        assert c.delta is not None
+        mixed, values = sum(c.delta.widths), c.delta.widths[2]
+        # What the rule takes; what it gives, the gate and its SiLU in fp32; and three times what goes to the last product. In
+        # fp32 the gate is a part of the first product's output, which it keeps.
+        mixer = size * (mixed * (1 if size < 4 else 2) + 3 * values) + 4 * 3 * values
+    else:
+        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        mixer = size * (q + 2 * kv + q + kv + q) + 4 * c.num_heads  # the last: a row's log-sum-exps
+        if c.family.hybrid:  # a gate for each number of the output, and norms of q and k
+            mixer += size * 3 * q + (q + kv) * (size if cuda else 4 if size == 4 else 8)
+    return norms + mixer + size * (4 if sparse else 2) * mlp_width(c, layer)
+
+
+def made_again(c: ModelConfig) -> int:
+    """Bytes a token of the delta rule's steps, in fp32, while their gradients are made: 30 tensors of the heads' width."""
+    d = c.delta
+    return 0 if d is None else 4 * 30 * d.value_heads * max(d.key_dim, d.value_dim)
 
 
 def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
@@ -395,16 +422,14 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     tokens, predicted = w.micro_batch(machine.ranks, micro_tokens)
     size, counts = c.dtype.itemsize, count_weights(c, w.recipe.optimiser)
     layers = range(c.num_layers - layers_trained(c, w.recipe.optimiser), c.num_layers)
-    of_layers = [tokens * kept_by_layer(c, layer) for layer in layers]
+    of_layers = [tokens * kept_by_layer(c, layer, machine.cuda) for layer in layers]
     # Gradients inside a layer's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of
     # the heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
     wide = 2.7 if machine.cuda else 10 if counts.adapters else 8
-    on_the_way = int(tokens * size * wide * widest_mlp(c))
+    on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
-        made = (
-            tokens * size * (2 * c.hidden_size + widest_mlp(c))
-        )  # a layer that is run again keeps its norms and SwiGLU
+        made = tokens * size * (2 * c.hidden_size + widest_mlp(c))  # norms and SwiGLU of the layer that is run again
         parts = {"checkpoints": inputs, "activations": max(of_layers) + made + on_the_way}
     else:
         parts = {"activations": sum(of_layers) + on_the_way}
