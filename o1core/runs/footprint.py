@@ -376,7 +376,7 @@ def passing(c: ModelConfig) -> int:
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
     """Bytes a token that an update keeps of a layer: the inputs of its two norms, what mixes tokens, and two tensors of the
     MLP's width. What dense products multiply, norms and SwiGLU, is made again in the backward pass; experts and the delta rule
-    keep theirs. A hybrid's norm is made of several operations on a CPU, and keeps its input and the normalised input in fp32."""
+    keep theirs. A hybrid's norm is made of several operations on a CPU, and keeps its input in fp32, plain and normalised."""
     size, sparse = c.dtype.itemsize, layer in c.sparse_layers
     norms = 2 * c.hidden_size * size
     if c.family.hybrid:
@@ -433,7 +433,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
         parts = {"checkpoints": inputs, "activations": max(of_layers) + made + on_the_way}
     else:
         parts = {"activations": sum(of_layers) + on_the_way}
-    last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
+    last = tokens * size * 2 * c.hidden_size  # the last norm's input, and its gradient
     parts["activations"] += last
     parts["loss scratch"] = scratch_of_head(c, predicted, machine.cuda)
     if machine.ranks > 1:
