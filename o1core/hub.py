@@ -84,19 +84,19 @@ def fetch_large(repo: Repo, names: Sequence[str]) -> None:
                     raise
 
 
-def files_of(repo: Repo, folder: Path) -> list[str]:
-    """The names of all files of a repository whose `revision` is a commit, fetched into `folder`; where the hub cannot be
-    reached, of those that are there."""
+def files_of(repo: Repo, folder: Path) -> tuple[list[str], bool]:
+    """The names of all files of a repository whose `revision` is a commit, fetched into `folder`, and whether they are all:
+    where the hub cannot be reached, they are those that are there."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     with errors_in_one_line(repo):
         try:
-            return sorted(HfApi().list_repo_files(repo.name, repo_type=repo.kind, revision=repo.revision))
+            return sorted(HfApi().list_repo_files(repo.name, repo_type=repo.kind, revision=repo.revision)), True
         except Exception as error:
             if not isinstance(error, OfflineModeIsEnabled | HfHubHTTPError) and not of_network(error):
                 raise
-            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()), False
 
 
 def check_upload(name: str) -> None:

@@ -125,7 +125,9 @@ def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
 
 
 def test_a_file_outside_of_the_repository_is_not_fetched(hub, monkeypatch):
-    monkeypatch.setattr("o1core.problems.download.files_of", lambda repo, folder: ["../../../main/train-0.jsonl"])
+    monkeypatch.setattr(
+        "o1core.problems.download.files_of", lambda repo, folder: (["../../../main/train-0.jsonl"], True)
+    )
     monkeypatch.setattr("o1core.problems.download.read_configurations", lambda readme: None)
     with pytest.raises(UserError, match=f"^{DATA}: the hub refuses: "):
         load_problems(DATA)
@@ -290,6 +292,20 @@ def test_without_a_network_one_line_says_what_to_type(hub, monkeypatch):
             load_problems(f"{DATA}:test")
 
 
+def test_what_a_dry_run_left_out_is_not_said_to_be_missing_on_the_hub(hub, monkeypatch):
+    find_model(NAME, weights=False)
+    load_problems(f"{DATA}:other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=rf"^{NAME}: .* does not have all of it; .*: hf download {NAME} --revision {COMMIT}"
+    ):
+        find_model(NAME)
+    with pytest.raises(
+        UserError, match=rf"^{DATA}: the cache does not have the split main/train; .*: hf download {DATA} --"
+    ):
+        load_problems(DATA)
+
+
 def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", f"import o1core; print(len(o1core.load_problems('{DATA}')))"]
@@ -334,13 +350,15 @@ def test_from_a_name_on_the_hub_to_a_card_on_the_hub(repos, tmp_path, monkeypatc
     [
         ("me/model", None, "nobody is logged in; log in with: hf auth login"),
         ("model", TOKEN, "model is not OWNER/NAME"),
+        ("me/model", TOKEN, "--push-to-hub me/model: this method trains nothing"),
     ],
 )
 def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", token or "")
-    assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
+    method = ["--method", "fast-prompt"] if "trains nothing" in message else []
+    assert main(["prune", "--push-to-hub", name, *method, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
