@@ -35,7 +35,7 @@ def one(steps: int) -> float:
         prompt = torch.tensor(tokenizer.prompt(problem.question), dtype=torch.int32)
         examples.append(Example(problem.id, prompt, ids, torch.zeros(len(ids)), 1.0, False))
     updater = Updater(model, tokenizer.size, recipe.objective, recipe.optimiser, recipe.execution)
-    reference = reference_logprobs(model, tokenizer.size, examples, recipe.execution.micro_tokens)
+    reference = reference_logprobs(model, tokenizer.size, examples, updater.micro_tokens)
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()

@@ -28,7 +28,7 @@ from o1core.distributed.sharding import shard
 from o1core.distributed.world import World
 from o1core.model import ModelConfig, Transformer, read_config
 from o1core.recipe import Recipe
-from o1core.runs import Machine
+from o1core.runs import Machine, Workload
 from o1core.runs.footprint import held_by_training, update
 from o1core.training import select_trained
 from o1core.training.optimisers import master_of
@@ -114,10 +114,10 @@ def peak_of(tracker: MemTracker) -> int:
 
 def planned(config: ModelConfig, ranks: int, last: int | None, tokens: int) -> int:
     """What the plan counts of the same things."""
-    recipe = Recipe.of(checkpointing=True, micro_tokens=tokens, train_last_layers=last, batch=10_000, cutoff=SEQUENCE)
+    recipe = Recipe.of(checkpointing=True, train_last_layers=last, batch=10_000, cutoff=SEQUENCE)
     machine = Machine(ranks, cuda=True)
-    held = held_by_training(config, recipe.optimiser, torch.bfloat16, machine)
-    parts = update(config, recipe, torch.bfloat16, machine)
+    held = held_by_training(config, recipe.optimiser, machine)
+    parts = update(config, Workload.of(recipe), machine, tokens)
     return sum(held.values()) + sum(size for name, size in parts.items() if name != "loss scratch")
 
 

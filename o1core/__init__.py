@@ -1,6 +1,6 @@
 """O1-Pruner from scratch: make a long-thought model think shorter and no worse.
 
-    policy = o1core.load("Qwen3-1.7B")
+    policy = o1core.load("Qwen/Qwen3-0.6B")
     rollouts = policy.sample(o1core.load_problems("train.jsonl")[:200], n=16)
 
 Names are imported when they are first asked for, so that `o1core --help` and `o1core.__version__` need no torch.

@@ -7,7 +7,6 @@ one line for each thing that can go wrong. Which files are wanted is the caller'
 
 import contextlib
 import errno
-import glob
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -43,8 +42,16 @@ def is_hub_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def repo_of(folder: Path) -> Repo | None:
+    """The model whose files a folder of the hub's cache holds, at their commit; None for any other folder."""
+    place = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not place.startswith("models--"):
+        return None
+    return Repo("model", place.removeprefix("models--").replace("--", "/"), folder.name)
+
+
 def fetch(repo: Repo, patterns: Sequence[str]) -> Path:
-    """Download the files of a repository that match the patterns, unless the cache holds them.
+    """Download the small files of a repository that match the patterns, unless the cache holds them.
 
     Returns the folder of the revision in the cache, whose name is the commit. A pattern that matches no file is no error.
     Raises UserError where the repository or the revision does not exist or may not be read, the hub cannot be reached and
@@ -59,6 +66,22 @@ def fetch(repo: Repo, patterns: Sequence[str]) -> Path:
                 repo.name, repo_type=repo.kind, revision=repo.revision, allow_patterns=list(patterns), max_workers=4
             )
         )
+
+
+def fetch_large(repo: Repo, names: Sequence[str]) -> None:
+    """Download files of a repository whose `revision` is a commit, unless the cache holds them: one after the other and in
+    this thread, which Ctrl-C interrupts. A name that the repository does not have is no error. Raises UserError as `fetch`
+    does."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with errors_in_one_line(repo):
+        for name in names:
+            try:
+                hf_hub_download(repo.name, name, repo_type=repo.kind, revision=repo.revision)
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError):
+                    raise
 
 
 def files_of(repo: Repo, folder: Path) -> list[str]:
@@ -108,11 +131,6 @@ def upload(name: str, folders: dict[str, Path], message: str) -> str:
     return address
 
 
-def exactly(names: Sequence[str]) -> list[str]:
-    """Patterns that match these names alone."""
-    return [glob.escape(name) for name in names]
-
-
 def command_for(repo: Repo) -> str:
     """What downloads a repository on a machine that has a network."""
     kind = "" if repo.kind == "model" else " --repo-type dataset"
@@ -131,6 +149,8 @@ def errors_in_one_line(repo: Repo) -> Iterator[None]:
     where = f"{repo.name}: "
     try:
         yield
+    except UserError:
+        raise
     except errors.GatedRepoError:
         page = f"{constants.ENDPOINT}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}"
         raise UserError(f"{where}is gated; accept its terms on {page} and log in with: hf auth login") from None
@@ -151,7 +171,7 @@ def errors_in_one_line(repo: Repo) -> Iterator[None]:
             f"{where}no such path here, {why}, and the cache {constants.HF_HUB_CACHE} does not have all of it; where there "
             f"is a network: {command_for(repo)}"
         ) from None
-    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
+    except (ValueError, errors.HfHubHTTPError) as error:  # ValueError: a name or an answer that makes no sense
         raise UserError(f"{where}the hub refuses: {brief(error)}; try later, or: {command_for(repo)}") from None
     except OSError as error:
         if of_network(error):

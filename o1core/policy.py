@@ -40,13 +40,13 @@ from .model import (
     merged_weights,
     read_config,
 )
-from .recipe import OptimiserSettings, Recipe
+from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
 from .rollout import (
     Engine,
     RolloutFolder,
     SamplingParams,
     folder_or_temporary,
-    keep_large_blocks,
+    keep_large_tensors,
     problems_held,
     write_samples,
 )
@@ -80,7 +80,7 @@ class Policy:
     longest: int
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
-    micro_tokens: int = 16384  # of a forward pass for reference log-probs
+    micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
@@ -133,7 +133,7 @@ class Policy:
         bar = tqdm(total=total * params.n, initial=done, desc=store.label, unit="sample")
         grader = Grader(tags=self.tokenizer.tags, truncated=self.truncated, function=self.grader)
         stream = self.engine.stream_dealt([prompt + begin for prompt in prompts], sampled)
-        with keep_large_blocks(), grader, bar, closing(stream):
+        with keep_large_tensors(), grader, bar, closing(stream):
 
             def show() -> None:
                 right = f", {seen['right'] / seen['graded']:.0%} right" if seen["graded"] else ""
@@ -288,7 +288,7 @@ class Trainer:
             None if isinstance(optimiser, str) else optimiser,
         )
         policy.trained, policy.sampling = model, self.sampling
-        policy.micro_tokens = recipe.execution.micro_tokens
+        policy.micro_tokens = self.updater.micro_tokens
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.

@@ -217,6 +217,8 @@ class RunFolder:
             held = self._held(settings, free, defaults)
             changed = {name for name in settings if held and held.get(name) != settings[name]}
             for name in sorted(changed & set(free)):
+                if held[name] is None:  # chosen since; it has decided nothing yet
+                    continue
                 log.warning(
                     "%s: %s was %s and is now %s; the last bits of the weights may differ from an undisturbed run's",
                     *(self.path, name, json.dumps(held[name]), json.dumps(settings[name])),

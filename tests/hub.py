@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +31,7 @@ class Hub(ThreadingHTTPServer):
         self.pushed: dict[str, dict[str, bytes]] = {}  # name: file: content
         self.asked: list[tuple[str, str, str | None]] = []
         self.cut: dict[str, list[int]] = {}  # file: where its next answers end
+        self.slow: set[str] = set()  # files that take minutes
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def downloaded(self) -> list[str]:
@@ -128,6 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             end = cuts.pop(0) if cuts else len(content)
+            if any(self.path.endswith(name) for name in self.server.slow):
+                self.wfile.write(content[:10])
+                time.sleep(60)
             self.wfile.write(content[start : max(start, end)])
             self.close_connection = end < len(content)
 

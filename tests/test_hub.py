@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download
@@ -20,6 +22,7 @@ from tests.conftest import build
 from tests.hub import COMMIT, TOKEN, serve
 
 NAME, DATA = "someone/small-model", "someone/sums"
+FLAGS = "--samples 2 --picked 2 --problems 3 --rounds 1 --max-new-tokens 6 --slots 8 --lora-rank 2 --device cpu"
 README = """---
 license: mit
 configs:
@@ -44,8 +47,8 @@ def repos(tmp_path_factory):
     """A model with all that a repository holds, and a data set of two configurations."""
     model, data = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("data")
     build(model, shard="60KB")
-    for name in ("README.md", "LICENSE"):
-        (model / name).write_text(name)
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small\n")
+    (model / "LICENSE").write_text("Apache License")
     for name in ("pytorch_model.bin", "onnx/model.onnx", "consolidated.safetensors", "training_args.bin"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("not to be read")
@@ -121,6 +124,25 @@ def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
     assert second in hub.downloaded() and first not in hub.downloaded()
 
 
+def test_a_file_outside_of_the_repository_is_not_fetched(hub, monkeypatch):
+    monkeypatch.setattr("o1core.problems.download.files_of", lambda repo, folder: ["../../../main/train-0.jsonl"])
+    monkeypatch.setattr("o1core.problems.download.read_configurations", lambda readme: None)
+    with pytest.raises(UserError, match=f"^{DATA}: the hub refuses: "):
+        load_problems(DATA)
+
+
+def test_ctrl_c_ends_a_download(hub, tmp_path):
+    hub.slow.add("main/train-00001-of-00002.jsonl")
+    home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", f"import o1core; o1core.load_problems('{DATA}')"]
+    with subprocess.Popen(command, env=os.environ | home, stderr=subprocess.PIPE, text=True) as process:
+        while not any(path.endswith("00001-of-00002.jsonl") and of == "GET" for of, path, _ in hub.asked):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) != 0
+
+
 def test_data_sets_by_configuration_and_split(hub, monkeypatch):
     def answers(source):
         return [int(p.answer) - 1 for p in load_problems(source)]
@@ -153,17 +175,61 @@ def test_data_sets_that_say_nothing_are_read_by_the_names_of_their_files(hub, tm
         load_problems("a/none")
 
 
-def test_a_run_keeps_the_commit_and_its_settings_name_the_sources(hub, tmp_path, capsys):
+def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path, caplog):
+    def answers(source):
+        return [int(p.answer) - 1 for p in load_problems(source)]
+
+    for at, name in enumerate(("eval/train", "eval/test", "en/train", "de/train", "de/test"), 1):
+        sums(tmp_path / f"{'one' if at < 3 else 'two'}/{name}.jsonl", at)
+    sums(tmp_path / "one/train-2.json", 9)
+    sums(tmp_path / "three/data.json", 7)
+    (tmp_path / "three/dataset_infos.json").write_text("{}")
+    hub.repos["datasets"] |= {f"a/{name}": tmp_path / name for name in ("one", "two", "three")}
+    assert (answers("a/one"), answers("a/one:test"), answers("a/one:eval/train")) == ([1], [2], [1])
+    assert "a/one: only its .jsonl files are read, and not, for example, train-2.json" in caplog.text
+    with pytest.raises(
+        UserError, match=r"a/two: has several configurations \(de, en\); name one, as in a/two:de/train"
+    ):
+        answers("a/two")
+    assert (answers("a/two:de/train"), answers("a/two:en"), answers("a/two:de/test")) == ([4], [3], [5])
+    assert answers("a/three") == [7]
+
+
+def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
+    """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
-    flags = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test", "--device", "cpu", "--max-new-tokens", "6"]
-    command = ["sample", *flags, "--samples", "2", "--problems", "3", "--slots", "8", "--out", str(run)]
-    assert main(command) == 0
+    flags = [
+        "--samples",
+        "2",
+        "--picked",
+        "2",
+        "--problems",
+        "3",
+        "--rounds",
+        "1",
+        "--max-new-tokens",
+        "6",
+        "--slots",
+        "8",
+        "--lora-rank",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    sources = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test"]
+    assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
     held = json.loads((run / "settings.json").read_text())
     assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
+    for repos in hub.repos.values():
+        repos.clear()
+    assert main(["prune", *sources, *flags, "--out", str(run)]) == 0
+    card = (run / "pruned" / "README.md").read_text()
+    assert f"base_model: {NAME}\n" in card and f"datasets:\n- {DATA}\n" in card and "license: apache-2.0\n" in card
+    assert (run / "pruned" / "LICENSE").read_text() == "Apache License"
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, COMMIT)
     assert main(["show", str(run), "--problems", "1"]) == 0
-    hub.repos["models"].clear()  # the run goes on with what it began with
-    assert main(command) == 0
 
 
 @pytest.mark.parametrize(
@@ -276,3 +342,20 @@ def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch,
     monkeypatch.setenv("HF_TOKEN", token or "")
     assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_data_set_named_twice_is_trained_on_by_its_train_split_and_tested_on_by_its_test_split(hub, tmp_path, capsys):
+    flags = [
+        "--model",
+        NAME,
+        "--data",
+        DATA,
+        "--eval-data",
+        DATA,
+        "--eval-problems",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["prune", *flags, "--dry-run"]) == 0
+    assert "10 problems to train on, 2 of sums to evaluate" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from bench.update import random_examples
 from o1core.model import ModelConfig, layout
 from o1core.recipe import Recipe
-from o1core.runs import Machine, plan_run
+from o1core.runs import Machine, Workload, plan_run
 from o1core.training import Updater, with_reference
 
 from .engine import random_model
@@ -53,7 +53,7 @@ def training_step(sizes: Sizes) -> Found:
     """The second step's time; the peak is that of both."""
     config, on_gpu = one_and_a_half_b(sizes), sizes.device == "cuda"
     recipe = Recipe.of(ratio="token", micro_tokens=sizes.micro_tokens, batch=sizes.batch)
-    plan = plan_run(config, recipe, sizes.dtype, 80 << 30, Machine(cuda=on_gpu), slots=1)
+    plan = plan_run(config, Workload.of(recipe), Machine(cuda=on_gpu, memory=80 << 30), slots=1)
     update = next(phase for phase in plan.phases if phase.name == "update")
     planned = update.total - update.parts.get(CONTEXT, 0)
     before = 0

@@ -1,6 +1,7 @@
 """What each command does with its parsed flags: open what they name, call one function, print what it returns."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from .. import __version__
 from ..distributed import at_work, check_same, on_all_ranks, on_rank0, opened, processes_asked, team_of
 from ..errors import UserError
 from ..hub import check_upload, upload
-from ..model import DTYPES, find_model, read_config
+from ..model import DTYPES, Found, find_model, read_config
 from ..problems import Fields, download_data, hub_data
 from ..recipe import SPECS, OptimiserSettings, Recipe, read_recipe
 from ..report import (
@@ -44,6 +45,7 @@ from ..runs import (
     Machine,
     Resources,
     Sources,
+    Workload,
     choose_threads,
     count_weights,
     open_evaluation,
@@ -118,6 +120,11 @@ def open_device(args: argparse.Namespace) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
 
 
+def weights_of(checkpoint: Path) -> int:
+    """How many weights a checkpoint has, by its config.json."""
+    return count_weights(read_config(checkpoint), OptimiserSettings()).trained
+
+
 def open_resources(args: argparse.Namespace, device: torch.device) -> Resources:
     tracker = getattr(args, "tracker", None)
     return Resources(device, slots_of(args), tracker, team_of(args.tensor_parallel), args.offload)
@@ -134,7 +141,9 @@ def open_alone(args: argparse.Namespace) -> Resources:
     """The resources of a command that many processes cannot share."""
     if processes_asked() > 1:
         raise UserError("study: runs in one process; start it without torchrun")
-    return open_resources(args, open_device(args))
+    device = open_device(args)
+    choose_threads(weights_of(args.checkpoint or EMBEDDED), device)
+    return open_resources(args, device)
 
 
 def open_job(args: argparse.Namespace, recipe: Recipe) -> Job:
@@ -155,31 +164,46 @@ def fetch(args: argparse.Namespace) -> None:
     def act() -> dict[str, Any]:
         check_model(args.model)
         held = held_settings(folder_of(args))
+        model: Found | None = None
         named: dict[str, Any] = {"model": TINY}
-        folder, files = None, {}
         with at_work():
             if args.model is not None:
                 resumed = held.get("revision") if held.get("model") == args.model else None
-                found = find_model(args.model, args.revision or resumed, weights=not args.dry_run)
-                folder, named = str(found.folder), {"model": args.model, "revision": found.commit}
-            alone = args.command in ("eval", "disharmony")
-            asked = [("data", args.data, "test" if alone else "train")]
-            asked += [("eval_data", test, "test") for test in getattr(args, "eval_data", None) or []]
-            for flag, source, split in asked:
-                if source is None:
-                    continue
-                if data := hub_data(source):
-                    commit, paths = download_data(data, split)
-                    files[source] = [str(path) for path in paths]
-                    source = data.at(commit)
-                named[flag] = [*named.get(flag, []), source] if flag == "eval_data" else source
-        named |= {f"{role}_field": name for role, name in vars(fields_of(args)).items() if name}
+                model = find_model(args.model, args.revision or resumed, weights=not args.dry_run)
+                named = {"model": args.model, "revision": model.commit}
+            data, files = fetch_data(args, held)
+        named |= data | {f"{role}_field": name for role, name in vars(fields_of(args)).items()}
         named |= {"method": getattr(args, "method", None), "recipe": recipe_name(args), "command": args.typed}
-        return {"folder": folder, "files": files, "named": {key: value for key, value in named.items() if value}}
+        named = {key: value for key, value in named.items() if value}
+        return {"folder": str(model.folder) if model and model.commit else None, "files": files, "named": named}
 
     found = on_rank0("the download", act)
-    args.checkpoint = Path(found["folder"]) if found["folder"] else None
+    folder = found["folder"] or args.model  # a path on disk is each rank's own
+    args.checkpoint = Path(folder) if folder else None
     args.sources = Sources(found["named"], fields_of(args), found["files"])
+
+
+def fetch_data(args: argparse.Namespace, held: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """(what settings.json says of the problems, the files of each data set on the hub). held: the settings of the run that is
+    resumed, if there is one, whose commits are taken again."""
+    earlier = [data for name in [held.get("data"), *(held.get("eval_data") or [])] if name and (data := hub_data(name))]
+    files: dict[str, list[str]] = {}
+
+    def found(source: str, split: str) -> str:
+        data = hub_data(source)
+        if data is None:
+            return source
+        data = next((other for other in earlier if other._replace(revision=None) == data), data)
+        commit, paths = download_data(data, split)
+        files[f"{split} {source}"] = [str(path) for path in paths]
+        return data.at(commit)
+
+    named: dict[str, Any] = {}
+    if args.data is not None:
+        named["data"] = found(args.data, "test" if args.command in ("eval", "disharmony") else "train")
+    if tests := getattr(args, "eval_data", None):
+        named["eval_data"] = [found(test, "test") for test in tests]
+    return named, files
 
 
 def fields_of(args: argparse.Namespace) -> Fields:
@@ -243,8 +267,9 @@ def say_what_would_run(args: argparse.Namespace, recipe: Recipe) -> None:
     print(one_line(about), file=sys.stderr)
 
 
-def what_runs(args: argparse.Namespace, job: Job, weights: int) -> str:
+def what_runs(args: argparse.Namespace, job: Job) -> str:
     """The first line of a run: "Prune tiny-o1 (1 M) on 96 problems x 16 samples, 2 rounds, method o1-pruner; evaluate 300"."""
+    weights = weights_of(job.model)
     size = f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{max(1, round(weights / 1e6))} M"
     recipe, tests = job.recipe, sum(map(len, job.tests.values()))
     each = f" x {recipe.evaluation.samples} samples" if recipe.evaluation.samples > 1 else ""
@@ -279,9 +304,8 @@ def on_a_job(
             resources = on_all_ranks("the resources", lambda: open_resources(args, device))
             job = on_all_ranks("the job", lambda: open_job(args, resolve(args)))
             check_same("the settings", job.settings | {"out": str(args.out), "tensor_parallel": args.tensor_parallel})
-            weights = count_weights(read_config(job.model), OptimiserSettings()).trained
-            log.info("%s", what_runs(args, job, weights))
-            choose_threads(weights, device)
+            log.info("%s", what_runs(args, job))
+            choose_threads(weights_of(job.model), device)
             work(args, job, RunFolder(folder_of(args)), resources)
 
     return run
@@ -399,10 +423,9 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload)
-    memory = int(args.gpu_memory * (1 << 30))
-    planned = plan_run(config, recipe, dtype, memory, machine, slots_of(args))
-    table = plan_table(config, planned, dtype)
+    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload, int(args.gpu_memory * (1 << 30)))
+    planned = plan_run(dataclasses.replace(config, dtype=dtype), Workload.of(recipe), machine, slots_of(args))
+    table = plan_table(planned)
     print(f"{to_text(table)}\n\n{table.note}")
     if planned.fits and args.gpus <= GPUS_OF_A_NODE:
         start = "o1core" if args.gpus == 1 else f"torchrun --nproc-per-node {args.gpus} -m o1core"

@@ -30,7 +30,7 @@ COMMANDS = {  # name: help
     "study": "the paper's studies, each with a table and a plot",
     "plan": "say what a run needs on GPUs of a size, part by part, and which settings would fit",
     "dial": "evaluate a run's adapter at several scales, or export one: a family of models from one run",
-    "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
+    "report": "write one page, report.html, of runs (at work too), studies and evaluations: tables, charts, samples",
     "score": "grade and measure completions that others made: pass@k, maj@k, tokens, AES, intervals",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
 }

@@ -232,7 +232,7 @@ def add_job_flags(sub: argparse.ArgumentParser, name: str) -> None:
     if name != "dial":  # whose folder stands first
         help = "the run's folder (default: runs/ and the model's name)"
         sub.add_argument("--out", metavar="RUN", type=Path, help=help)
-    sub.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    sub.add_argument("--dry-run", action="store_true", help="check the model and the data, print the settings and stop")
     add_resource_flags(sub)
     add_process_flags(sub)
     if name not in ("sample", "eval", "disharmony"):

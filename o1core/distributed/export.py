@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..model import Transformer, layout, write_checkpoint
 from .sharding import whole_unit
-from .world import is_lead
+from .world import is_lead, world
 
 
 class Gathered(Mapping[str, Tensor]):
@@ -29,7 +29,8 @@ class Gathered(Mapping[str, Tensor]):
         if ours not in self.held:
             self.held = {}  # the last unit goes before the next one comes
             with whole_unit(self.model, int(ours.split(".")[1]) if "." in ours else None) as weights:
-                self.held = {name: weight.to(self.dtype, copy=True) for name, weight in weights.items()}
+                gone = world() is not None  # once they are sharded again
+                self.held = {name: weight.to(self.dtype, copy=gone) for name, weight in weights.items()}
         return self.held[ours][start : start + count]
 
     def __iter__(self) -> Iterator[str]:

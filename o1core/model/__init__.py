@@ -16,7 +16,7 @@ from .checkpoint import (
 )
 from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
 from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
-from .download import find_model
+from .download import Found, find_model
 from .experts import GroupedLinear
 from .folder import checkpoint_file, read_text
 from .lora import (
@@ -48,6 +48,7 @@ __all__ = [
     "DeltaInputs",
     "DeltaState",
     "ExpertConfig",
+    "Found",
     "GroupedLinear",
     "ModelConfig",
     "Piece",

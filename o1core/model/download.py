@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from ..files import read_json
-from ..hub import Repo, exactly, fetch, files_of, is_hub_name
+from ..hub import Repo, fetch, fetch_large, files_of, is_hub_name
 from .checkpoint import COPIED, INDEX, MORE_TEMPLATES, SINGLE
 from .config import read_config
 from .folder import shown
@@ -30,7 +30,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
     weights: False for a plan, which needs config.json alone. Raises UserError as `fetch` and `read_config` do.
     """
     path = Path(model)
-    if path.exists() or not is_hub_name(str(model)):
+    if not is_hub_name(str(model)) or path.exists():
         if revision is not None:
             raise UserError(f"--revision: {model} is no name on the hub; leave the flag out")
         return Found(path, None)
@@ -41,7 +41,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
     read_config(folder)
     if weights:
         names = wanted_weights(folder)
-        fetch(at_commit, exactly(names))
+        fetch_large(at_commit, names)
         if missing := next((name for name in names if not (folder / name).exists()), None):
             raise UserError(f"{model}: {why_missing(files_of(at_commit, folder), missing)}")
     return Found(folder, folder.name)

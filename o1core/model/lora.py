@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomic, write_json
+from ..hub import repo_of
 from ..seeds import seed_of
 from .checkpoint import layout
 from .config import ModelConfig, check_trained
@@ -271,14 +272,16 @@ def load_adapter(model: Transformer, folder: Path) -> None:
 
 
 def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
-    """Write the adapters as a folder that PEFT loads onto `source`, the base."""
+    """Write the adapters as a folder that PEFT loads onto `source`, the base, which goes by its name where it is the hub's."""
+    base = repo_of(source)
     modules = adapted(model)
     names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
     layers = {int(p.name.partition(".layers.")[2].split(".")[0]) for module in modules for p in module.projections}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(source),
+        "base_model_name_or_path": base.name if base else str(source),
+        "revision": base.revision if base else None,
         "r": modules[0].rank,
         "lora_alpha": modules[0].alpha,
         "lora_dropout": 0.0,

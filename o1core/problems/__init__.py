@@ -5,6 +5,7 @@ from .download import download_data, hub_data
 from .formats import Fields, load_problems
 from .gym import GYM_PREFIX, gym_problems
 from .prompts import FORMS, INSTRUCTIONS, ask_in_form, drawn_budget, instruct
+from .rows import parquet_rows
 from .selection import find_overlap, fingerprint, parse_levels, parse_subjects, select
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "hub_data",
     "instruct",
     "load_problems",
+    "parquet_rows",
     "parse_levels",
     "parse_subjects",
     "select",

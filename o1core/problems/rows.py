@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from ..errors import UserError
 from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
 
@@ -37,7 +39,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, object]]:
     damaged, too large or of no format that is read."""
     with open_regular(path) as file:
         if file.read(4) == b"PAR1":
-            yield from _parquet(path)
+            yield from ((where, plain(row)) for where, row in parquet_rows(path))
             return
         file.seek(0)
         if file.read(2) != b"\x1f\x8b":
@@ -151,7 +153,9 @@ def _cells(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, ob
         lines.detach()  # the file is closed by whoever opened it
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, object]]:
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of a parquet file, its values as Python has them. Raises UserError where it cannot be read or unpacks to
+    too much, or pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{path}: parquet is read by pyarrow, which is not installed; pip install pyarrow")
     import pyarrow
@@ -162,16 +166,29 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
                 check_unpacked(size := size + batch.nbytes, path)
-                for row in batch.to_pylist():
+                for row in short_floats(batch).to_pylist():
                     at += 1
-                    yield f"{path}, row {at}", plain(row)
+                    yield f"{path}, row {at}", row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{path}: parquet that cannot be read after row {at} ({reason}); fetch it again, or save it with plain columns"
+            f"{path}: cannot be read as parquet after row {at} ({reason}); fetch it again, or save it with plain columns"
         ) from None
+
+
+def short_floats(batch: Any) -> Any:
+    """The batch with its columns of 32-bit floats as the fewest digits that mean them: 0.1, not 0.10000000149011612."""
+    import pyarrow
+
+    for at, column in enumerate(batch.schema):
+        if column.type == pyarrow.float32():
+            values = [
+                None if value is None else float(str(np.float32(value))) for value in batch.column(at).to_pylist()
+            ]
+            batch = batch.set_column(at, column.name, pyarrow.array(values, pyarrow.float64()))
+    return batch
 
 
 def plain(value: Any) -> Any:

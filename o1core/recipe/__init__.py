@@ -3,6 +3,7 @@
 from .methods import METHODS
 from .recipe import MAY_CHANGE, SHIPPED, SPECS, Recipe, Spec, read_recipe
 from .settings import (
+    MOST_MICRO_TOKENS,
     EvaluationSettings,
     ExecutionSettings,
     ObjectiveSettings,
@@ -18,6 +19,7 @@ from .settings import (
 __all__ = [
     "MAY_CHANGE",
     "METHODS",
+    "MOST_MICRO_TOKENS",
     "SHIPPED",
     "SPECS",
     "EvaluationSettings",

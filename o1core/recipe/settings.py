@@ -19,6 +19,7 @@ from ..rollout import SamplingParams
 from ..typed_json import Within, from_json
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
+MOST_MICRO_TOKENS = 16384  # more of them in one pass gain nothing
 SHARES = (  # (reward, setting): constants of a formula that are fractions there
     *(("grpo-lambda", "lam"), ("grpo-lambda", "alpha"), ("arora-zanette", "alpha")),
     *(("overlong", "alpha"), ("lead", "memory_rate")),
@@ -378,8 +379,12 @@ class ExecutionSettings(Settings):
 
     title = "memory and speed"
 
-    micro_tokens: int = setting(
-        16384, "tokens per forward and backward pass; a prompt counts once for its completions", low=1, high=TOKENS
+    micro_tokens: int | None = setting(
+        None,
+        "tokens per forward and backward pass; a prompt counts once for its completions (none: as many as fit, up to "
+        f"{MOST_MICRO_TOKENS:,})",
+        low=1,
+        high=TOKENS,
     )
     checkpointing: bool = setting(False, "gradient checkpointing: less memory, a third more time")
     save_every: int = setting(50, "optimiser steps between saves of the training state", low=1, high=COUNT)

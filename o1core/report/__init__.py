@@ -5,7 +5,7 @@ from .card import write_card, write_cards
 from .dial import dial_chart, dial_tables, plot_dial
 from .page import write_page
 from .run_charts import plot_run
-from .samples import logged_steps, open_tokenizer, sample_lines
+from .samples import logged_steps, open_tokenizer, sample_lines, tracked_result
 from .study_charts import plot_disharmony, plot_study
 from .tables import disharmony_tables, in_one_line, rounds_table, run_headlines, run_table, study_tables
 
@@ -30,6 +30,7 @@ __all__ = [
     "study_tables",
     "to_markdown",
     "to_text",
+    "tracked_result",
     "write_card",
     "write_cards",
     "write_page",

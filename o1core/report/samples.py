@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
+from ..evaluation import RunResult, read_problems
 from ..model import Tokenizer, read_config
 from ..rollout import read_groups
 from ..run_folder import SIDES, EvaluationFolder, RunFolder
 from ..text import clean, one_line
-from ..training import read_log
+from ..training import Rows, read_log
 from ..types import Group, Sample
 
 Item = TypeVar("Item")
+MOST_TRACKED = 20  # problems in a tracker's table of samples
 
 
 def check_inside(folder: Path, path: Path) -> None:
@@ -95,6 +97,36 @@ def sample_lines(run: Path, problem: str | None = None, problems: int | None = N
             if group := groups.get(name):
                 yield from show_group(group, side, tokenizer, samples)
         yield ""
+
+
+def tracked_result(run: RunFolder, result: RunResult) -> dict[str, Any]:
+    """What a tracker gets of a result: of each test accuracy, tokens and AES before and after, and a table of samples."""
+    found: dict[str, Any] = {}
+    for test, outcome in result.comparison.tests.items():
+        for side, evaluation in (("before", outcome.base), ("after", outcome.pruned)):
+            found[f"{test}/accuracy_{side}"] = evaluation.accuracy
+            found[f"{test}/tokens_{side}"] = evaluation.mean_tokens
+        if outcome.aes is not None:
+            found[f"{test}/aes"] = outcome.aes
+        found[f"{test}/samples"] = sample_rows(run, test)
+    return found
+
+
+def sample_rows(run: RunFolder, test: str) -> Rows:
+    """The first completion of some problems, evenly spaced, before and after."""
+    evaluated = {side: run.evaluation(side, test) for side in SIDES}
+    sides = [{g.problem: g.samples[0] for g in read_groups(folder.rollouts)} for folder in evaluated.values()]
+    problems = [p for p in read_problems(evaluated[SIDES[0]]) if p.id in sides[0] and p.id in sides[1]]
+    tokenizer = open_tokenizer(run)
+    rows: list[list[str | float]] = []
+    for p in evenly(problems, MOST_TRACKED):
+        cells: list[str | float] = [p.id, p.question, p.answer]
+        for side in sides:
+            s = side[p.id]
+            cells += [clean(tokenizer.decode(s.ids.tolist()).strip()), "right" if s.correct else "wrong", s.length]
+        rows.append(cells)
+    columns = [f"{name} {side}" for side in ("before", "after") for name in ("completion", "verdict", "tokens")]
+    return Rows(["problem", "question", "gold", *columns], rows)
 
 
 def by_problem(folders: dict[str, EvaluationFolder]) -> dict[str, Group]:

@@ -39,15 +39,21 @@ from ..model import (
     run_sequence,
 )
 from ..types import Completion
-from .lanes import LaneCache, LaneDecoder
+from .lanes import LaneCache, LaneDecoder, cache_bytes
 from .memory import free_memory
 from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
 from .row import Read, Row
-from .row_bits import BatchSizes, Product, expert_sizes, model_sizes, packed_model
+from .row_bits import GPU_ROWS, BatchSizes, Product, expert_sizes, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
 from .states import DeltaStates, state_bytes
 
 log = logging.getLogger(__name__)
+
+MOST_SLOTS = 256  # more lanes gain little
+MOST_PAGED_SLOTS = 512  # a GPU computes GPU_ROWS at once, so that these read the weights twice
+MEAN_SHARE = (
+    4  # rows are taken to be a quarter as long as they may be; Marco-o1's are an eighth (1,200 of 9,216 tokens)
+)
 
 CacheKind = Literal["lanes", "pages"]
 Decoder = LaneDecoder | PageDecoder
@@ -70,15 +76,20 @@ class Queue:
 class Engine:
     """Samples completions of a Transformer.
 
-    slots: rows decoded at once, at most; pages: of the paged cache, all rows together (None: as many as the rows may need,
-    in half of the free memory); team: the ranks that hold parts of the model. Raises UserError where O1CORE_CACHE names
-    no cache.
+    slots: rows decoded at once, at most; pages: of the paged cache, all rows together (None of either: as many as half of
+    the free memory holds); team: the ranks that hold parts of the model, which are told both, as they must agree and the
+    memory that each has free need not. Raises UserError where O1CORE_CACHE names no cache.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, slots: int = 64, team: Team = ALONE, pages: int | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        slots: int | None = None,
+        team: Team = ALONE,
+        pages: int | None = None,
     ) -> None:
-        if slots < 1:
+        if slots is not None and slots < 1:
             raise UserError(f"slots: {slots}; at least 1 is needed")
         self.model, self.slots, self.team, self.pages = model, slots, team, pages
         self.kind = cache_kind(model.config, model.embed.device)
@@ -106,7 +117,8 @@ class Engine:
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < context:
                 raise UserError(f"prompt {i}: {len(prompt)} tokens; the model's context allows 1 to {context - 1}")
-        cache = self._reserve(min(max(map(len, prompts), default=0) + params.max_new_tokens, context))
+        longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, context)
+        cache = self._reserve(longest, len(prompts) * params.n)
         batches = self._batches()
         pairs = ((i, k) for i in (range(len(prompts)) if order is None else order) for k in range(params.n))
         with packed_model(self.model, self.vocab) as head:
@@ -155,7 +167,7 @@ class Engine:
     def _admit(self, queue: Queue, params: SamplingParams, cache: LaneCache | PagedCache) -> None:
         """Rows for all slots, as far as completions wait and the cache has room for them."""
         context = self.model.config.max_positions
-        for _ in range(self.slots - len(cache.rows())):
+        for _ in range(cache.slots - len(cache.rows())):
             pair = queue.next()
             if pair is None:
                 return
@@ -184,25 +196,27 @@ class Engine:
             )
         return batches
 
-    def _reserve(self, longest: int) -> LaneCache | PagedCache:
-        """An empty cache for rows of up to `longest` tokens; one that is large enough is used again."""
+    def _reserve(self, longest: int, completions: int) -> LaneCache | PagedCache:
+        """An empty cache for so many completions of up to `longest` tokens; one that is large enough is used again."""
         config, dtype, device = self.model.config, self.model.embed.dtype, self.model.embed.device
         held, self._cache = self._cache, None
+        slots, pages = self.slots, self.pages
+        assert slots is not None or self.team.members == 1
+        if slots is None or (self.kind == "pages" and pages is None and self.team.members == 1):
+            room = free_memory(device) // 2
+            slots, fitting = fit_cache(self.kind, config, longest, dtype, room, completions, slots)
+            pages = fitting if pages is None else pages
+        slots = max(1, min(slots, completions))
         if self.kind == "lanes":
-            if not isinstance(held, LaneCache) or held.max_length < longest:
+            if not isinstance(held, LaneCache) or held.max_length < longest or held.slots < slots:
                 held = None
-                held = LaneCache(config, self.slots, longest, dtype, device)
+                held = LaneCache(config, slots, longest, dtype, device)
         else:
-            pages = self.slots * pages_of(longest)
-            if self.pages is not None:
-                pages = min(pages, self.pages)
-            if not isinstance(held, PagedCache) or not held.holds(pages, longest):
+            most = slots * pages_of(longest)
+            pages = most if pages is None else min(pages, most)
+            if not isinstance(held, PagedCache) or not held.holds(pages, longest) or held.slots < slots:
                 held = self._held = None
-                if self.pages is None and self.team.members == 1:
-                    # A team's ranks must agree on the pages, and the memory that each has free need not.
-                    free = free_memory(device) - self.slots * state_bytes(config, dtype)
-                    pages = min(pages, max(0, free) // 2 // page_bytes(config, dtype))
-                held = PagedCache(config, self.slots, pages, longest, dtype, device)
+                held = PagedCache(config, slots, pages, longest, dtype, device)
         self._cache = held
         held.clear()
         return held
@@ -286,6 +300,33 @@ def cache_kind(config: ModelConfig, device: torch.device) -> CacheKind:
         return "pages"
     _warn_once(reason)
     return "lanes"
+
+
+def fit_cache(
+    kind: CacheKind,
+    config: ModelConfig,
+    longest: int,
+    dtype: torch.dtype,
+    room: int,
+    completions: int,
+    slots: int | None = None,
+) -> tuple[int, int | None]:
+    """(slots, pages) of a KV cache of `room` bytes for `completions` rows of up to `longest` tokens; no pages for lanes.
+
+    Slots, where they are not given: lanes hold every row at its longest. Pages hold more rows, by their mean length, in
+    whole batches of a GPU where there is more than one; pages for all of them at their longest where there is room, and never
+    fewer than one row may need.
+    """
+    if kind == "lanes":
+        return slots or max(1, min(MOST_SLOTS, completions, room // cache_bytes(config, longest, dtype))), None
+    page, state = page_bytes(config, dtype), state_bytes(config, dtype)
+    if slots is None:
+        of_row = pages_of(-(-longest // MEAN_SHARE)) * page + state
+        slots = max(1, min(MOST_PAGED_SLOTS, completions, room // of_row))
+        if slots > GPU_ROWS:
+            slots -= slots % GPU_ROWS
+    pages = max(0, room - slots * state) // page
+    return slots, max(pages_of(longest), min(pages, slots * pages_of(longest)))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Memory: how much is free, and keeping what was freed (on Linux each large tensor is otherwise faulted in again)."""
+"""Main memory: how much is free, and keeping what was freed (on Linux each large tensor is otherwise faulted in again)."""
 
 import contextlib
 import ctypes
@@ -10,11 +10,11 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
 LARGE = 32 << 20  # bytes, the highest threshold that glibc takes
-MOST_MAPPED = 65536  # blocks, glibc's default
+MOST_MAPPED = 65536  # allocations, glibc's default
 MOST_GROWTH = 1.02
 CGROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of the kernel's interface
 
-mapped = False  # whether map_large_blocks was called
+mapped = False  # whether map_large_tensors was called
 
 
 def keep_freed_memory() -> None:
@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def map_large_blocks() -> None:
-    """Where memory is scarce: blocks of LARGE and more are mapped one by one again, and given back when they are freed.
+def map_large_tensors() -> None:
+    """Where memory is scarce: tensors of LARGE and more are mapped one by one again, and given back when they are freed.
 
-    In a heap that is kept, an aligned block that was freed is a few bytes too small for the next of its size, so the
+    In a heap that is kept, the room of a tensor that was freed is a few bytes too small for the next of its size, so the
     gradients of a vocabulary may lie there twice or thrice; a process then holds up to 1.4 times what is alive. Mapped,
     it holds what is alive, and pays with page faults.
     """
@@ -45,8 +45,8 @@ def map_large_blocks() -> None:
 
 
 @contextlib.contextmanager
-def keep_large_blocks() -> Iterator[None]:
-    """Takes map_large_blocks back while a model samples: the logits of every token are large, and mapping them anew takes
+def keep_large_tensors() -> Iterator[None]:
+    """Takes map_large_tensors back while a model samples: the logits of every token are large, and mapping them anew takes
     four times as long as writing them. All are given back at the end."""
     if not mapped:
         yield

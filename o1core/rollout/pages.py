@@ -98,7 +98,7 @@ class PagedCache:
         self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         self.splits = max(1, -(-max_length // SPLIT_TOKENS))  # of attention, for the longest row
         self.table = np.zeros((slots, self.splits * SPLIT_TOKENS // PAGE_TOKENS), dtype=np.int32)
-        self.pool = PagePool(pages)
+        self.slots, self.pool = slots, PagePool(pages)
         self.states = DeltaStates(config, slots, dtype, device)
         self.index = {layer: i for i, layer in enumerate(config.attention_layers)}
         self.clear()

@@ -9,8 +9,9 @@ before its first use.
 
 The test multiplies operands whose exact product is zero. What is left is rounding error, which changes with any other order
 of addition, even where bfloat16 would round the difference away. All rows of a test are equal and must come out equal, so
-it also covers a row's place in its batch. If the rows of a `base` batch differ, the promise cannot be kept: `holds` says so.
-Nothing is promised between different numbers of threads.
+it also covers a row's place in its batch. Of a weight with very many outputs a part is tested: more outputs are more turns of
+the same loop, and each is added up as before. If the rows of a `base` batch differ, the promise cannot be kept: `holds` says
+so. Nothing is promised between different numbers of threads.
 
 Experts multiply as many rows as were sent to each, so there each expert's rows are cut into such batches. On a GPU one grouped
 product does all experts, and that it treats a row alike however many there are is believed, not tested.
@@ -37,6 +38,7 @@ HEAD_STEP = 64
 ROW_STEP = 8  # a product with a weight gets a multiple of so many rows
 ATTENTION_ROWS = 8  # base size of attention, whose rows have all their heads
 DRAWN_ROWS = 256  # of a test's weight; the others repeat them
+TESTED_OUTPUTS = 8192  # most rows of a test's weight: a vocabulary's head would be held twice for the sake of its test
 PACKED_ROWS = 64  # a typical number of rows, for oneDNN to choose the layout by
 
 Product = Callable[[Tensor], Tensor]
@@ -86,6 +88,7 @@ def product_sizes(
     shapes: tuple[tuple[int, int, bool], ...], dtype: torch.dtype, device: torch.device, packed: bool, threads: int
 ) -> BatchSizes:
     """For products with weights of these shapes (outputs, inputs, whether there is a bias)."""
+    tested = {(min(outputs, TESTED_OUTPUTS), inputs, has_bias) for outputs, inputs, has_bias in shapes}
 
     def test_of(outputs: int, inputs: int, has_bias: bool) -> Test:
         def test(rows: int) -> Tensor:
@@ -95,7 +98,9 @@ def product_sizes(
 
         return test
 
-    return BatchSizes([test_of(*shape) for shape in shapes], CPU_ROWS if device.type == "cpu" else GPU_ROWS, ROW_STEP)
+    return BatchSizes(
+        [test_of(*shape) for shape in sorted(tested)], CPU_ROWS if device.type == "cpu" else GPU_ROWS, ROW_STEP
+    )
 
 
 @cache
@@ -129,7 +134,7 @@ def model_sizes(model: Transformer, vocab: int) -> BatchSizes:
     linears = [module for module in linear_modules(model) if groups_of(module) == 1]
     shapes = {(m.out_features, m.in_features, m.bias is not None) for m in linears} | {(vocab, weight.shape[1], False)}
     ordered, threads = tuple(sorted(shapes)), torch.get_num_threads()
-    return product_sizes(ordered, weight.dtype, weight.device, worth_packing(model), threads)
+    return product_sizes(ordered, weight.dtype, weight.device, packs(model), threads)
 
 
 def expert_sizes(model: Transformer) -> BatchSizes | None:
@@ -192,19 +197,20 @@ def head_product(weight: Tensor, packed: bool) -> Product:
     return lambda x: torch.mm(x, weight.T, out_dtype=torch.float32)
 
 
-def worth_packing(model: Transformer) -> bool:
-    """Whether the model computes in bf16 on a CPU whose oneDNN does, and takes at most an eighth of the machine's memory.
+def worth_packing(weights: int, dtype: torch.dtype, on_cpu: bool) -> bool:
+    """Whether a model of so many bytes computes in bf16 on a CPU whose oneDNN does, and takes at most an eighth of the
+    machine's memory.
 
     What is free at the moment does not count: a packed product may round differently, and a run that resumes must not.
     """
+    can = on_cpu and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return can and 8 * weights <= total_memory()
+
+
+def packs(model: Transformer) -> bool:
+    """Whether the model's matrices are packed while it samples."""
     weight = model.embed
-    if (
-        weight.device.type != "cpu"
-        or weight.dtype != torch.bfloat16
-        or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        return False
-    return 8 * sum(p.nbytes for p in model.parameters()) <= total_memory()
+    return worth_packing(sum(p.nbytes for p in model.parameters()), weight.dtype, weight.device.type == "cpu")
 
 
 @contextmanager
@@ -214,7 +220,7 @@ def packed_model(model: Transformer, vocab: int) -> Iterator[Product]:
 
     No gradient flows through packed matrices, and they do not follow an update: train after the rollouts, not between.
     """
-    packed, batches = worth_packing(model), expert_sizes(model)
+    packed, batches = packs(model), expert_sizes(model)
     linears = linear_modules(model)
     try:
         with torch.inference_mode():

@@ -1,10 +1,9 @@
 """Runs: what a job is, where it computes, and its way from end to end."""
 
-from .footprint import Machine, count_weights
+from .footprint import Machine, Workload, count_weights
 from .job import EMBEDDED, TINY, Job, Sources, open_evaluation, open_job
 from .loop import peak_memory
-from .plan import plan_run, plan_table
-from .resources import Resources
+from .plan import Resources, plan_run, plan_table
 from .session import Session, load, open_policy, open_session, prune
 from .threads import choose_threads
 
@@ -16,6 +15,7 @@ __all__ = [
     "Resources",
     "Session",
     "Sources",
+    "Workload",
     "choose_threads",
     "count_weights",
     "load",

@@ -14,40 +14,46 @@ from typing import Any
 
 import torch
 
-from ..distributed import gather, load_part, neighbours, on_all_ranks, on_rank0, processes
+from ..distributed import is_lead, load_part, on_all_ranks, on_rank0, processes
+from ..errors import UserError
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
 from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
-from ..report import plot_run, write_cards
-from ..rollout import free_memory, map_large_blocks, write_samples
+from ..report import logged_steps, plot_run, tracked_result, write_cards
+from ..rollout import Engine, map_large_tensors, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
 from ..training import load_optimiser_modules, open_tracker
 from ..typed_json import to_json
 from ..types import Problem
-from .footprint import Machine
+from .footprint import Workload
 from .job import EMBEDDED, Job, resolve_dtype
 from .loop import phase, sample_round, train
-from .plan import check_fits, plan_lines, plan_run
-from .resources import Resources
+from .plan import Plan, Resources, check_fits, plan_line, plan_run
 
 log = logging.getLogger(__name__)
 
 
+def open_tokenizer(checkpoint: Path, recipe: Recipe, day: str | None = None) -> Tokenizer:
+    """A checkpoint's tokenizer, with the recipe's way to ask. day: what a chat template takes for today."""
+    tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
+    tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
+    return tokenizer
+
+
 def open_policy(
-    checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Resources, day: str | None = None
+    checkpoint: Path, dtype: torch.dtype, recipe: Recipe, where: Resources, tokenizer: Tokenizer | None = None
 ) -> Policy:
-    """A checkpoint as a policy, with the recipe's way to ask and to judge. day: what a chat template takes for today.
+    """A checkpoint as a policy, with the recipe's way to ask and to judge. tokenizer: its own, where it is open already.
 
     Raises UserError naming the file and the field where the folder is not a whole checkpoint of a supported family, or the
     opening fills a completion.
     """
     longest = recipe.sampling.max_new_tokens
-    tokenizer = Tokenizer(checkpoint, read_config(checkpoint).vocab_size, recipe.prompt.template, day)
-    tokenizer.find_tags(recipe.prompt.tags, recipe.prompt.system)
+    tokenizer = tokenizer or open_tokenizer(checkpoint, recipe)
     model = load_part(checkpoint, dtype, where.device, where.team)
-    engine = where.engine(model, tokenizer, longest)
+    engine = Engine(model, tokenizer, where.slots, where.team, where.pages)
     policy = Policy(checkpoint, model, tokenizer, engine, longest, grader=recipe.reward.grader)
     policy.truncated = "keep" if recipe.reward.truncated == "keep" else "wrong"  # masked ones are wrong too
     opening_ids(tokenizer, recipe.prompt.opening, longest)  # refused here, not after an evaluation
@@ -87,54 +93,63 @@ class Session:
     day: str = field(default="", init=False)  # that the run began on: chat templates may ask for it
     finished: bool = field(default=False, init=False)  # whether the run has come to its result
     claimed: bool = field(default=False, init=False)
-    planned: bool = field(default=False, init=False)  # whether the memory was found to be enough
+    plan: Plan | None = field(default=None, init=False)  # that fits
+    tokenizer: Tokenizer | None = field(default=None, init=False)  # of the job's model
     loaded: tuple[Path, Policy] | None = field(default=None, init=False)
 
     def open(self, checkpoint: Path) -> Policy:
         """The policy of a checkpoint."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # the old model goes before the new one comes
-            if not self.planned:
+            if self.plan is None:
                 self.check_memory(trains=False)
-            policy = open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources, self.day)
-            if not self.claimed:
-                self.ask_all(policy)
+            tokenizer = self.tokenizer
+            if checkpoint != self.job.model:
+                tokenizer = open_tokenizer(checkpoint, self.job.recipe, self.day)
+            policy = open_policy(checkpoint, self.job.dtype, self.job.recipe, self.resources, tokenizer)
             self.loaded = checkpoint, policy
             self.claim()
         return self.loaded[1]
 
-    def ask_all(self, policy: Policy) -> None:
-        """Render every prompt of the run before its folder is claimed, so that what cannot be asked leaves no trace. Raises
-        UserError that names the problem."""
-        job, tags = self.job, policy.tokenizer.tags
+    def ask_all(self) -> int:
+        """Render every prompt of the run before its folder is claimed, so that what cannot be asked leaves no trace. Returns
+        the tokens of the longest. Raises UserError that names the problem."""
+        job, tokenizer = self.job, open_tokenizer(self.job.model, self.job.recipe, self.day)
         tests = [problem for test in job.tests.values() for problem in test]
         tests += job.validation
         asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
-        policy.tokenizer.prompts(asked, policy.model.config.max_positions)
-        log.info("thoughts stand between %s and %s", " or ".join(tags.opens), " or ".join(tags.closes))
+        prompts = tokenizer.prompts(asked, read_config(job.model).max_positions)
+        self.tokenizer = tokenizer
+        log.info("thoughts stand between %s and %s", *map(" or ".join, (tokenizer.tags.opens, tokenizer.tags.closes)))
+        return max(map(len, prompts), default=1)
 
     def check_memory(self, trains: bool = True) -> None:
-        """Before the first weight is read: raise UserError where a file of them is not whole or the run cannot fit, else say
-        what it needs, and decide the slots. Processes on a CPU share its memory; the one that has least decides."""
-        config, device = read_config(self.job.model), self.resources.device
-        on_all_ranks("the model", lambda: open_tensors(self.job.model, config))
-        machine = Machine(processes(), device.type == "cuda", self.resources.team.members, self.resources.offload)
-        if trains and not machine.cuda:
+        """Before the first weight is read: raise UserError where a file of them is not whole, a problem cannot be asked or
+        the run cannot fit; else say what it needs, and settle the slots and the micro-batches."""
+        job, config, where = self.job, read_config(self.job.model), self.resources
+        on_all_ranks("the model", lambda: open_tensors(job.model, config))
+        longest = self.ask_all()
+        trains = trains and not self.run.pruned_state()[1]
+        if trains and where.device.type == "cpu":
             load_optimiser_modules()
-        free = min(gather("the memory", free_memory(device) // (1 if machine.cuda else neighbours())))
-        plan = plan_run(config, self.job.recipe, self.job.dtype, free, machine, self.resources.slots, trains)
-        check_fits(config, plan, self.job.dtype)
-        for line in plan_lines(plan):
-            log.info("%s", line)
-        if plan.tight and not machine.cuda:
-            map_large_blocks()
-        self.resources = replace(self.resources, slots=plan.slots, pages=plan.pages)
-        self.planned = True
+        problems = len(job.train) if job.recipe.objective.kind != "none" else 0
+        workload = Workload.of(job.recipe, trains, longest, problems, max(map(len, job.tests.values()), default=0))
+        self.plan = plan = plan_run(replace(config, dtype=job.dtype), workload, where.machine(), where.slots)
+        check_fits(plan)
+        log.info("%s", plan_line(plan))
+        if plan.tight and where.device.type == "cpu":
+            map_large_tensors()
+        self.resources = replace(where, slots=plan.slots, pages=plan.pages)
+        if workload.trains and job.recipe.execution.micro_tokens is None:
+            self.job, self.claimed = job.in_micro_batches(plan.micro_tokens), False  # the folder is told
 
     def check(self) -> None:
         """Claim a folder that was begun by this job. Raises UserError where it belongs to another one, or to a process at
         work in it."""
         self.day = self.run.held("day") or date.today().isoformat()
+        cut = self.run.held("micro_tokens")  # another cut of the batches would change the last bits
+        if cut is not None and self.job.recipe.execution.micro_tokens is None:
+            self.job = self.job.in_micro_batches(cut)
         self.finished = self.run.check(*self._terms())
         if not self.finished and self.run.is_begun():
             self.claim()
@@ -166,7 +181,7 @@ class Session:
         if exists:
             log.warning("%s: damaged or not finished; it is made again from the newest state", self.run.pruned)
             resume = True
-        if not self.planned:
+        if self.plan is None:
             self.check_memory()
         policy, recipe, of = self.open(self.job.model), self.job.recipe, self.resources
         problems = self.job.instructed(self.job.train, training=True)
@@ -178,6 +193,17 @@ class Session:
         if recipe.evaluation.keep == "last":
             self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
+
+    def tell(self, result: RunResult) -> None:
+        """Send the tracker what the run has come to, a step after the last. The run is done: what fails is a warning."""
+        if self.resources.tracker is None or not is_lead():
+            return
+        step = max((line["step"] for line in logged_steps(self.run)), default=0) + 1
+        try:
+            with open_tracker(self.resources.tracker, self.run.path, self.job.recipe.to_json()) as send:
+                send(step, tracked_result(self.run, result))
+        except UserError as error:
+            log.warning("%s", error)
 
     def evaluate(
         self, checkpoint: Path, tests: dict[str, list[Problem]], side: str, label: str
@@ -232,7 +258,8 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
         pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
-        result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), job.settings)
+        result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), session.job.settings)
         on_rank0("the model card", lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
+        session.tell(result)
         return result

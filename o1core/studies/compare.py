@@ -29,7 +29,7 @@ from ..grading import after_thought, extract_answer, last_box, leaves_thought_op
 from ..metrics import Answers, Spread, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
 from ..model import Tokenizer, load
 from ..report import open_tokenizer, plot_study, study_tables
-from ..rollout import read_groups
+from ..rollout import Engine, read_groups
 from ..run_folder import SIDES, RunFolder
 from ..runs import Job, Resources
 from ..training import read_log
@@ -229,7 +229,7 @@ def seconds_to_answer(timed: Timed, resources: Resources) -> float:
     params = recipe.evaluation_params()
     model, tokenizer = load(timed.checkpoint, timed.job.dtype, resources.device)
     prompts = [tokenizer.prompt(p.question, p.system) for p in timed.problems]
-    engine = resources.engine(model, tokenizer, recipe.sampling.max_new_tokens)
+    engine = Engine(model, tokenizer, resources.slots)
     engine.generate(prompts[:1], replace(params, n=1, max_new_tokens=2))  # what a first call does once is not timed
     if resources.device.type == "cuda":
         torch.cuda.synchronize()

@@ -120,7 +120,7 @@ def write_parts(folder: Path, updater: Updater, examples: list[Example]) -> list
     device = model.embed.device
     places: list[Place] = []
     failed: Exception | None = None
-    batches, real = micro_batches_of_this_rank(examples, updater.execution.micro_tokens)
+    batches, real = micro_batches_of_this_rank(examples, updater.micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="teacher", unit="batch")):
         batch = pack([examples[i] for i in chosen], device)
         held = {"hidden": batch.hidden(model).cpu()}

@@ -1,6 +1,7 @@
-"""--tracker: what log.jsonl holds, sent to trackio, wandb or TensorBoard as well, each an optional extra.
+"""--tracker: what log.jsonl holds, sent to trackio, wandb or TensorBoard as well, each an optional extra; and at the end
+accuracy, tokens and AES before and after, with a table of samples.
 
-Left out on purpose: samples, checkpoints and system figures; log.jsonl stays the record that a run resumes from. Steps that
+Left out on purpose: checkpoints and system figures; log.jsonl stays the record that a run resumes from. Steps that
 a resumed run repeats have the same numbers as before, apart from timings; TensorBoard drops the older ones.
 """
 
@@ -9,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,11 +19,20 @@ from typing import Any
 
 from ..distributed import is_lead
 from ..errors import UserError
+from ..tables import Cell, Column, Table, to_markdown
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[int, Mapping[str, float]], None]  # a step and its metrics
+Send = Callable[[int, Mapping[str, Any]], None]  # a step and its metrics: numbers, and Rows
 Close = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as a tracker shows it."""
+
+    columns: list[str]
+    rows: list[list[str | float]]
 
 
 def check_installed(name: str) -> None:
@@ -30,7 +41,7 @@ def check_installed(name: str) -> None:
         raise UserError(f"--tracker {name}: {name} is not installed; run pip install {name}")
 
 
-def send_nothing(step: int, metrics: Mapping[str, float]) -> None:
+def send_nothing(step: int, metrics: Mapping[str, Any]) -> None:
     """No tracker."""
 
 
@@ -50,7 +61,7 @@ def open_tracker(name: str | None, folder: Path, settings: Mapping[str, Any]) ->
         raise UserError(f"--tracker {name}: {error}") from None
     failed = False
 
-    def send_or_warn(step: int, metrics: Mapping[str, float]) -> None:
+    def send_or_warn(step: int, metrics: Mapping[str, Any]) -> None:
         nonlocal failed
         try:
             if not failed:
@@ -78,10 +89,15 @@ class TensorBoard:
         self.open = partial(SummaryWriter, str(folder / "tensorboard"))
         self.writer: Any = None
 
-    def send(self, step: int, metrics: Mapping[str, float]) -> None:
+    def send(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.writer = self.writer or self.open(purge_step=step)
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+            if isinstance(value, Rows):
+                columns = [Column(column) for column in value.columns]
+                cells = [[Cell(str(cell)) for cell in row] for row in value.rows]
+                self.writer.add_text(name, to_markdown(Table(name, columns, cells)), step)
+            else:
+                self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self.writer is not None:
@@ -95,7 +111,8 @@ def open_tensorboard(folder: Path, settings: Mapping[str, Any]) -> tuple[Send, C
 
 def open_wandb(folder: Path, settings: Mapping[str, Any]) -> tuple[Send, Close]:
     """A run in wandb's project o1core, its local files in the run's folder. WANDB_MODE=offline keeps it there."""
-    run = import_module("wandb").init(
+    wandb = import_module("wandb")
+    run = wandb.init(
         project="o1core",
         name=folder.name,
         id=identity(folder, settings),
@@ -103,14 +120,23 @@ def open_wandb(folder: Path, settings: Mapping[str, Any]) -> tuple[Send, Close]:
         dir=str(folder),
         config=dict(settings),
     )
-    return lambda step, metrics: run.log(dict(metrics), step=step), run.finish
+    return lambda step, metrics: run.log(with_tables(wandb, metrics), step=step), run.finish
 
 
 def open_trackio(folder: Path, settings: Mapping[str, Any]) -> tuple[Send, Close]:
     """A run in trackio's project o1core, in its local database."""
     name = f"{folder.name}-{identity(folder, settings)}"  # by which trackio resumes
-    run = import_module("trackio").init(project="o1core", name=name, resume="allow", config=dict(settings))
-    return lambda step, metrics: run.log(dict(metrics), step=step), run.finish
+    trackio = import_module("trackio")
+    run = trackio.init(project="o1core", name=name, resume="allow", config=dict(settings))
+    return lambda step, metrics: run.log(with_tables(trackio, metrics), step=step), run.finish
+
+
+def with_tables(library: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with the library's own tables. Both have one of the same form."""
+    return {
+        name: library.Table(columns=value.columns, data=value.rows) if isinstance(value, Rows) else value
+        for name, value in metrics.items()
+    }
 
 
 OPENERS = {"trackio": open_trackio, "wandb": open_wandb, "tensorboard": open_tensorboard}

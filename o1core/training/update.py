@@ -32,7 +32,7 @@ from ..distributed import (
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Transformer, Trees, adapted
-from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings
+from ..recipe import MOST_MICRO_TOKENS, ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
 from ..types import Example
 from .objectives import LossInputs, Objective, objective_of, reference_of
@@ -207,6 +207,7 @@ class Updater:
         self.model, self.vocab = model, vocab
         self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
         self.grad_clip, self.execution = optimiser.grad_clip, execution
+        self.micro_tokens = execution.micro_tokens or MOST_MICRO_TOKENS
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
         select_trained(model, optimiser.train_last_layers, optimiser.train_router)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
@@ -299,7 +300,7 @@ class Updater:
         for master in self.masters:
             if master.grad is not None:
                 master.grad.zero_()
-        batches, real = micro_batches_of_this_rank(examples, self.execution.micro_tokens, objective.unit_size)
+        batches, real = micro_batches_of_this_rank(examples, self.micro_tokens, objective.unit_size)
         sums = torch.zeros(6, dtype=torch.float64, device=device)
         metrics = SurrogateMetrics(sums, torch.zeros((), device=device))
         for b, chosen in enumerate(batches):

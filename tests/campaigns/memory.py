@@ -17,8 +17,8 @@ import torch
 from o1core import Engine, SamplingParams, Transformer
 from o1core.model import ModelConfig, initialise
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory, map_large_blocks
-from o1core.rollout.memory import keep_large_blocks
+from o1core.rollout import keep_freed_memory, map_large_tensors
+from o1core.rollout.memory import keep_large_tensors
 from o1core.training import Updater, with_reference
 from o1core.types import Example
 
@@ -45,7 +45,7 @@ def run_memory(steps: int = 30, **sizes: int) -> int:
 def train(steps: int, sizes: dict[str, int]) -> dict[str, list[float]]:
     """The peak, in MiB, and the seconds of each step."""
     keep_freed_memory()
-    map_large_blocks()  # as a run does where memory is scarce
+    map_large_tensors()  # as a run does where memory is scarce
     model = random_model(sizes)
     recipe = Recipe.of(batch=sizes["batch"], micro_tokens=sizes["tokens"])
     updater = Updater(model, sizes["vocab"], recipe.objective, recipe.optimiser, recipe.execution)
@@ -53,7 +53,7 @@ def train(steps: int, sizes: dict[str, int]) -> dict[str, list[float]]:
     rng, peaks, seconds = random.Random(0), [], []
     for step in range(steps):
         if step % 5 == 0:
-            with keep_large_blocks():
+            with keep_large_tensors():
                 engine.generate([[1, 2, 3]] * SLOTS, SamplingParams(max_new_tokens=rng.randint(4, 8), seed=step))
             engine.release()
         examples = list(random_examples(rng, recipe.optimiser.batch, sizes))

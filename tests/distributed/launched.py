@@ -25,11 +25,11 @@ FOLDER = "O1CORE_TEST_LAUNCHER"
 class Torchrun:
     """A torchrun at work in `folder`, where the standard error and the ids of its processes are."""
 
-    def __init__(self, folder: Path, flags: list[str], arguments: list[str]) -> None:
+    def __init__(self, folder: Path, flags: list[str], arguments: list[str], **environment: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         flags = [*flags, "--start-method", "fork", "--run-path", __file__]
-        self.process = SERVER.Process(target=launch, args=(folder, [*flags, *arguments]))
+        self.process = SERVER.Process(target=launch, args=(folder, [*flags, *arguments], environment))
         self.process.start()
 
     def told(self) -> str:
@@ -64,8 +64,8 @@ class Torchrun:
         return self.process.exitcode
 
 
-def launch(folder: Path, arguments: list[str]) -> None:
-    os.environ[FOLDER] = str(folder)
+def launch(folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ |= environment | {FOLDER: str(folder)}
     write_errors_to(folder / "stderr")
     torchrun_main(arguments)
 

@@ -1,6 +1,10 @@
 """A child process of test_footprint.py: runs one phase on a made-up model and prints by how many bytes it grew.
 
 python tests/runs/measured.py '{"shape": {...}, "recipe": {...}, "dtype": "float32", "phase": "update"}'
+
+With the phase "run" it is a whole run on a checkpoint, and the bytes of its plan come second:
+
+python tests/runs/measured.py '{"phase": "run", "model": null, "data": null, "recipe": {...}, "out": "RUN"}'
 """
 
 import json
@@ -15,7 +19,9 @@ import torch
 from o1core.distributed import save_tensors
 from o1core.model import DTYPES, ModelConfig, Transformer, add_adapters, draw_adapters, initialise
 from o1core.recipe import Recipe
-from o1core.rollout import keep_freed_memory, map_large_blocks
+from o1core.rollout import keep_freed_memory, map_large_tensors
+from o1core.run_folder import RunFolder
+from o1core.runs import Resources, open_job, open_session
 from o1core.training import Updater, load_optimiser_modules, with_reference
 from o1core.types import Example
 
@@ -54,6 +60,18 @@ def training_state(config: ModelConfig) -> dict[str, torch.Tensor]:
     return {kind + name: torch.ones(shapes[name]) for name in shapes for kind in ("", "exp_avg.", "exp_avg_sq.")}
 
 
+def whole_run(model: str | None, data: str | None, recipe: Recipe, out: str) -> tuple[int, int]:
+    """(bytes by which this process grew since the memory was asked for, bytes that were planned)."""
+    job = open_job(None if model is None else Path(model), data, None, "float32", recipe)
+    with open_session(job, RunFolder(Path(out)), Resources(torch.device("cpu"))) as session:
+        session.check_memory()
+        before = resident()
+        session.evaluate(job.model, job.tests, "base", "evaluate")
+        session.train(resume=True)
+        assert session.plan
+        return peak() - before, session.plan.peak.total
+
+
 def resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
@@ -68,7 +86,10 @@ def peak() -> int:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     keep_freed_memory()
-    map_large_blocks()
+    map_large_tensors()  # as a run does where memory is scarce
+    if asked["phase"] == "run":
+        print(*whole_run(asked["model"], asked["data"], Recipe.of(**asked["recipe"]), asked["out"]))
+        return
     torch.ones(64, 64, requires_grad=True).square().sum().backward()  # autograd's own threads and libraries
     load_optimiser_modules()
     config, recipe = replace(QWEN, **asked["shape"]), Recipe.of(**asked["recipe"])

@@ -44,7 +44,7 @@ def updater_of(model, vocab: int, recipe: Recipe) -> Updater:
 
 
 def reference_logprobs(model, vocab: int, examples, recipe: Recipe) -> list[torch.Tensor]:
-    return logprobs_of(model, vocab, examples, recipe.execution.micro_tokens)
+    return logprobs_of(model, vocab, examples, recipe.execution.micro_tokens or 16384)
 
 
 def gradients(model, recipe: Recipe, examples, reference) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.training import TRACKERS, check_installed, open_tracker, read_log
+from o1core.training import TRACKERS, Rows, check_installed, open_tracker, read_log
 
 SETTINGS = {"lam": 2.0}
 
@@ -65,10 +65,34 @@ def fake(monkeypatch):
             calls.append(given)
             return types.SimpleNamespace(log=record, finish=lambda: calls.append("finish"))
 
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=init))
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(init=init, Table=dict))
         return calls
 
     return install
+
+
+def test_a_prune_sends_its_result_and_a_table_of_samples(flags, tmp_path):
+    run = tmp_path / "run"
+    assert main(["prune", *flags, "--rounds", "1", "--tracker", "tensorboard", "--out", str(run)]) == 0
+    result, steps = json.loads((run / "result.json").read_text()), len(read_log(run / "log.jsonl"))
+    found = scalars(run)
+    for side, held in (("before", result["base"]), ("after", result["pruned"])):
+        for name, field in (("accuracy", "accuracy"), ("tokens", "mean_tokens")):
+            assert found[f"problems/{name}_{side}"] == pytest.approx({steps + 1: held[field]})
+    assert set(found["loss"]) == set(range(1, steps + 1)), "the steps before it are kept"
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("problems/samples/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert table.count("\n") == 3 and "+ 5 = ?" in table and "completion before" in table, "two problems, head and rule"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_tables_are_the_librarys_own(name, fake, tmp_path):
+    calls = fake(name)
+    with open_tracker(name, tmp_path, SETTINGS) as send:
+        send(3, {"aes": 0.5, "samples": Rows(["a"], [["b"]])})
+    assert (3, {"aes": 0.5, "samples": {"columns": ["a"], "data": [["b"]]}}) in calls
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
