@@ -12,14 +12,15 @@ import time
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download
 import pytest
+from huggingface_hub import ModelCard
 
 import o1core
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.model import find_model
+from o1core.model import find_model, read_config
 from o1core.problems import load_problems
 from tests.conftest import build
-from tests.hub import COMMIT, serve
+from tests.hub import COMMIT, TOKEN, serve
 
 NAME, DATA = "someone/small-model", "someone/sums"
 FLAGS = "--samples 2 --picked 2 --problems 3 --rounds 1 --max-new-tokens 6 --slots 8 --lora-rank 2 --device cpu"
@@ -175,6 +176,26 @@ def test_data_sets_that_say_nothing_are_read_by_the_names_of_their_files(hub, tm
         load_problems("a/none")
 
 
+def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path, caplog):
+    def answers(source):
+        return [int(p.answer) - 1 for p in load_problems(source)]
+
+    for at, name in enumerate(("eval/train", "eval/test", "en/train", "de/train", "de/test"), 1):
+        sums(tmp_path / f"{'one' if at < 3 else 'two'}/{name}.jsonl", at)
+    sums(tmp_path / "one/train-2.json", 9)
+    sums(tmp_path / "three/data.json", 7)
+    (tmp_path / "three/dataset_infos.json").write_text("{}")
+    hub.repos["datasets"] |= {f"a/{name}": tmp_path / name for name in ("one", "two", "three")}
+    assert (answers("a/one"), answers("a/one:test"), answers("a/one:eval/train")) == ([1], [2], [1])
+    assert "a/one: only its .jsonl files are read, and not, for example, train-2.json" in caplog.text
+    with pytest.raises(
+        UserError, match=r"a/two: has several configurations \(de, en\); name one, as in a/two:de/train"
+    ):
+        answers("a/two")
+    assert (answers("a/two:de/train"), answers("a/two:en"), answers("a/two:de/test")) == ([4], [3], [5])
+    assert answers("a/three") == [7]
+
+
 def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, caplog):
     """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
@@ -279,3 +300,66 @@ def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
     done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
     assert done.stdout.strip() == "10", done.stderr
     assert list((tmp_path / "home/hub/datasets--someone--sums/snapshots").iterdir())
+
+
+def test_a_folder_of_the_cache_is_read(hub):
+    assert read_config(find_model(NAME).folder).num_layers == 2
+
+
+def test_from_a_name_on_the_hub_to_a_card_on_the_hub(repos, tmp_path, monkeypatch, capsys):
+    """SmolLM2-135M's name with a small Llama in its place: downloaded, pruned, and uploaded with its card and licence."""
+    name, mine = "HuggingFaceTB/SmolLM2-135M", "me/smol-pruned"
+    smol = tmp_path / "smol"
+    build(smol, "llama")
+    (smol / "README.md").write_text("---\nlicense: apache-2.0\n---\n# SmolLM2\n")
+    (smol / "LICENSE").write_text("Apache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    small = "--problems 4 --samples 2 --picked 2 --rounds 1 --max-new-tokens 8 --temperature 1 --batch 4 --device cpu"
+    flags = ["--model", name, "--data", DATA, *small.split(), "--lora-rank", "2", "--out", str(tmp_path / "run")]
+    with serve({name: smol}, {DATA: repos[1]}) as server:
+        move_to(monkeypatch, server.url)
+        assert main(["prune", *flags, "--push-to-hub", mine]) == 0
+        assert f"on the hub: {server.url}/{mine}" in capsys.readouterr().out
+        pushed = server.pushed[mine]
+        assert {"README.md", "LICENSE", "config.json", "model.safetensors", "adapter/README.md"} < pushed.keys()
+        assert pushed["model.safetensors"] == (tmp_path / "run" / "pruned" / "model.safetensors").read_bytes()
+        held = ModelCard(pushed["README.md"].decode()).data
+        assert (held.base_model, held.license, held.datasets) == (name, "apache-2.0", [DATA])
+        assert {r.dataset_name for r in held.eval_results} == {"sums"}
+        monkeypatch.setenv("HF_TOKEN", "another")
+        assert main(["prune", *flags, "--push-to-hub", mine]) == 2, "the run is finished, the upload is refused"
+        assert f"--push-to-hub {mine}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, token, message",
+    [
+        ("me/model", None, "nobody is logged in; log in with: hf auth login"),
+        ("model", TOKEN, "model is not OWNER/NAME"),
+    ],
+)
+def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_data_set_named_twice_is_trained_on_by_its_train_split_and_tested_on_by_its_test_split(hub, tmp_path, capsys):
+    flags = [
+        "--model",
+        NAME,
+        "--data",
+        DATA,
+        "--eval-data",
+        DATA,
+        "--eval-problems",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["prune", *flags, "--dry-run"]) == 0
+    assert "10 problems to train on, 2 of sums to evaluate" in capsys.readouterr().err

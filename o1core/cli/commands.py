@@ -195,7 +195,7 @@ def fetch_data(args: argparse.Namespace, held: dict[str, Any]) -> tuple[dict[str
             return source
         data = next((other for other in earlier if other._replace(revision=None) == data), data)
         commit, paths = download_data(data, split)
-        files[source] = [str(path) for path in paths]
+        files[f"{split} {source}"] = [str(path) for path in paths]
         return data.at(commit)
 
     named: dict[str, Any] = {}

@@ -49,7 +49,8 @@ class Sources:
     """How a command named its model and problems.
 
     named: what settings.json keeps of it, so that it can be given back as a run file; fields: what problem files call theirs;
-    files: of the data sets on the hub, as they were downloaded.
+    files: of the data sets on the hub, as they were downloaded, by purpose and name: "train openai/gsm8k", for a name without a
+    split means one to train on and another to test on.
     """
 
     named: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +65,8 @@ class Sources:
             seed = seed_of(recipe.seed, purpose) % 2**31
             return gym_problems(source.removeprefix(GYM_PREFIX), wanted or DEFAULT_COUNT, seed)
         of = {f"{role}_field": name for role, name in vars(self.fields).items()}
-        path = [Path(file) for file in self.files[source]] if source in self.files else source
+        files = self.files.get(f"{purpose} {source}")
+        path = source if files is None else [Path(file) for file in files]
         return load_problems(path, shuffle_seed=shuffle_seed, **of)
 
 
