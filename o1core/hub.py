@@ -115,7 +115,6 @@ def upload(name: str, folders: dict[str, Path], message: str) -> str:
     repository ("" is its root) -> folder. Files that are there already are not sent again."""
     from huggingface_hub import HfApi
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     api = HfApi()
     try:
         address = str(api.create_repo(name, exist_ok=True))
