@@ -59,7 +59,6 @@ def fetch(repo: Repo, patterns: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download  # here, for it takes half a second that most runs do not need
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     with errors_in_one_line(repo):
         return Path(
             snapshot_download(
@@ -116,7 +115,6 @@ def upload(name: str, folders: dict[str, Path], message: str) -> str:
     repository ("" is its root) -> folder. Files that are there already are not sent again."""
     from huggingface_hub import HfApi
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     api = HfApi()
     try:
         address = str(api.create_repo(name, exist_ok=True))
@@ -146,6 +144,8 @@ def errors_in_one_line(repo: Repo) -> Iterator[None]:
     """What huggingface_hub raises, as a UserError that says how to go on."""
     from huggingface_hub import constants, errors
 
+    for client in _CLIENTS:
+        logging.getLogger(client).setLevel(logging.WARNING)  # they tell of every request
     where = f"{repo.name}: "
     try:
         yield

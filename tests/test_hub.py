@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -197,7 +198,7 @@ def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path,
     assert answers("a/three") == [7]
 
 
-def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
+def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, caplog):
     """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
     flags = [
@@ -219,7 +220,9 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
         "cpu",
     ]
     sources = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test"]
-    assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    with caplog.at_level(logging.INFO):
+        assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    assert "Sample small-model (1 M) on 3 problems x 2 samples" in caplog.text
     held = json.loads((run / "settings.json").read_text())
     assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
@@ -232,6 +235,7 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, COMMIT)
     assert main(["show", str(run), "--problems", "1"]) == 0
+    assert "HTTP Request" not in caplog.text
 
 
 @pytest.mark.parametrize(
