@@ -147,7 +147,7 @@ def test_the_forms_of_the_output(tmp_path, capsys):
     base, after = FILES / "vllm.jsonl", FILES / "ours.jsonl"
     (row,) = csv.DictReader(io.StringIO(run(capsys, base, "--csv")))
     assert row["name"] == "vllm" and float(row["pass_at.2"]) == pytest.approx(2 / 3)
-    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5", "1/5/10")
+    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5,1/5/10")
     assert r"50.0 \%" in latex and latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 4
     assert "AES 1/3/5 & AES 1/5/10" in latex
     run(capsys, base, "--chart", tmp_path / "chart.png")
@@ -304,6 +304,7 @@ ROW = {"id": 1, "output": "5", "answer": "5"}
         ),
         ([ROW], ["--base", str(FILES / "matharena.jsonl")], "--base: .* holds 2 models"),
         ([ROW], ["--aes", "1/3"], "--aes: 1/3 is not A/B/C"),
+        ([ROW], ["--budgets", "1" * 5000], "--budgets: 1.* is not a rising list"),
         ([ROW], ["--budgets", "400,200"], "--budgets: 400,200 is not a rising list"),
         ([ROW], ["--thought-tags", "<think>"], "--thought-tags: <think> is not OPEN,CLOSE"),
         ([ROW], ["--chart", "x.png"], "--chart: nothing to draw"),
