@@ -352,7 +352,8 @@ def mlp_width(c: ModelConfig, layer: int) -> int:
     and comes out of each chosen one."""
     if c.experts is None or layer not in c.sparse_layers:
         return c.ffn_size
-    return c.experts.chosen * (c.experts.ffn_size + c.hidden_size // 2) + c.experts.shared_size
+    shared = c.experts.shared_size and c.experts.shared_size + c.hidden_size // 4
+    return c.experts.chosen * (c.experts.ffn_size + c.hidden_size // 2) + shared
 
 
 def widest_mlp(c: ModelConfig) -> int:
@@ -365,15 +366,20 @@ def passing(c: ModelConfig) -> int:
 
 
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
-    """Bytes a token that autograd keeps of a layer: two RMSNorms, q, k and v before and after the rotation, the attention's
-    output, and four tensors of the MLP's width. On a CPU a norm is made of several operations, and keeps its input and the
-    normalised input in fp32 beside its output; on a GPU it is one, and keeps its input."""
+    """Bytes a row that autograd keeps of a layer, whose prompts are shared or not: two RMSNorms, what mixes tokens, and four
+    tensors of the MLP's width. Of attention: q, k and v before and after the rotation, its output, and in a hybrid the gate
+    and what it lets through; of the delta rule what goes in and comes out, as its chunks are computed again. On a CPU a norm
+    is made of several operations, and keeps its input and the normalised input in fp32 beside its output; on a GPU it is
+    one, and keeps its input."""
     size, q, kv = c.dtype.itemsize, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
-    heads = size * (q + 2 * kv + q + kv + q)
-    if c.qk_norm:
-        heads += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-    return norms + heads + size * 4 * mlp_width(c, layer)
+    if c.delta is not None and layer in c.delta_layers:
+        mixing = size * (2 * sum(c.delta.widths) + 4 * c.delta.widths[2])
+    else:
+        mixing = size * (q + 2 * kv + q + kv + q + (2 * q if c.family.hybrid else 0))
+        if c.qk_norm:
+            mixing += (q + kv) * (size if cuda else 4 if size == 4 else 8)
+    return norms + mixing + size * 4 * mlp_width(c, layer)
 
 
 def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
