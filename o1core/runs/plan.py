@@ -201,13 +201,15 @@ def plan_table(plan: Plan) -> Table:
     ]
     rows.append([Cell("all"), *(Cell(gib(phase.total)) for phase in plan.phases)])
     counts = count_weights(plan.config, plan.workload.recipe.optimiser)
+    place = "on each GPU" if plan.machine.cuda else "of main memory"
     note = (
-        f"GiB on each GPU, of {gib(plan.machine.memory)}; {counts.trained / 1e9:.2f} B weights trained; "
+        f"GiB {place}, of {gib(plan.machine.memory)}; {counts.trained / 1e9:.2f} B weights trained; "
         f"{'; '.join(chosen(plan))}. Prompts of up to {plan.workload.prompt:,} tokens. "
     )
     if plan.fits:
-        sampling, update = hours(plan)
-        note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
+        if plan.machine.cuda:
+            sampling, update = hours(plan)
+            note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
         note += "It fits."
     else:
         found = [as_flags(settings) for settings in least_changes(plan)]

@@ -184,6 +184,19 @@ def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, sett
     assert count_weights(model.config, of).trained == sum(master.numel() for master in updater.masters)
 
 
+def test_the_trained_weights_of_experts_and_hybrids_are_counted(build_checkpoint, tmp_path):
+    family, shape = SHAPES["hybrid with experts"]
+    build_checkpoint(tmp_path / "m", family, **shape)
+    experts = {"lora_rank": 4, "lora_experts": True, "lora_targets": "mlp"}
+    for settings in ({}, {"train_router": True}, {"train_last_layers": 1}, {"lora_rank": 4}, experts):
+        recipe, model = Recipe.of(**settings), o1core.model.load(tmp_path / "m", torch.float32)[0]
+        of = recipe.optimiser
+        if of.lora_rank:
+            o1core.model.add_adapters(model, of.lora_rank, None, of.lora_targets, None, of.lora_experts)
+        trained = Updater(model, 259, recipe.objective, of, recipe.execution).masters
+        assert count_weights(model.config, of).trained == sum(master.numel() for master in trained), settings
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "experts", "hybrid", "hybrid with experts"])
 def test_a_layer_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
