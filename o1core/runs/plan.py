@@ -98,7 +98,7 @@ def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: i
         most = range(1, 1 + min(MOST_SLOTS, share(workload.completions, machine)))
         slots = max(1, bisect(most, without + room, key=lambda n: sample_phase(config, workload, machine, n).total))
     asked = workload.recipe.execution.micro_tokens
-    for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.sequence * workload.pair):
+    for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.packed(1, workload.pair)):
         phases = footprint(config, workload, machine, slots, micro_tokens, pages)
         if max(phase.total for phase in phases[1:] or phases) <= machine.memory / (1 if machine.cuda else FRAGMENTS):
             break
