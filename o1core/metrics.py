@@ -282,12 +282,13 @@ def mean_of(spreads: Sequence[Spread]) -> Spread:
 def bootstrap_aes(
     tests: Sequence[tuple[Answers, Answers]], seed: int, coefficients: tuple[float, float, float]
 ) -> Spread | None:
-    """The mean of the tests' AES, with its bootstrap interval over problems; None where a base got nothing right."""
+    """The mean of the tests' AES, with its bootstrap interval over problems; None where a base got nothing right, or
+    a file says that it gave no tokens."""
     scores, drawn = [], np.zeros(RESAMPLES)
     for number, (before, after) in enumerate(tests):
         sides = [values.mean(axis=1) for a in (before, after) for values in (a.correct, a.lengths)]
         columns = np.stack(sides, axis=1).astype(float)  # [P, 4]: accuracy and tokens before, then after
-        if columns[:, 0].sum() == 0:
+        if 0 in columns[:, :2].sum(axis=0):
             return None
         alpha, beta, gamma = coefficients
         scores.append(aes(*map(float, columns.mean(axis=0)), alpha=alpha, beta=beta, gamma=gamma))

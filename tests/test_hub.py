@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,14 +12,15 @@ import time
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download
 import pytest
+from huggingface_hub import ModelCard
 
 import o1core
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.model import find_model
+from o1core.model import find_model, read_config
 from o1core.problems import load_problems
 from tests.conftest import build
-from tests.hub import COMMIT, serve
+from tests.hub import COMMIT, TOKEN, serve
 
 NAME, DATA = "someone/small-model", "someone/sums"
 FLAGS = "--samples 2 --picked 2 --problems 3 --rounds 1 --max-new-tokens 6 --slots 8 --lora-rank 2 --device cpu"
@@ -124,7 +126,9 @@ def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
 
 
 def test_a_file_outside_of_the_repository_is_not_fetched(hub, monkeypatch):
-    monkeypatch.setattr("o1core.problems.download.files_of", lambda repo, folder: ["../../../main/train-0.jsonl"])
+    monkeypatch.setattr(
+        "o1core.problems.download.files_of", lambda repo, folder: (["../../../main/train-0.jsonl"], True)
+    )
     monkeypatch.setattr("o1core.problems.download.read_configurations", lambda readme: None)
     with pytest.raises(UserError, match=f"^{DATA}: the hub refuses: "):
         load_problems(DATA)
@@ -174,7 +178,27 @@ def test_data_sets_that_say_nothing_are_read_by_the_names_of_their_files(hub, tm
         load_problems("a/none")
 
 
-def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
+def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path, caplog):
+    def answers(source):
+        return [int(p.answer) - 1 for p in load_problems(source)]
+
+    for at, name in enumerate(("eval/train", "eval/test", "en/train", "de/train", "de/test"), 1):
+        sums(tmp_path / f"{'one' if at < 3 else 'two'}/{name}.jsonl", at)
+    sums(tmp_path / "one/train-2.json", 9)
+    sums(tmp_path / "three/data.json", 7)
+    (tmp_path / "three/dataset_infos.json").write_text("{}")
+    hub.repos["datasets"] |= {f"a/{name}": tmp_path / name for name in ("one", "two", "three")}
+    assert (answers("a/one"), answers("a/one:test"), answers("a/one:eval/train")) == ([1], [2], [1])
+    assert "a/one: only its .jsonl files are read, and not, for example, train-2.json" in caplog.text
+    with pytest.raises(
+        UserError, match=r"a/two: has several configurations \(de, en\); name one, as in a/two:de/train"
+    ):
+        answers("a/two")
+    assert (answers("a/two:de/train"), answers("a/two:en"), answers("a/two:de/test")) == ([4], [3], [5])
+    assert answers("a/three") == [7]
+
+
+def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, caplog):
     """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
     flags = [
@@ -196,7 +220,9 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
         "cpu",
     ]
     sources = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test"]
-    assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    with caplog.at_level(logging.INFO):
+        assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    assert "Sample small-model (1 M) on 3 problems x 2 samples" in caplog.text
     held = json.loads((run / "settings.json").read_text())
     assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
@@ -209,6 +235,7 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, COMMIT)
     assert main(["show", str(run), "--problems", "1"]) == 0
+    assert "HTTP Request" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -269,9 +296,88 @@ def test_without_a_network_one_line_says_what_to_type(hub, monkeypatch):
             load_problems(f"{DATA}:test")
 
 
+def test_what_a_dry_run_left_out_is_not_said_to_be_missing_on_the_hub(hub, monkeypatch):
+    find_model(NAME, weights=False)
+    load_problems(f"{DATA}:other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=rf"^{NAME}: .* does not have all of it; .*: hf download {NAME} --revision {COMMIT}"
+    ):
+        find_model(NAME)
+    with pytest.raises(
+        UserError, match=rf"^{DATA}: the cache does not have the split main/train; .*: hf download {DATA} --"
+    ):
+        load_problems(DATA)
+
+
 def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", f"import o1core; print(len(o1core.load_problems('{DATA}')))"]
     done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
     assert done.stdout.strip() == "10", done.stderr
     assert list((tmp_path / "home/hub/datasets--someone--sums/snapshots").iterdir())
+
+
+def test_a_folder_of_the_cache_is_read(hub):
+    assert read_config(find_model(NAME).folder).num_layers == 2
+
+
+def test_from_a_name_on_the_hub_to_a_card_on_the_hub(repos, tmp_path, monkeypatch, capsys):
+    """SmolLM2-135M's name with a small Llama in its place: downloaded, pruned, and uploaded with its card and licence."""
+    name, mine = "HuggingFaceTB/SmolLM2-135M", "me/smol-pruned"
+    smol = tmp_path / "smol"
+    build(smol, "llama")
+    (smol / "README.md").write_text("---\nlicense: apache-2.0\n---\n# SmolLM2\n")
+    (smol / "LICENSE").write_text("Apache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    small = "--problems 4 --samples 2 --picked 2 --rounds 1 --max-new-tokens 8 --temperature 1 --batch 4 --device cpu"
+    flags = ["--model", name, "--data", DATA, *small.split(), "--lora-rank", "2", "--out", str(tmp_path / "run")]
+    with serve({name: smol}, {DATA: repos[1]}) as server:
+        move_to(monkeypatch, server.url)
+        assert main(["prune", *flags, "--push-to-hub", mine]) == 0
+        assert f"on the hub: {server.url}/{mine}" in capsys.readouterr().out
+        pushed = server.pushed[mine]
+        assert {"README.md", "LICENSE", "config.json", "model.safetensors", "adapter/README.md"} < pushed.keys()
+        assert pushed["model.safetensors"] == (tmp_path / "run" / "pruned" / "model.safetensors").read_bytes()
+        held = ModelCard(pushed["README.md"].decode()).data
+        assert (held.base_model, held.license, held.datasets) == (name, "apache-2.0", [DATA])
+        assert {r.dataset_name for r in held.eval_results} == {"sums"}
+        monkeypatch.setenv("HF_TOKEN", "another")
+        assert main(["prune", *flags, "--push-to-hub", mine]) == 2, "the run is finished, the upload is refused"
+        assert f"--push-to-hub {mine}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, token, message",
+    [
+        ("me/model", None, "nobody is logged in; log in with: hf auth login"),
+        ("model", TOKEN, "model is not OWNER/NAME"),
+        ("me/model", TOKEN, "--push-to-hub me/model: this method trains nothing"),
+    ],
+)
+def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    method = ["--method", "fast-prompt"] if "trains nothing" in message else []
+    assert main(["prune", "--push-to-hub", name, *method, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_data_set_named_twice_is_trained_on_by_its_train_split_and_tested_on_by_its_test_split(hub, tmp_path, capsys):
+    flags = [
+        "--model",
+        NAME,
+        "--data",
+        DATA,
+        "--eval-data",
+        DATA,
+        "--eval-problems",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["prune", *flags, "--dry-run"]) == 0
+    assert "10 problems to train on, 2 of sums to evaluate" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def fetch_data(args: argparse.Namespace, held: dict[str, Any]) -> tuple[dict[str
             return source
         data = next((other for other in earlier if other._replace(revision=None) == data), data)
         commit, paths = download_data(data, split)
-        files[source] = [str(path) for path in paths]
+        files[f"{split} {source}"] = [str(path) for path in paths]
         return data.at(commit)
 
     named: dict[str, Any] = {}
@@ -314,7 +314,9 @@ def on_a_job(
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     if args.push_to_hub:
-        check_upload(args.push_to_hub)
+        if job.recipe.objective.kind == "none":
+            raise UserError(f"--push-to-hub {args.push_to_hub}: this method trains nothing; leave the flag out")
+        on_rank0("the upload", lambda: check_upload(args.push_to_hub))
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
@@ -329,8 +331,6 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
 
 def push(name: str, run: RunFolder) -> None:
     """Upload what the run made, by rank 0: the pruned checkpoint, and its adapter in a folder of its own."""
-    if not run.pruned.exists():
-        raise UserError(f"--push-to-hub {name}: this method trains nothing; leave the flag out")
     folders = {"": run.pruned} | ({"adapter": run.adapter} if run.adapter.exists() else {})
 
     def act() -> str:

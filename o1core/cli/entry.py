@@ -30,7 +30,7 @@ COMMANDS = {  # name: help
     "study": "the paper's studies, each with a table and a plot",
     "plan": "say what a run needs on GPUs of a size, part by part, and which settings would fit",
     "dial": "evaluate a run's adapter at several scales, or export one: a family of models from one run",
-    "report": "write one page, report.html, of runs and studies: tables, charts, samples side by side",
+    "report": "write one page, report.html, of runs (at work too), studies and evaluations: tables, charts, samples",
     "score": "grade and measure completions that others made: pass@k, maj@k, tokens, AES, intervals",
     "show": "page through a run's samples: short to long, right or wrong, before against after",
 }
@@ -200,9 +200,11 @@ def with_run_file(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 
 def with_settings(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """The arguments of a command about a run that exists (`dial RUN`), with the flags that its settings.json stands for."""
-    settings = Path(argv[1]) / "settings.json" if len(argv) > 1 and not argv[1].startswith("-") else None
-    if settings is None:
+    if len(argv) < 2 or not {"-h", "--help", "--help-all"}.isdisjoint(argv):
         return argv
+    if argv[1].startswith("-"):
+        raise UserError(f"{argv[0]}: the run's folder must stand first, as in: o1core {argv[0]} RUN {argv[1]} ...")
+    settings = Path(argv[1]) / "settings.json"
     if not settings.exists():
         raise UserError(f"{argv[1]}: holds no settings.json; name the folder that a run was given as --out")
     return [*argv[:2], *flags_in(settings, leaf(top, argv)._option_string_actions), *argv[2:]]

@@ -113,7 +113,7 @@ def tidy(answer: str) -> str:
     text = _NOISE.sub("", _THOUSANDS.sub(",", answer)).strip().strip("*").rstrip(".,;").strip()
     if (match := WRAPPED.fullmatch(text)) is not None:
         text = match.group(1).strip().rstrip(".")
-    if (match := _SET_BUILDER.fullmatch(text)) is not None:
+    if (match := _SET_BUILDER.fullmatch(text)) is not None and r"\in" not in match.group(1):
         return match.group(1).strip()
     if (match := _MIXED.fullmatch(text)) is not None:
         return r"{}\frac{{{}}}{{{}}}".format(*match.groups())

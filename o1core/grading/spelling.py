@@ -101,6 +101,9 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(  # in this order
         (r"(?<![A-Za-z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}"),
     )
 )
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_ARGUMENT = rf"({_GROUP}|\\(?:{'|'.join(_GREEK.values())})(?![A-Za-z])|[A-Za-z\d])"
+_BARE_FRACTION = re.compile(rf"\\frac\s*(?!{_GROUP}\s*\{{){_ARGUMENT}\s*{_ARGUMENT}")
 _COMPLEX = re.compile(  # Python's
     r"\(?-?[\d.]+\s*[-+]\s*[\d.]+j\)?"
 )
@@ -129,7 +132,7 @@ def plain_spelling(text: str) -> str:
         text = r"\mathbb{R}"
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    text = text.strip()
+    text = _BARE_FRACTION.sub(_braced, text).strip()
     if text[:1] == "]" or text[-1:] == "[":
         text = _OUTWARD.sub(_inward, text)
     text = _ROMAN.sub(lambda m: m[1] or m[2] or "i", text)
@@ -178,6 +181,12 @@ def without_groups(number: str) -> str:
     """A number with the thousands of other languages and of programs ("1.234.567,8", "12,34,567", "1_234_567"), plain."""
     match = _GROUPS_OF_OTHERS.fullmatch(number)
     return number if match is None else re.sub(r"[.,_]", "", match[1]) + (match[2] or "").replace(",", ".")
+
+
+def _braced(match: re.Match[str]) -> str:
+    r"""\frac\pi2 as \frac{\pi}{2}: math-verify reads it as 2."""
+    top, bottom = (text[1:-1] if text[0] == "{" else text for text in match.groups())
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _inward(match: re.Match[str]) -> str:

@@ -43,7 +43,7 @@ def equivalent(predicted: str, gold: str) -> bool:
     ours, asked = _parse(predicted), _parse(gold)
     if "=" in predicted and "=" not in gold and not _states_right_side(predicted):
         return False
-    if _is_stray(predicted, ours):
+    if _is_stray(predicted, ours) or _is_misread_set(predicted, ours) or _is_misread_set(gold, asked):
         return False
     said = _relations(predicted)
     if said and said != _relations(gold) and not (_holds_relation(ours) and _holds_relation(asked)):
@@ -156,6 +156,13 @@ def _parse(text: str) -> list[Any]:
     return parse(rf"\boxed{{{text}}}", forms, parsing_timeout=None)
 
 
+def _is_misread_set(text: str, parsed: list[Any]) -> bool:
+    r"""Whether a number was picked out of a set that was not understood: 3 out of \{3k \mid k \in \mathbb{Z}\}."""
+    from sympy import Expr
+
+    return text.lstrip().startswith(r"\{") and bool(parsed) and isinstance(parsed[0], Expr)
+
+
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z\d]+)")
 _RELATION = re.compile(
     r"\\(?:not|neq?|[lg]eq?|[lg]t|n?[lg]eq(?:q|slant)|n[lg]eq|[lg]neqq?|nless|ngtr|ll|gg|(?:less|gtr)sim|n?sim|simeq|n?cong"
@@ -208,9 +215,10 @@ def _parse_whole(text: str) -> list[Any]:
     return parse(rf"\boxed{{{text}}}", [_tex_form(text)], parsing_timeout=None)
 
 
-# A letter that is also a unit, where it stands like a factor: in 5x+3t, \sin t and xy t. In "x + 2 m" it stands like a unit.
+# A letter that is also a unit, where it stands like a factor or a term: in 5x+3t, a + c, \sin t and xy t. In "x + 2 m" it
+# stands like a unit.
 _FACTOR = re.compile(
-    r"(?:[\d})]|_(?:\w|\{\w+\})\s*|\\[A-Za-z]+(?:\^\{?-?\d\}?)?\s*|(?<![A-Za-z])[A-Za-z]\s)[cdghlmost]\s*\.?$"
+    r"(?:[\d})]|[-+*/=(]\s*|_(?:\w|\{\w+\})\s*|\\[A-Za-z]+(?:\^\{?-?\d\}?)?\s*|(?<![A-Za-z])[A-Za-z]\s)[cdghlmost]\s*\.?$"
 )
 
 

@@ -46,6 +46,9 @@ COPIED = (  # what a checkpoint holds besides weights and config.json
     "merges.txt",
     "added_tokens.json",
     "tokenizer.model",
+    "preprocessor_config.json",  # how images come in, of a model that sees them
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",

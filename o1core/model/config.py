@@ -442,8 +442,11 @@ def _refuse_quantised(path: Path, raw: dict[str, Any]) -> None:
     inner = raw.get("text_config")
     for fields in (raw, inner if isinstance(inner, dict) else {}):
         if (found := fields.get("quantization_config")) is not None:
-            plain = QUANTISED.sub("", path.parent.name)
-            sibling = f", {plain} by its name" if plain and plain != path.parent.name else ""
+            name = path.parent.name
+            if path.parent.parent.name == "snapshots":  # of the hub's cache
+                name = path.parents[2].name.removeprefix("models--").replace("--", "/")
+            plain = QUANTISED.sub("", name)
+            sibling = f", {plain} by its name" if plain and plain != name else ""
             raise UserError(
                 f"{path}: quantization_config = {shown(found)} is not supported; give the bf16 checkpoint that it was made "
                 f"from{sibling}"

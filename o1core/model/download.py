@@ -30,7 +30,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
     weights: False for a plan, which needs config.json alone. Raises UserError as `fetch` and `read_config` do.
     """
     path = Path(model)
-    if path.exists() or not is_hub_name(str(model)):
+    if not is_hub_name(str(model)) or path.exists():
         if revision is not None:
             raise UserError(f"--revision: {model} is no name on the hub; leave the flag out")
         return Found(path, None)
@@ -43,7 +43,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
         names = wanted_weights(folder)
         fetch_large(at_commit, names)
         if missing := next((name for name in names if not (folder / name).exists()), None):
-            raise UserError(f"{model}: {why_missing(files_of(at_commit, folder), missing)}")
+            raise UserError(f"{model}: {why_missing(files_of(at_commit, folder)[0], missing)}")
     return Found(folder, folder.name)
 
 

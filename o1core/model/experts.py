@@ -72,8 +72,9 @@ class Experts(nn.Module):
 def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """x_g weight_g^T for each group g of rows: x [N, in] sorted by group, weight [G out, in], counts int64 [G]. [N, out]."""
     matrices = weight.view(len(counts), -1, weight.shape[1])
-    if x.is_cuda and x.dtype == torch.bfloat16:  # the one dtype that it takes
-        return F.grouped_mm(x, matrices.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+    aligned = x.shape[1] % 8 == 0 and matrices.shape[1] % 8 == 0
+    if x.is_cuda and x.dtype == torch.bfloat16 and aligned:  # what it takes
+        return F.grouped_mm(x.contiguous(), matrices.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
     # One unbind: its gradient is stacked once, where slices would each fill a gradient of all groups.
     parts = zip(x.split(counts.tolist()), matrices.unbind())
     return torch.cat([F.linear(part, matrix) for part, matrix in parts if len(part)])

@@ -297,7 +297,9 @@ def read_eos(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     stated, where = None, folder
     for name in ("generation_config.json", "config.json"):
         if stated is None and (path := checkpoint_file(folder, name)) is not None:
-            stated, where = read_object(path).get("eos_token_id"), path
+            read, where = read_object(path), path
+            text = read.get("text_config")  # of a model that sees images
+            stated = read.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
     found: set[int] = set()
     for i in stated if isinstance(stated, list) else [] if stated is None else [stated]:
         if type(i) is not int or not 0 <= i < tokenizer.size:

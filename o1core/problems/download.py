@@ -24,9 +24,10 @@ SPLITS = {  # in the name of a file: the split
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
 }
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # of the datasets library, no problems
 LONGEST_PATTERN = 1000
 MOST_FILES = 1000
-_SOURCE = re.compile(r"(?P<name>[^:@]+)(?:@(?P<revision>[\w.-]+))?(?::(?P<part>[\w.-]+(?:/[\w.-]+)?))?")
+_SOURCE = re.compile(r"(?P<name>[^:@]+)(?:@(?P<revision>[\w.-]+))?(?::(?P<part>[\w.-]+(?:/[\w.-]+)*))?")
 
 
 class HubData(NamedTuple):
@@ -63,7 +64,8 @@ def download_data(source: HubData, split: str = "train") -> tuple[str, list[Path
     """
     folder = fetch(Repo("dataset", source.name, source.revision), ["README.md"])
     repo = Repo("dataset", source.name, folder.name)
-    names = choose(source, split, files_of(repo, folder), read_configurations(folder / "README.md"))
+    held, are_all = files_of(repo, folder)
+    names = choose(source, split, held, read_configurations(folder / "README.md"), "" if are_all else command_for(repo))
     if len(names) > MOST_FILES:
         raise UserError(
             f"{source.name}: {len(names):,} files; at most {MOST_FILES:,} are read, so download it yourself"
@@ -116,13 +118,16 @@ def _splits(stated: Any, folder: Any) -> dict[str, list[str]]:
     return found
 
 
-def choose(source: HubData, split: str, files: list[str], stated: Configurations | None) -> list[str]:
-    """The files of the split that is meant, all of one format."""
-    readable = [name for name in files if name.endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")]
+def choose(
+    source: HubData, split: str, files: list[str], stated: Configurations | None, command: str = ""
+) -> list[str]:
+    """The files of the split that is meant, all of one format. command: what fetches the rest, where `files` are not all."""
+    ends = {name: name.rpartition("/")[2] for name in files}
+    readable = [name for name, end in ends.items() if end.endswith(SUFFIXES) and end not in ABOUT and end[0] != "."]
     folder, _, named = (source.part or "").rpartition("/")
-    if stated is None:  # then a configuration is a folder
-        held = [name for name in readable if name.startswith(f"{folder}/")] if folder else readable
-        stated = Configurations({folder or "default": by_name(held)}, folder or "default")
+    are_known = stated is not None
+    if stated is None:
+        stated = by_name([name for name in readable if name.startswith(f"{folder}/")] or readable, folder)
     if not folder and named in stated.splits:  # NAME:CONFIGURATION
         folder, named = named, ""
     configuration = folder or stated.meant
@@ -137,6 +142,10 @@ def choose(source: HubData, split: str, files: list[str], stated: Configurations
         wanted = next(iter(splits)) if len(splits) == 1 else split
         log.info("%s: reading its split %s/%s", source.name, configuration, wanted)
     names = [name for name in readable if any(fnmatch(name, pattern) for pattern in splits.get(wanted, []))]
+    if not names and command and (wanted in splits or not are_known):
+        raise UserError(
+            f"{source.name}: the cache does not have the split {configuration}/{wanted}; where there is a network: {command}"
+        )
     if not names:
         there = ", ".join(f"{name}/{of}" for name, parts in stated.splits.items() for of in parts) or "nothing"
         raise UserError(
@@ -144,15 +153,23 @@ def choose(source: HubData, split: str, files: list[str], stated: Configurations
             f"is: {there}"
         )
     suffix = next(suffix for suffix in SUFFIXES if any(name.endswith(suffix) for name in names))
+    if others := [name for name in names if not name.endswith(suffix)]:  # often the same once more
+        log.warning("%s: only its %s files are read, and not, for example, %s", source.name, suffix, others[0])
     return [name for name in names if name.endswith(suffix)]
 
 
-def by_name(files: list[str]) -> dict[str, list[str]]:
-    """split: patterns of the files in whose names it stands; where it stands in none, all are for training."""
-    found: dict[str, list[str]] = {}
+def by_name(files: list[str], folder: str) -> Configurations:
+    """What the files' names say. The split stands in the file's own name, or else in that of a folder, the innermost first;
+    where it stands in none, all files are for training. Files of a split in several folders are several configurations.
+    folder: the configuration that is asked for, if any."""
+    found: dict[str, dict[str, list[str]]] = {}
     for name in files:
-        words = re.split(r"[^a-z]+", name.lower())
-        split = next((SPLITS[word] for word in words if word in SPLITS), None)
-        if split is not None:
-            found.setdefault(split, []).append(glob.escape(name))
-    return found or {"train": [glob.escape(name) for name in files]}
+        *above, own = name.split("/")
+        words = [word for part in (own, *reversed(above)) for word in re.split(r"[^a-z]+", part.lower())]
+        if split := next((SPLITS[word] for word in words if word in SPLITS), None):
+            home = "/".join(part for part in above if part.lower() not in SPLITS) or "default"
+            found.setdefault(home, {}).setdefault(split, []).append(glob.escape(name))
+    if len(found) > 1:
+        return Configurations(found, None)
+    splits = next(iter(found.values()), {"train": [glob.escape(name) for name in files]})
+    return Configurations({folder or "default": splits}, folder or "default")

@@ -50,6 +50,11 @@ READ = {"correct answer", *WRONG[0], *WRONG[1]}.union(
     *(("reward model", "extra info"),),  # verl's
     [form.format(name, name, at) for form in COLUMNS for at, name in enumerate(LETTERS.lower(), 1)],
 )
+USUAL = {  # role of a problem: the published names of its field
+    "question": (*QUESTION, *CHAT),
+    "answer": (*ANSWER, *RIGHT, *SOLUTION, "correct answer"),
+    "level": LEVEL,
+}
 MAX_CHARS = 1_000_000  # of a question or a solution: more than any context window
 MAX_NAME_CHARS = 1000  # of an id, a level, a subject: names that tables show
 
@@ -120,7 +125,7 @@ def load_problems(
     ids: set[str] = set()
     repeats: Counter[str] = Counter()
     unread: dict[str, None] = {}  # names of fields, in their order
-    earlier_turns = 0
+    earlier_turns = levels = 0
     fields = Fields(question_field, answer_field, level_field)
     paths = _paths(path)
     path = path if isinstance(path, str | Path) else ", ".join(map(str, paths))
@@ -128,6 +133,7 @@ def load_problems(
         row = _row(value, where, fields)
         problem = _problem(row)
         earlier_turns += row.earlier_turns
+        levels += "level" in row.fields
         unread |= dict.fromkeys(name for folded, (name, _) in row.fields.items() if folded not in READ)
         unique = problem.id
         while unique in ids:
@@ -148,6 +154,9 @@ def load_problems(
         log.warning(
             "%s: of %d chats the last user turn is asked, without the turns before it", clean(str(path)), earlier_turns
         )
+    if level_field is not None and not levels:  # of a test file that has no levels it is no error
+        missing, near = _quoted(level_field), nearest(level_field, unread)
+        log.warning("%s: no row has the field %s, which --level-field names%s", clean(str(path)), missing, near)
     if unread:
         log.info("%s: fields that are not read: %s", clean(str(path)), _names(unread))
     if shuffle_seed is not None:
@@ -199,10 +208,8 @@ def _row(value: object, where: str, named: Fields) -> Row:
             raise UserError(
                 f"{where}: {_quoted(other)} and {_quoted(name)} are one field and differ; take one of them out"
             )
-    _name(fields, value, "question", named.question, (*QUESTION, *CHAT), where)
-    _name(fields, value, "answer", named.answer, (*ANSWER, *RIGHT, *SOLUTION), where)
-    _name(fields, value, "level", named.level, LEVEL, where)
     _open_verl(fields)
+    _name(fields, value, named, where)
     for folded in ("final answer", "ground truth"):  # a list where a problem may have several; one is meant here
         name, content = fields.get(folded, ("", None))
         if isinstance(content, list) and len(content) == 1:
@@ -210,30 +217,31 @@ def _row(value: object, where: str, named: Fields) -> Row:
     return Row(where, fields, _open_chat(fields, where))
 
 
-def _name(
-    fields: dict[str, tuple[str, Any]],
-    row: dict[str, Any],
-    role: str,
-    name: str | None,
-    usual: tuple[str, ...],
-    where: str,
-) -> None:
-    """Let a field of the user's choice, `name`, be the row's `role`; the usual ones then mean nothing."""
-    if name is None:
-        return
-    outer, _, inner = name.partition(".")
-    content = row.get(name)
-    if content is None and isinstance(row.get(outer), dict):
-        content = row[outer].get(inner)
-    for other in usual:
-        fields.pop(other, None)
-    if content is not None:
-        fields[role] = name, content
-    elif role != "level":  # a row may have none
-        names = [str(key) for key in row]
-        raise UserError(
-            f"{where}: no field {_quoted(name)}, which --{role}-field names (found: {_names(names)}){nearest(name, names)}"
-        )
+def _name(fields: dict[str, tuple[str, Any]], row: dict[str, Any], named: Fields, where: str) -> None:
+    """Let the fields of the user's choice have the roles that they are named for. The usual ones of a role then mean nothing,
+    and a field that has a role has no other, as "hint" would be asked before the question."""
+    roles: dict[str, tuple[str, Any]] = {}
+    for role, name in vars(named).items():
+        if name is None:
+            continue
+        outer, _, inner = name.partition(".")
+        content, there = row.get(name), name
+        if content is None and isinstance(row.get(outer), dict):
+            content, there = row[outer].get(inner), outer
+        if content is not None:
+            roles[role] = name, content
+            fields.pop(fold(there), None)
+        elif role != "level":  # a row may have none
+            names = [str(key) for key, held in row.items() if held is not None]
+            raise UserError(
+                f"{where}: no field {_quoted(name)}, which --{role}-field names (found: {_names(names)})"
+                f"{nearest(name, names)}"
+            )
+        for other in USUAL[role]:
+            fields.pop(other, None)
+    fields |= roles
+    if "answer" in roles:  # beside distractors
+        fields["correct answer"] = roles["answer"]
 
 
 def _open_verl(fields: dict[str, tuple[str, Any]]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from ..errors import UserError
 from ..files import MAX_JSON_BYTES, decode, open_regular, parse_json
 
@@ -164,7 +166,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
                 check_unpacked(size := size + batch.nbytes, path)
-                for row in batch.to_pylist():
+                for row in short_floats(batch).to_pylist():
                     at += 1
                     yield f"{path}, row {at}", row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -174,6 +176,19 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(
             f"{path}: cannot be read as parquet after row {at} ({reason}); fetch it again, or save it with plain columns"
         ) from None
+
+
+def short_floats(batch: Any) -> Any:
+    """The batch with its columns of 32-bit floats as the fewest digits that mean them: 0.1, not 0.10000000149011612."""
+    import pyarrow
+
+    for at, column in enumerate(batch.schema):
+        if column.type == pyarrow.float32():
+            values = [
+                None if value is None else float(str(np.float32(value))) for value in batch.column(at).to_pylist()
+            ]
+            batch = batch.set_column(at, column.name, pyarrow.array(values, pyarrow.float64()))
+    return batch
 
 
 def plain(value: Any) -> Any:

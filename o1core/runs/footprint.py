@@ -36,9 +36,7 @@ from ..training.optimisers import is_router
 LONG_PROMPT = 1024  # tokens of the longest prompt where no problems are known
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
 CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass
-LIBRARIES = (
-    128 << 20
-)  # on a CPU: modules and tables that come after the plan (grading, tokenizer, charts, oneDNN's kernels)
+LIBRARIES = 96 << 20  # on a CPU: what comes after the plan, of grading, the tokenizer, charts and oneDNN's kernels
 SAMPLING_COPIES = 4  # what sampling makes of a chunk of logits
 
 
@@ -220,6 +218,15 @@ def projections(c: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: (numbers[name], sides[name]) for name in numbers}
 
 
+def active(c: ModelConfig) -> int:
+    """The weights that compute a token: of a mixture's experts those that are chosen."""
+    total = sum(sizes(c).values())
+    if c.experts is None:
+        return total
+    routed = sum(n for name, n in sizes(c).items() if name.endswith(("experts.gate_up.weight", "experts.down.weight")))
+    return total - routed + routed * c.experts.chosen // c.experts.count
+
+
 def vocabulary(c: ModelConfig) -> int:
     """Numbers of the embedding and the head together."""
     return c.vocab_size * c.hidden_size * (1 if c.tied else 2)
@@ -369,24 +376,37 @@ def widest_mlp(c: ModelConfig) -> int:
 
 def passing(c: ModelConfig) -> int:
     """Bytes a token of a forward pass without gradient: a few tensors of one layer at a time."""
-    return c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
+    return made_again(c) // 2 + c.dtype.itemsize * (3 * c.hidden_size + 4 * widest_mlp(c))
 
 
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
-    """Bytes a row that autograd keeps of a layer, whose prompts are shared or not: two RMSNorms, what mixes tokens, and four
-    tensors of the MLP's width. Of attention: q, k and v before and after the rotation, its output, and in a hybrid the gate
-    and what it lets through; of the delta rule what goes in and comes out, as its chunks are computed again. On a CPU a norm
-    is made of several operations, and keeps its input and the normalised input in fp32 beside its output; on a GPU it is
-    one, and keeps its input."""
-    size, q, kv = c.dtype.itemsize, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    """Bytes a row that autograd keeps of a layer, shared prompts or not: two RMSNorms, what mixes tokens, and four tensors of
+    the MLP's width. On a CPU a norm is made of several operations, and keeps its input and the normalised input in fp32 beside
+    its output; on a GPU it is one, and keeps its input, which a hybrid's has in fp32."""
+    size = c.dtype.itemsize
     norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
-    if c.delta is not None and layer in c.delta_layers:
-        mixing = size * (2 * sum(c.delta.widths) + 4 * c.delta.widths[2])
+    if c.family.hybrid and cuda and size < 4:
+        norms += 2 * c.hidden_size * (4 - size)
+    if layer in c.delta_layers:
+        assert c.delta is not None
+        mixed, values = sum(c.delta.widths), c.delta.widths[2]
+        # What the rule takes; what it gives, the gate and its SiLU in fp32; and three times what goes to the last product. In
+        # fp32 the gate is a part of the first product's output, which it keeps.
+        mixer = size * (mixed * (1 if size < 4 else 2) + 3 * values) + 4 * 3 * values
     else:
-        mixing = size * (q + 2 * kv + q + kv + q + (2 * q if c.family.hybrid else 0))
+        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        mixer = size * (q + 2 * kv + q + kv + q)
         if c.qk_norm:
-            mixing += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-    return norms + mixing + size * 4 * mlp_width(c, layer)
+            mixer += (q + kv) * (size if cuda else 4 if size == 4 else 8)
+        if c.family.hybrid:  # a gate for each number of the output
+            mixer += size * 3 * q
+    return norms + mixer + size * 4 * mlp_width(c, layer)
+
+
+def made_again(c: ModelConfig) -> int:
+    """Bytes a token of the delta rule's steps, in fp32, while their gradients are made: 30 tensors of the heads' width."""
+    d = c.delta
+    return 0 if d is None else 4 * 30 * d.value_heads * max(d.key_dim, d.value_dim)
 
 
 def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
@@ -413,7 +433,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     # Gradients inside a layer's MLP. On a CPU its matrix products hold copies, fewer where the weights are frozen: with
     # adapters 4 to 7 were measured on AVX512, and 8 came within 15 % on AVX2.
     wide = 2.7 if machine.cuda else 6 if counts.adapters else 8
-    on_the_way = int(tokens * size * wide * widest_mlp(c))
+    on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
         parts = {"checkpoints": inputs, "activations": max(of_layers) + on_the_way}

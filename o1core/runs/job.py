@@ -49,7 +49,8 @@ class Sources:
     """How a command named its model and problems.
 
     named: what settings.json keeps of it, so that it can be given back as a run file; fields: what problem files call theirs;
-    files: of the data sets on the hub, as they were downloaded.
+    files: of the data sets on the hub, as they were downloaded, by purpose and name: "train openai/gsm8k", for a name without a
+    split means one to train on and another to test on.
     """
 
     named: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +65,8 @@ class Sources:
             seed = seed_of(recipe.seed, purpose) % 2**31
             return gym_problems(source.removeprefix(GYM_PREFIX), wanted or DEFAULT_COUNT, seed)
         of = {f"{role}_field": name for role, name in vars(self.fields).items()}
-        path = [Path(file) for file in self.files[source]] if source in self.files else source
+        files = self.files.get(f"{purpose} {source}")
+        path = source if files is None else [Path(file) for file in files]
         return load_problems(path, shuffle_seed=shuffle_seed, **of)
 
 
@@ -192,9 +194,11 @@ def hold_out(problems: list[Problem], source: str) -> tuple[list[Problem], list[
 
 def held_for_validation(train: list[Problem], evaluation: EvaluationSettings) -> list[Problem]:
     """The last of the training problems, which are in no test, to evaluate on between rounds; none without --eval-every."""
-    return (
-        train[-max(1, min(evaluation.validation, int(len(train) * HELD_OUT))) :] if evaluation.every == "round" else []
-    )
+    if evaluation.every != "round":
+        return []
+    if len(train) == 1:
+        raise UserError("--eval-every round: holds out some of the training problems, and there is one; add more")
+    return train[-max(1, min(evaluation.validation, int(len(train) * HELD_OUT))) :]
 
 
 def without_overlap(train: list[Problem], tests: dict[str, list[Problem]], source: str | None) -> list[Problem]:

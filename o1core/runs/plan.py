@@ -20,7 +20,17 @@ from ..recipe import MOST_MICRO_TOKENS, flag
 from ..report import Cell, Column, Table
 from ..rollout import MOST_SLOTS, fit_cache, free_memory
 from ..training import check_installed
-from .footprint import Machine, Phase, Workload, cache_config, count_weights, footprint, kind_of_cache, sample_phase
+from .footprint import (
+    Machine,
+    Phase,
+    Workload,
+    active,
+    cache_config,
+    count_weights,
+    footprint,
+    kind_of_cache,
+    sample_phase,
+)
 
 GIB = 1 << 30
 OF_MACHINE = ("tensor_parallel", "offload")
@@ -235,7 +245,7 @@ def in_units(size: int) -> str:
 
 def hours(plan: Plan) -> tuple[float, float]:
     """Hours of a round's sampling and training, where completions are half as long as they may be: decoding reads the
-    weights and half of the cache for each token of all slots, an update multiplies at GPU_FLOPS."""
+    weights and half of the cache for each token of all slots, an update multiplies those that compute a token at GPU_FLOPS."""
     recipe, counts = plan.workload.recipe, count_weights(plan.config, plan.workload.recipe.optimiser)
     weights = counts.trained * (not counts.adapters) + counts.frozen
     problems, length = recipe.selection.problems or 1000, recipe.sampling.max_new_tokens / 2
@@ -245,7 +255,7 @@ def hours(plan: Plan) -> tuple[float, float]:
     sampling = tokens / (plan.slots * teams) * read / plan.machine.tensor_parallel / GPU_BANDWIDTH
     trained = problems * recipe.objective.picked * min(length, recipe.objective.cutoff) * recipe.optimiser.epochs
     passes = 2 + 2 * (1 + recipe.execution.checkpointing) + 2 * counts.trained / weights
-    return sampling / 3600, trained * weights * passes / (GPU_FLOPS * plan.machine.ranks) / 3600
+    return sampling / 3600, trained * active(plan.config) * passes / (GPU_FLOPS * plan.machine.ranks) / 3600
 
 
 def gib(size: int) -> str:

@@ -14,8 +14,10 @@ Left out on purpose: Inspect's .eval (`inspect log convert` writes JSON), and co
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +26,22 @@ from ..files import decode, open_regular, parse_json, read_json
 from ..problems import parquet_rows
 from ..text import clean
 
-ID = (
-    *(
-        "problem_idx",
-        "problem_id",
-        "unique_id",
-        "question_id",
-        "doc_id",
-        "custom_id",
-        "id",
-        "idx",
-        "index",
-        "sample_id",
-    ),
-    *("request_id", "uid"),
-)
+ID = (*("problem_idx", "problem_id", "unique_id", "question_id", "doc_id", "custom_id", "id", "idx", "index"),)
+SAMPLE_ID = ("sample_id", "request_id", "uid")  # often one a completion, so a question says more of the problem
 QUESTION = ("question", "problem", "query", "user_message", "input", "prompt", "full_prompt", "example")
 TEXT = (
     *(
+        "resps",  # lm-eval's, whose document may have any of the others
         "completion",
         "completions",
         "outputs",
         "output",
-        "choices",
         "responses",
         "response",
         "generations",
         "generation",
     ),
-    *("generated_text", "model_output", "predictions", "prediction", "resps", "code", "text"),
+    *("generated_text", "model_output", "predictions", "prediction", "code", "text", "choices"),
 )
 GOLD = (
     *("gold_answer", "gold", "golds", "ground_truth", "ground_truth_answer", "expected_answer", "target", "gts", "gt"),
@@ -185,19 +174,27 @@ def flattened(row: dict[str, Any]) -> dict[str, Any]:
         inner = row.get(name)
         if isinstance(inner, dict):
             row = inner | {key: value for key, value in row.items() if key != name}
-    if (
-        isinstance(row.get("choices"), list) and "gold_index" in row
-    ):  # lighteval: the gold answers are among the choices
+    if isinstance(row.get("choices"), list) and "gold_index" in row:  # lighteval: the gold answers are among them
         at = row["gold_index"] if isinstance(row["gold_index"], list) else [row["gold_index"]]
         golds = [row["choices"][i] for i in at if isinstance(i, int) and 0 <= i < len(row["choices"])]
         row = {key: value for key, value in row.items() if key != "choices"} | {"gold": golds}
-    if row.get("gold_answer") is not None and row.get("answer") is not None:  # MathArena: answer is the completion
-        row = row | {"completion": row["answer"]}
+    if "choices" in row and not are_completions(row["choices"]):
+        row = {key: value for key, value in row.items() if key != "choices"}
+    if row.get("gold_answer") is not None and row.get("answer") is not None and first_of(row, TEXT) is None:
+        row = row | {"completion": row["answer"]}  # MathArena's
+    ids = row.get("token_ids")
+    if isinstance(ids, list) and all(isinstance(token, int) for token in ids):  # of one completion
+        row = row | {"token_ids": len(ids) or None}
     if isinstance(row.get("messages"), list) and row["messages"]:
         *before, last = row["messages"]
         if isinstance(last, dict) and last.get("role") == "assistant":
             row = {"completion": last, "question": asked(before)} | row
     return row
+
+
+def are_completions(choices: Any) -> bool:
+    """Whether choices are those of the OpenAI protocol, and not what a multiple-choice question offers."""
+    return isinstance(choices, list) and all(isinstance(c, dict) and "label" not in c for c in choices)
 
 
 def generations(row: dict[str, Any], where: str) -> Iterator[Generation]:
@@ -210,13 +207,15 @@ def generations(row: dict[str, Any], where: str) -> Iterator[Generation]:
             f"{where}: no completion; a row needs a field such as completion, output or response, and has "
             f"{', '.join(map(repr, map(clean, list(row)[:12])))}"
         )
-    name = first_of(row, names)
     question = asked(first_of(row, ("question",) if ours else QUESTION))
-    if name is None and question is None:
+    name = first_of(row, names)
+    if name is None and question is None and (name := first_of(row, SAMPLE_ID)) is None:
         raise UserError(f"{where}: no id and no question; give each row the id of its problem, in a field id")
     problem = id_of(name) if name is not None else hashlib.sha256(str(question).encode()).hexdigest()[:16]
-    items = several(text)
-    golds = gold_texts(first_of(row, GOLD[:-2] if ours else GOLD))
+    items = several(text, where)
+    if not items:
+        raise UserError(f"{where}: holds an empty list of completions; sample it again, or take it out of the file")
+    golds = next((found for field in (GOLD[:-2] if ours else GOLD) if (found := gold_texts(row.get(field)))), ())
     prompt = row.get("prompt")
     counts, reasons, verdicts = (first_of(row, part) for part in (TOKENS, FINISH, VERDICT))
     for at, item in enumerate(items):
@@ -240,21 +239,27 @@ def id_of(name: Any) -> str:
 
 
 def first_of(row: dict[str, Any], names: Sequence[str], default: Any = None) -> Any:
-    """The first of these fields that is there and not null."""
-    return next((row[name] for name in names if row.get(name) is not None), default)
+    """The first of these fields that is there, and neither null nor the NaN of a table's gap."""
+    held = (row[name] for name in names if row.get(name) is not None)
+    return next((value for value in held if not (isinstance(value, float) and math.isnan(value))), default)
 
 
-def several(value: Any) -> list[Any]:
-    """The completions that a field holds: one, a list, or a list in a list (lm-eval's resps)."""
+def several(value: Any, where: str) -> list[Any]:
+    """The completions that a field holds: one, a list, a list in a list (lm-eval's resps), or the steps of one (OpenAI's
+    responses: reasoning, then a message)."""
     if not isinstance(value, list):
         return [value]
-    return [item for part in value for item in (part if isinstance(part, list) else [part])]
+    items = [item for part in value for item in (part if isinstance(part, list) else [part])]
+    kinds = [item.get("type") if isinstance(item, dict) else None for item in items]
+    if "reasoning" not in kinds:
+        return items
+    return ["".join(text_of(item, where) for item, kind in zip(items, kinds) if kind == "message")]
 
 
 def nth(values: Any, at: int, count: int) -> Any:
     """What belongs to the completion `at` of `count`: an item of a list as long, or the row's own value where there is one
-    completion. A list of token ids (of one completion) is its own value."""
-    if isinstance(values, list) and len(values) == count and not (count == 1 and isinstance(values[0], int)):
+    completion."""
+    if isinstance(values, list) and len(values) == count:
         return values[at]
     return values if count == 1 or isinstance(values, str) else None
 
@@ -288,14 +293,16 @@ def asked(value: Any) -> str | None:
 
 
 def gold_texts(value: Any) -> tuple[str, ...]:
+    """The gold answers of a field; none where it is empty or holds something else."""
     values = value if isinstance(value, list) else [value]
-    return tuple(str(v) for v in values if isinstance(v, str | int | float) and not isinstance(v, bool))
+    held = (v for v in values if isinstance(v, str | int | float | Decimal) and v == v)  # NaN is a table's gap
+    return tuple(text for v in held if (text := str(v)).strip())
 
 
 def count_of(value: Any) -> int | None:
-    """A count of tokens, or the length of a list of token ids."""
+    """A count of tokens, or the length of a list of token ids; an empty one says nothing."""
     if isinstance(value, list):
-        return len(value)
+        return len(value) or None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
         return None
     return int(value)

@@ -96,6 +96,7 @@ class Score:
     against: Against | None
     answers: Answers = field(repr=False, compare=False, metadata=IN_MEMORY)
     questions: list[str | None] = field(repr=False, compare=False, metadata=IN_MEMORY)
+    golds: list[tuple[str, ...]] = field(repr=False, compare=False, metadata=IN_MEMORY)
     counted: bool = field(default=True, metadata=IN_MEMORY)
 
 
@@ -106,7 +107,7 @@ def score_file(path: Path, judge: Judge) -> list[Score]:
     models = list(dict.fromkeys(g.model for g in found))
     scores = []
     for model in models:
-        name = path.stem if len(models) == 1 else model
+        name = path.stem if len(models) == 1 else model or path.stem
         scores.append(score([g for g in found if g.model == model], name, judge, path))
     return scores
 
@@ -146,15 +147,24 @@ def score(found: Sequence[Generation], name: str, judge: Judge, path: Path) -> S
         against=None,
         answers=Answers(list(groups), lengths, right),
         questions=[group[0].question for group in groups.values()],
+        golds=[golds_of(group[0], judge) for group in groups.values()],
         counted=counted,
     )
 
 
 def grouped(found: Sequence[Generation], samples: int | None, path: Path) -> dict[str, list[Generation]]:
-    """The completions of each problem, as many of one as of the other."""
+    """The completions of each problem, as many of one as of the other. Raises UserError also where one id has two questions:
+    of two problem sets in one file, or of two prompts."""
     groups: dict[str, list[Generation]] = {}
     for g in found:
-        groups.setdefault(g.problem, []).append(g)
+        first = groups.setdefault(g.problem, [g])[0]
+        if first is not g:
+            groups[g.problem].append(g)
+        if g.question is not None and first.question is not None and g.question.split() != first.question.split():
+            raise UserError(
+                f"{path}: problem {g.problem} has two questions, {brief(first.question)} and {brief(g.question)}; give each "
+                "an id of its own, or split the file"
+            )
     counts = {name: len(group) for name, group in groups.items()}
     least = min(counts, key=counts.__getitem__)
     most = max(counts, key=counts.__getitem__)
@@ -170,6 +180,10 @@ def grouped(found: Sequence[Generation], samples: int | None, path: Path) -> dic
     return {name: group[:samples] for name, group in groups.items()}
 
 
+def brief(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
 def verdicts(rows: Sequence[Generation], judge: Judge, path: Path) -> tuple[list[bool], list[int]]:
     """Of each completion whether it is right, and its vote as majority_at reads it."""
     attempts: list[Attempt] = []
@@ -179,7 +193,7 @@ def verdicts(rows: Sequence[Generation], judge: Judge, path: Path) -> tuple[list
     with Grader(tags=judge.tags, truncated=judge.truncated, function=judge.function) as grader:
         for at, g in enumerate(rows):
             golds = golds_of(g, judge)
-            if not golds and g.correct is None:
+            if not golds and g.correct is None and judge.function is None:
                 raise UserError(
                     f"{path}: problem {g.problem} has neither a gold answer nor a verdict; name the problem file with --data"
                 )
@@ -192,7 +206,8 @@ def verdicts(rows: Sequence[Generation], judge: Judge, path: Path) -> tuple[list
             correct[at] |= verdict.correct
             answers[at] = verdict.answer
     for at, g in enumerate(rows):
-        if g.correct is not None and (judge.as_graded or not golds_of(g, judge)):
+        unjudged = judge.function is None and not golds_of(g, judge)
+        if g.correct is not None and (judge.as_graded or unjudged):
             correct[at] = g.correct
     votes = [0] * len(rows)
     for places in by_problem(rows):
@@ -222,11 +237,12 @@ def vote(answer: str | None, wrong: list[str]) -> int:
 
 
 def golds_of(g: Generation, judge: Judge) -> tuple[str, ...]:
-    """The bare gold answers: the problem file's, or the row's own, which may be whole solutions."""
-    for key in (g.problem, g.question):
-        if key is not None and key in judge.golds:
-            return (judge.golds[key],)
-    return tuple(gold for text in g.golds if (gold := gold_of(text)))
+    """The bare gold answers: the row's own, which may be whole solutions, or else the problem file's, by question and then by
+    id, for an id may be a number that counts another file."""
+    if own := tuple(gold for text in g.golds if (gold := gold_of(text))):
+        return own
+    keys = (key for key in (g.question, g.problem) if key in judge.golds)
+    return tuple(judge.golds[key] for key in keys if key is not None)[:1]
 
 
 def compared(
@@ -254,19 +270,9 @@ def compared(
 
 
 def against(base: Score, after: Score, coefficients: Sequence[tuple[float, float, float]]) -> Against:
-    """The paired difference over the problems of both, by id, or by question where no id is common. Raises UserError where
-    nothing is common."""
-    keys = [list(s.answers.problems) for s in (base, after)]
-    if not set(keys[0]) & set(keys[1]):
-        keys = [[q or "" for q in s.questions] for s in (base, after)]
-    places = [{key: at for at, key in enumerate(side) if key} for side in keys]
+    """The paired difference over the problems of both. Raises UserError where nothing is common."""
+    places = places_of_both(base, after)
     common = [key for key in places[0] if key in places[1]]
-    if not common:
-        ids = [", ".join(map(str, list(s.answers.problems)[:SAID])) for s in (base, after)]
-        raise UserError(
-            f"{base.name} and {after.name} have no problem in common (ids {ids[0]} and {ids[1]}); compare files of one "
-            "problem set, with the same ids or questions"
-        )
     sides = [
         Answers(common, s.answers.lengths[rows], s.answers.correct[rows])
         for s, place in zip((base, after), places)
@@ -281,6 +287,30 @@ def against(base: Score, after: Score, coefficients: Sequence[tuple[float, float
     first = next(iter(scored.values()))
     aes = {name: one.aes for name, one in scored.items()}
     return Against(base.name, len(common), left_out, first.accuracy, first.tokens, float(sides[0].lengths.mean()), aes)
+
+
+def places_of_both(base: Score, after: Score) -> list[dict[str, int]]:
+    """id -> row on each side, or question -> row where ids have nothing in common or stand for other questions.
+
+    Two models' prompts may spell one question differently, so where no question is common, ids are believed unless most
+    of their gold answers differ too. Raises UserError where nothing is common.
+    """
+    ids = [{key: at for at, key in enumerate(s.answers.problems)} for s in (base, after)]
+    questions = [{" ".join(q.split()): at for at, q in enumerate(s.questions) if q} for s in (base, after)]
+    rows = [(at, ids[1][key]) for key, at in ids[0].items() if key in ids[1]]
+    asked = [(p, q) for a, b in rows if (p := base.questions[a]) and (q := after.questions[b])]
+    differ = any(p.split() != q.split() for p, q in asked)
+    if questions[0].keys() & questions[1].keys() and (differ or not rows):
+        return questions
+    golds = [(one, other) for a, b in rows if (one := base.golds[a]) and (other := after.golds[b])]
+    other_golds = sum(not any(x == y or quick_equal(x, y) for x in one for y in other) for one, other in golds)
+    if rows and ((asked and not differ) or 2 * other_golds <= len(golds)):
+        return ids
+    said = [", ".join(map(str, list(s.answers.problems)[:SAID])) for s in (base, after)]
+    raise UserError(
+        f"{base.name} and {after.name} have no problem in common (ids {said[0]} and {said[1]}); compare files of one "
+        "problem set, with the same ids or questions"
+    )
 
 
 def named(coefficients: tuple[float, float, float]) -> str:

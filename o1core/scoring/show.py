@@ -65,7 +65,7 @@ def number(value: float | None, form: str, unit: str = "") -> Cell:
 
 def paired_table(scores: Sequence[Score]) -> Table:
     found = [(s.name, s.against) for s in scores if s.against]
-    names = list(found[0][1].aes)
+    names = list(dict.fromkeys(name for _, a in found for name in a.aes))  # a file without tokens has none
     base = found[0][1].base
     columns = [Column("", label=True), Column("problems"), Column("accuracy, points"), Column("tokens")]
     columns += [Column(f"AES {name}") for name in names]

@@ -174,7 +174,7 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
         if b >= real:
             continue
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
-        for i, part in zip(chosen, logp.split(batch.cu_seqlens.diff().tolist())):
+        for i, part in zip(chosen, logp.split([len(examples[i].ids) for i in chosen])):
             result[i] = part.clone()
     reshard(model)
     whole = total(torch.cat(result).to(device)).cpu()

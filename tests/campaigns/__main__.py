@@ -10,6 +10,7 @@ Short forms of all of them run in the test command.
 """
 
 import argparse
+import os
 import random
 import shutil
 import sys
@@ -30,6 +31,7 @@ from .fuzz_rollouts import fuzz_rollouts
 from .kill import run_kill
 from .memory import SIZES, run_memory
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is drawn at random is not asked for
 CASE_SIZES = ("prompts", "samples", "new_tokens", "layers", "vocab")
 FUZZES = {"data": fuzz_data, "model": fuzz_model, "rollouts": fuzz_rollouts, "report": fuzz_report, "cli": fuzz_cli}
 

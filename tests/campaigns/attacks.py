@@ -17,16 +17,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
+
+import torch
 
 from o1core.cli import main
 from o1core.files import file_digest, read_json, write_json
 from o1core.grading import Attempt, Grader
-from o1core.model import tokenizer
+from o1core.model import read_config, tokenizer
+from o1core.recipe import Recipe
 from o1core.rollout import read_groups
 from o1core.run_folder import RunFolder
-from o1core.runs import session
+from o1core.runs import Machine, Workload, plan, plan_run
 from o1core.training import read_log
 
 from .fuzz_cli import quietly, stopped_run
@@ -378,10 +382,22 @@ def threads_that_spin(folder: Path) -> str:
     return "ok" if status == 0 and passive else f"bad: status {status}, told {errors[-300:]!r}"
 
 
+def plan_of_a_small_run(folder: Path) -> str:
+    """A few short answers of half a billion weights with adapters take under 5 GiB: their plan is not for 14."""
+    half = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864}
+    half |= {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151_936}
+    half |= {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(half | {"torch_dtype": "bfloat16"}))
+    few = Recipe.of(lora_rank=16, problems=4, samples=4, picked=4, batch=4, max_new_tokens=64, eval_problems=4)
+    config = replace(read_config(folder), dtype=torch.bfloat16)
+    found = plan_run(config, Workload.of(few, prompt=200), Machine(memory=12 << 30))
+    return "ok" if found.fits and found.peak.total < 5 << 30 else f"bad: planned for {found.peak.total / 2**30:.1f} GiB"
+
+
 def memory_that_an_evaluation_lacks(folder: Path) -> str:
     """`eval` and `sample` are refused like `prune` before they load what does not fit, and leave nothing behind."""
     command = [*problems_of(folder, "What is 2 + 3?")[1:], "--out", str(folder / "run")]
-    with mock.patch.object(session, "free_memory", lambda device: 1 << 20):
+    with mock.patch.object(plan, "free_memory", lambda device: 1 << 20):
         for name in ("eval", "sample"):
             verdict = outcome([name, *command])
             if verdict != "refused" or (folder / "run" / "settings.json").exists():
@@ -424,6 +440,7 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
         verdicts_under_load,
         template_that_asks_the_clock,
         threads_that_spin,
+        plan_of_a_small_run,
         memory_that_an_evaluation_lacks,
         template_that_fails_when_rendered,
     )

@@ -4,7 +4,9 @@ A case is good where the file is read, or is refused by a UserError of one clean
 Whatever was read must then survive what a run does with it: fingerprints, overlaps, filters, prompts and JSON.
 """
 
+import csv
 import functools
+import gzip
 import json
 import os
 import random
@@ -13,6 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 from o1core.errors import UserError
 from o1core.problems import (
@@ -50,6 +55,16 @@ GOOD: tuple[Row, ...] = (
     {"question": "6 + 6?", "answer": "#### Step 1\nAdd.\n#### 12 pens\nThe answer is: 12", "hint": "", "image": None},
     {"question": "Which?", "option_a": "1", "option_b": "2", "correct": "b"},
     {"question": "Which?", "correct_answer": "a", "distractor1": "b", "distractor2": "c", "distractor3": "d"},
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "7 + 7?"}],
+        "ground_truth": "14",
+    },
+    {
+        "prompt": [{"role": "user", "content": "8 + 8?"}],
+        "reward_model": {"ground_truth": "16"},
+        "extra_info": {"level": 1},
+    },
+    {"prompt": "9 + 9?", "completion": [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed{18}"}]}]},
 )
 PLAIN = items(r"""<script>alert(1)</script> {} {{7*7}} {0.__class__} %s%n ../../etc/passwd |a|b| `rm` \ \boxed{ \boxed{}
     \boxed{\boxed{1}} #### << $ $$ Level nan -0 1e999 3-1 1-999 text label""")
@@ -145,6 +160,27 @@ def cut_or_repeat(rng: random.Random, folder: Path) -> Path:
     path.write_bytes(
         rng.choice([raw[:start], raw[start:], raw[:start] + raw[end:], raw + raw[start:end], raw[:end] * 3])
     )
+    return path
+
+
+def other_format(rng: random.Random, folder: Path) -> Path:
+    """CSV, parquet or gzip, sometimes with bytes that are wrong."""
+    rows, kind = some_rows(rng), rng.randrange(3)
+    path = folder / ("data.jsonl.gz", "data.csv", "data.parquet")[kind]
+    if kind == 0:
+        path.write_bytes(gzip.compress(write_rows(rng, folder, rows).read_bytes()))
+    elif kind == 1:
+        with open(path, "w", newline="") as file:
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1] * rng.randint(1, 3)), path)
+    raw = bytearray(path.read_bytes())
+    for _ in range(rng.choice([0, 1, 4])):
+        raw[rng.randrange(len(raw))] = rng.randrange(256)
+    path.write_bytes(raw[: rng.choice([len(raw), rng.randrange(len(raw))])])
     return path
 
 
@@ -255,4 +291,14 @@ def odd_path(rng: random.Random, folder: Path) -> Path:
     )
 
 
-DAMAGES: list[Damage] = [flip_bytes, cut_or_repeat, rename_fields, nest, recode, swell, odd_path, *[replace_values] * 3]
+DAMAGES: list[Damage] = [
+    flip_bytes,
+    cut_or_repeat,
+    rename_fields,
+    nest,
+    recode,
+    swell,
+    odd_path,
+    other_format,
+    *[replace_values] * 3,
+]

@@ -7,6 +7,7 @@ import torch
 
 from o1core.model import Transformer, layout, read_config
 from o1core.model.checkpoint import Stored, beside, check_tensors, stacks_of, unstacked
+from o1core.runs.footprint import active
 
 QWEN3_30B_A3B = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -109,10 +110,11 @@ QWEN36_35B_NAMES = (
     "mtp.{fc,norm,pre_fc_norm_embedding,pre_fc_norm_hidden}.weight",
     *(f"mtp.layers.0.{name}" for name in (NORMS, ATTENTION, *SHARED, "mlp.experts.{0:256}." + MLP)),
 )
-# model: its config.json, its index's names, how many tensors the index has, the text model's parameters
+# model: its config.json, its index's names, how many tensors the index has; the text model's parameters, and billions of
+# them that compute a token, as published
 MODELS = {
-    "Qwen3-30B-A3B": (QWEN3_30B_A3B, QWEN3_30B_NAMES, 18_867, 30_532_122_624),
-    "Qwen3.6-35B-A3B": (QWEN36_35B_A3B, QWEN36_35B_NAMES, 1_811, 34_660_610_688),
+    "Qwen3-30B-A3B": (QWEN3_30B_A3B, QWEN3_30B_NAMES, 18_867, 30_532_122_624, 3.3),
+    "Qwen3.6-35B-A3B": (QWEN36_35B_A3B, QWEN36_35B_NAMES, 1_811, 34_660_610_688, 3.46),
 }
 
 
@@ -130,12 +132,13 @@ def expanded(pattern: str) -> list[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_of_the_index_is_accounted_for(tmp_path, name):
-    described, patterns, tensors, parameters = MODELS[name]
+    described, patterns, tensors, parameters, computing = MODELS[name]
     (tmp_path / "config.json").write_text(json.dumps(described))
     config = read_config(tmp_path)
     with torch.device("meta"):
         model = Transformer(config).to(config.dtype)
     assert sum(p.numel() for p in model.parameters()) == parameters
+    assert active(config) == pytest.approx(computing * 1e9, rel=0.02)
     index = {n for pattern in patterns for n in expanded(pattern)}
     assert len(index) == tensors
     shapes = {theirs: shape for theirs, _, _, shape in layout(config)}

@@ -129,6 +129,31 @@ def test_fields_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, field, asked",
+    [
+        ({"hint": "7"}, "hint", "q"),
+        ({"text": "7"}, "text", "q"),
+        ({"context": {"of": "7"}}, "context.of", "q"),
+        ({"mine": "7", "reward_model": {"ground_truth": "5"}}, "mine", "q"),
+    ],
+)
+def test_a_field_that_is_named_as_the_answer_is_nothing_else(tmp_path, caplog, row, field, asked):
+    with caplog.at_level(logging.INFO):
+        (problem,) = load_problems(jsonl(tmp_path / "a.jsonl", [{"question": "q"} | row]), answer_field=field)
+    assert (problem.question, problem.answer) == (asked, "7") and not caplog.records
+    choices = {"question": "q", "mine": "7", "correct_answer": "5", "distractor1": "1", "distractor2": "2"}
+    (problem,) = load_problems(jsonl(tmp_path / "b.jsonl", [choices | {"distractor3": "3"}]), answer_field="mine")
+    assert f"({problem.answer}) 7" in problem.question and " 5" not in problem.question
+
+
+def test_a_level_field_that_no_row_has_is_told(tmp_path, caplog):
+    load_problems(jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "7", "hardness": 1}]), level_field="hardnes")
+    assert 'no row has the field "hardnes", which --level-field names; did you mean hardness?' in caplog.text
+    with pytest.raises(UserError, match=r'no field "mine", which --answer-field names \(found: "question"\)$'):
+        load_problems(jsonl(tmp_path / "b.jsonl", [{"question": "q", "mine": None}]), answer_field="mine")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         (
@@ -177,6 +202,12 @@ def test_columns_of_types_that_are_no_text(tmp_path):
     pyarrow.parquet.write_table(odd, tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet: cannot be read as parquet after row 0"):
         load_problems(tmp_path / "b.parquet")
+
+
+def test_a_float_of_32_bits_has_the_digits_that_were_meant(tmp_path):
+    table = pyarrow.table({"question": ["x", "y"], "answer": pyarrow.array([0.1, 2.5], pyarrow.float32())})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [p.answer for p in load_problems(tmp_path / "a.parquet")] == ["0.1", "2.5"]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_a_layer_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, 
         kept.append(kept_bytes(model))
     found = [(more - less) / ROWS.rows for more, less in itertools.pairwise(kept)][::-1]
     predicted = [kept_by_layer(config, layer, cuda=False) for layer in range(1, config.num_layers)]
-    assert predicted == pytest.approx(found, rel=0.05 if config.experts or config.delta else 0.03)
+    assert predicted == pytest.approx(found, rel=0.1 if config.delta else 0.05 if config.experts else 0.03)
 
 
 ROWS = Trees((64,), ((32, 32),))

@@ -147,7 +147,7 @@ def test_the_forms_of_the_output(tmp_path, capsys):
     base, after = FILES / "vllm.jsonl", FILES / "ours.jsonl"
     (row,) = csv.DictReader(io.StringIO(run(capsys, base, "--csv")))
     assert row["name"] == "vllm" and float(row["pass_at.2"]) == pytest.approx(2 / 3)
-    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5", "1/5/10")
+    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5,1/5/10")
     assert r"50.0 \%" in latex and latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 4
     assert "AES 1/3/5 & AES 1/5/10" in latex
     run(capsys, base, "--chart", tmp_path / "chart.png")
@@ -164,6 +164,88 @@ def test_the_files_verdicts_can_stand(tmp_path, capsys):
     assert json.loads(run(capsys, path, "--json"))[0]["accuracy"]["mean"] == 1, (
         "no gold answer: the verdict is all there is"
     )
+
+
+def rows_file(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "row, texts, tokens, correct",
+    [
+        ({"doc": {"choices": ["a", "b", "c"]}, "doc_id": 0, "resps": [["B"]], "target": "B"}, ["B"], None, None),
+        ({"id": 1, "choices": ["1", "2"], "response": "1", "answer": "1"}, ["1"], None, None),
+        (
+            {"id": 1, "response": r"\boxed{42}", "answer": "41", "gold_answer": "42", "num_tokens": [350]},
+            [r"\boxed{42}"],
+            350,
+            None,
+        ),
+        ({"id": 1, "output": "5", "answer": "5", "correct": [False], "token_ids": [9]}, ["5"], 1, False),
+        ({"id": 1, "output": "5", "answer": "5", "output_tokens": []}, ["5"], None, None),
+        (
+            {
+                "id": 1,
+                "output": [{"type": "reasoning"}, {"type": "message", "content": [{"text": "5"}]}],
+                "target": True,
+            },
+            ["5"],
+            None,
+            None,
+        ),
+        (
+            {"id": float("nan"), "uid": "u1", "question": "1?", "output": "1", "target": "", "answer": "1"},
+            ["1"],
+            None,
+            None,
+        ),
+    ],
+)
+def test_what_fields_mean_beside_others(tmp_path, row, texts, tokens, correct):
+    found = read_generations(rows_file(tmp_path / "rows.jsonl", row))
+    assert [g.text for g in found] == texts
+    assert (found[0].tokens, found[0].correct) == (tokens, correct) and len(found[0].golds) == 1
+    assert found[0].problem not in ("nan", "u1"), "of a gap, and of a single completion"
+
+
+def test_ids_that_stand_for_other_questions_are_not_paired(tmp_path, capsys):
+    """The base counts its problems in another order: what is common is the questions."""
+    rows = [{"id": at, "question": f"{at} + 1?", "answer": str(at + 1), "output": str(at + 1)} for at in (1, 2)]
+    base = rows_file(tmp_path / "base.jsonl", rows[0] | {"output": "0"}, rows[1])
+    turned = rows_file(tmp_path / "turned.jsonl", rows[0] | {"id": 2}, rows[1] | {"id": 1})
+    asked = rows_file(tmp_path / "asked.jsonl", *(row | {"question": f"Think. {row['question']}"} for row in rows))
+    other = rows_file(tmp_path / "other.jsonl", *(row | {"question": "7?", "answer": "7"} for row in rows))
+    for path in (turned, asked):
+        found = json.loads(run(capsys, path, "--base", base, "--json"))[1]["against"]
+        assert (found["problems"], found["accuracy"]["mean"]) == (2, 0.5)
+    assert main(["score", str(other), "--base", str(base)]) == 2
+    assert "base and other have no problem in common" in capsys.readouterr().err
+
+
+def test_a_rows_own_gold_answer_comes_before_that_of_the_data(tmp_path, capsys):
+    path = rows_file(tmp_path / "rows.jsonl", {"id": "1", "output": "5", "answer": "5"}, {"id": "2", "output": "7"})
+    data = rows_file(tmp_path / "data.jsonl", *({"id": at, "question": f"{at}?", "answer": "7"} for at in "12"))
+    assert json.loads(run(capsys, path, "--data", data, "--json"))[0]["accuracy"]["mean"] == 1
+
+
+def test_a_grader_of_ones_own_judges_rows_without_a_gold_answer(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def never(problem, answer):\n    return False\n")
+    path = rows_file(tmp_path / "rows.jsonl", {"id": 1, "output": "5", "correct": True}, {"id": 2, "output": "5"})
+    assert (
+        json.loads(run(capsys, path, "--grader", f"{tmp_path / 'mine.py'}:never", "--json"))[0]["accuracy"]["mean"] == 0
+    )
+
+
+def test_a_file_without_tokens_leaves_the_scores_of_the_others(tmp_path, capsys):
+    base, golds = FILES / "vllm.jsonl", ("42", "3/4", "-3")
+    rows = ({"id": f"p{at}", "output": gold, "answer": gold} for at, gold in enumerate(golds))
+    after = rows_file(tmp_path / "none.jsonl", *rows)
+    text = run(capsys, after, FILES / "ours.jsonl", "--base", base)
+    assert "AES 1/3/5" in text
+    zero = rows_file(tmp_path / "zero.jsonl", {"id": "p0", "output": "42", "answer": "42", "num_tokens": 0})
+    (found,) = json.loads(run(capsys, base, "--base", zero, "--samples", "1", "--json"))[1]["against"]["aes"].values()
+    assert found is None
 
 
 def test_a_tokenizer_counts_in_place_of_the_file(checkpoint, capsys):
@@ -207,6 +289,12 @@ ROW = {"id": 1, "output": "5", "answer": "5"}
             [],
             "problem 2 has 1 completions and problem 1 has 2; --samples 1 takes the first 1",
         ),
+        ([ROW | {"output": []}], [], "line 1: holds an empty list of completions; sample it again"),
+        (
+            [ROW | {"question": "A"}, ROW | {"question": "B"}],
+            [],
+            "problem 1 has two questions, 'A' and 'B'; give each an id of its own",
+        ),
         ([ROW], ["--samples", "3"], "problem 1 has 1 completions; use --samples 1 or fewer"),
         ([ROW], ["--samples", "0"], "--samples: 0 is below 1"),
         (
@@ -216,6 +304,7 @@ ROW = {"id": 1, "output": "5", "answer": "5"}
         ),
         ([ROW], ["--base", str(FILES / "matharena.jsonl")], "--base: .* holds 2 models"),
         ([ROW], ["--aes", "1/3"], "--aes: 1/3 is not A/B/C"),
+        ([ROW], ["--budgets", "1" * 5000], "--budgets: 1.* is not a rising list"),
         ([ROW], ["--budgets", "400,200"], "--budgets: 400,200 is not a rising list"),
         ([ROW], ["--thought-tags", "<think>"], "--thought-tags: <think> is not OPEN,CLOSE"),
         ([ROW], ["--chart", "x.png"], "--chart: nothing to draw"),

@@ -35,6 +35,8 @@ def test_a_runs_adapter_at_several_scales(run, checkpoint, capsys):
     before = {path: path.stat().st_mtime_ns for path in (run / "dial" / "scale-0.5").rglob("*")}
     assert dial(run, "--scales", "0.5") == 0
     assert {path: path.stat().st_mtime_ns for path in (run / "dial" / "scale-0.5").rglob("*")} == before, "resumed"
+    assert main(["report", str(run)]) == 0
+    assert "The dial: accuracy against length" in (run / "report.html").read_text()
     export(run, checkpoint, capsys)
 
 
