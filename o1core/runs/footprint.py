@@ -35,7 +35,7 @@ from ..training.optimisers import is_router
 
 LONG_PROMPT = 1024  # tokens of the longest prompt where no problems are known
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
-CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass
+CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass; on a large card a sixteenth of it
 LIBRARIES = 96 << 20  # on a CPU: what comes after the plan, of grading, the tokenizer, charts and oneDNN's kernels
 SAMPLING_COPIES = 4  # what sampling makes of a chunk of logits
 
@@ -43,7 +43,7 @@ SAMPLING_COPIES = 4  # what sampling makes of a chunk of logits
 @dataclass(frozen=True)
 class Machine:
     """ranks: processes, one for each GPU; tensor_parallel of them hold one copy to sample from; offload: what leaves a GPU
-    while it samples; memory: bytes that each rank may take, which the footprint does not ask for."""
+    while it samples; memory: bytes that each rank may take, from which a GPU's one pass takes its budget."""
 
     ranks: int = 1
     cuda: bool = False
@@ -409,16 +409,16 @@ def made_again(c: ModelConfig) -> int:
     return 0 if d is None else 4 * 30 * d.value_heads * max(d.key_dim, d.value_dim)
 
 
-def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
+def scratch_of_head(c: ModelConfig, predicted: int, machine: Machine) -> int:
     """Bytes of the loss beside its gradients: the kernels' budget, or all logits where they are fewer."""
-    budget = CUDA_SCRATCH if cuda else SCRATCH_BYTES
+    budget = max(CUDA_SCRATCH, machine.memory // 16) if machine.cuda else SCRATCH_BYTES
     return min(budget, 2 * 4 * predicted * c.vocab_size) + 12 * predicted * c.hidden_size
 
 
 def reference(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> dict[str, int]:
     """A forward without gradient, then the head's scratch."""
     tokens, predicted = w.micro_batch(machine.ranks, micro_tokens, w.examples)
-    parts = {"activations": tokens * passing(c), "loss scratch": scratch_of_head(c, predicted, machine.cuda)}
+    parts = {"activations": tokens * passing(c), "loss scratch": scratch_of_head(c, predicted, machine)}
     if machine.ranks > 1:
         parts["whole units"] = whole_units(c, trained_vocab=0)[1]
     return parts
@@ -441,7 +441,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
         parts = {"activations": sum(of_layers) + on_the_way}
     last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
     parts["activations"] += last
-    parts["loss scratch"] = scratch_of_head(c, predicted, machine.cuda)
+    parts["loss scratch"] = scratch_of_head(c, predicted, machine)
     if machine.ranks > 1:
         in_backward, *at_ends = whole_units(c, counts.trained_vocab)
         moments = [parts | {"whole units": in_backward}, *({"whole units": size} for size in at_ends)]
