@@ -431,7 +431,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     of_layers = [tokens * kept_by_layer(c, layer, machine.cuda) for layer in layers]
     # Gradients inside a layer's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of
     # the heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
-    wide = 2.7 if machine.cuda else 10 if counts.adapters else 8
+    wide = 2.7 if machine.cuda else 10 if counts.adapters else 7
     on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
