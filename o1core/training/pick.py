@@ -6,6 +6,7 @@ A script and `o1core prune` go the same way. The script's reward may be a name o
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,18 +168,19 @@ class Picked:
     reference: Reference | None = None
 
     def split(self, batch: int, seed: int = 0) -> Iterator[list[Example]]:
-        """Batches of so many units, in an order drawn from the seed, each example with its reference log-probs.
+        """Batches of so many units, each example with its reference log-probs. The order of problems is drawn from the seed;
+        what was picked of one stays together, so that an update forwards its prompt once.
 
         Take the iterator before the policy's first step: the log-probs are those of the policy that sampled.
         """
         if not self.examples:
             return iter(())
         examples = self.with_reference().examples
-        order = torch.randperm(len(examples) // self.unit_size, generator=torch.Generator().manual_seed(seed))
-        return (
-            [examples[self.unit_size * unit + i] for unit in part.tolist() for i in range(self.unit_size)]
-            for part in order.split(batch)
-        )
+        units = [examples[i : i + self.unit_size] for i in range(0, len(examples), self.unit_size)]
+        problems = [list(of_problem) for _, of_problem in itertools.groupby(units, key=lambda unit: unit[0].problem)]
+        order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
+        drawn = [unit for p in order.tolist() for unit in problems[p]]
+        return ([e for unit in drawn[i : i + batch] for e in unit] for i in range(0, len(drawn), batch))
 
     def with_reference(self, reference: list[Tensor] | None = None) -> "Picked":
         """The same with reference log-probs (float32 [L] of each example; None: computed where they are missing)."""

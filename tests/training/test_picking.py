@@ -12,6 +12,7 @@ from o1core.runs.loop import score_round
 from o1core.seeds import seed_of
 from o1core.training import Picked, Progress, Rollouts
 from o1core.types import Group, Sample
+from tests.training.test_step import make_examples
 
 
 def groups_of(lengths, correct, cut) -> list[Group]:
@@ -181,3 +182,12 @@ def test_a_budget_that_the_rollouts_do_not_state_is_missed_by_name():
     recipe = Recipe.of(samples=2, picked=2, reward="l1-exact", instruction="exact")
     with pytest.raises(UserError, match="--reward l1-exact: the rollouts of problem p0 state no budget"):
         pick(groups_of([[10, 20]], [[1, 1]], [[0, 0]]), recipe, 0)
+
+
+def test_what_was_picked_of_a_problem_stays_together_in_an_order_that_is_drawn():
+    picked = Picked([replace(e, problem=f"p{i // 3}") for i, e in enumerate(make_examples(30))], 0, 0, 0)
+    drawn = [[e.problem for batch in picked.split(6, seed) for e in batch] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for order in drawn:
+        assert sorted(order) == sorted(e.problem for e in picked.examples)
+        assert all(len(set(order[i : i + 3])) == 1 for i in range(0, 30, 3))
