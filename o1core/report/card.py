@@ -13,7 +13,7 @@ import yaml
 
 from ..errors import UserError
 from ..evaluation import Outcome, RunResult
-from ..files import write_atomic
+from ..files import read_yaml, write_atomic
 from ..model import checkpoint_file, read_text
 from ..run_folder import RunFolder
 from ..tables import change, escaped, percent, points, signed, span, to_markdown, two_digits
@@ -79,8 +79,8 @@ def base_card(base: Path) -> dict[str, Any]:
         path = checkpoint_file(base, CARD)
         text = read_text(path) if path else ""
         found = re.match(r"---\r?\n(.*?)\n---", text, re.S)
-        head = yaml.safe_load(found[1]) if found else None
-    except (UserError, yaml.YAMLError, RecursionError, ValueError):  # a stranger's file
+        head = read_yaml(found[1], str(path)) if found else None
+    except UserError:  # a stranger's file
         return {}
     held = head if isinstance(head, dict) else {}
     return {name: held[name] for name in CARRIED if is_plain(held.get(name))}

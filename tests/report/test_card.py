@@ -14,6 +14,7 @@ from o1core.report.card import base_card, card, datasets_of
 from o1core.report.samples import settings_of, without_places
 from o1core.run_folder import RunFolder
 
+SMALL = "--rounds 1 --problems 4 --samples 2 --picked 2 --max-new-tokens 12 --lora-rank 2"
 LICENCE = "Apache License\n"
 HEAD = "---\nlicense: other\nlicense_name: tiny\nlanguage:\n- en\nmodel-index: []\n---\n# Base\n"
 
@@ -28,7 +29,7 @@ def base(checkpoint):
 def test_a_run_leaves_cards_with_the_bases_licence(base, flags, tmp_path, capsys):
     run, before = tmp_path / "run", os.umask(0o022)
     try:
-        assert main(["prune", *flags, "--rounds", "1", "--lora-rank", "2", "--out", str(run)]) == 0
+        assert main(["prune", *flags, *SMALL.split(), "--out", str(run)]) == 0
     finally:
         os.umask(before)
     result = json.loads((run / "result.json").read_text())
@@ -76,7 +77,7 @@ def test_names_on_the_hub_are_the_base_and_the_data_sets(tmp_path):
         "---\nlicense: {a: b}\nlanguage: 3\n---\n",
         "---\nlicense: !!python/object/apply:os.system ['touch bad']\n---\n",
         f"---\nlicense: {'x' * 500}\n---\n",
-        "---\n" + "[" * 5000 + "\n---\n",
+        "---\n" + "[" * 500 + "\n---\n",
     ],
 )
 def test_a_strangers_head_is_data_or_nothing(tmp_path, text, monkeypatch):
