@@ -13,7 +13,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from safetensors import SafetensorError
 
@@ -83,10 +83,19 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text of plain values: no objects of a program's. Raises UserError that begins with `where`."""
     import yaml  # few commands need it
 
+    class Loader(yaml.SafeLoader):
+        """What is no plain whole number is text, as in YAML 1.2: of 1.1, 010 is 8 and 1:30 is 90."""
+
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+            first: [(tag, form) for tag, form in of if not tag.endswith(":int")]
+            for first, of in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
     if len(text) > MAX_YAML_CHARS:
         raise UserError(f"{where}: more than {MAX_YAML_CHARS:,} characters of YAML; write fewer")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

@@ -59,7 +59,6 @@ def fetch(repo: Repo, patterns: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download  # here, for it takes half a second that most runs do not need
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     with errors_in_one_line(repo):
         return Path(
             snapshot_download(
@@ -84,19 +83,19 @@ def fetch_large(repo: Repo, names: Sequence[str]) -> None:
                     raise
 
 
-def files_of(repo: Repo, folder: Path) -> list[str]:
-    """The names of all files of a repository whose `revision` is a commit, fetched into `folder`; where the hub cannot be
-    reached, of those that are there."""
+def files_of(repo: Repo, folder: Path) -> tuple[list[str], bool]:
+    """The names of all files of a repository whose `revision` is a commit, fetched into `folder`, and whether they are all:
+    where the hub cannot be reached, they are those that are there."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     with errors_in_one_line(repo):
         try:
-            return sorted(HfApi().list_repo_files(repo.name, repo_type=repo.kind, revision=repo.revision))
+            return sorted(HfApi().list_repo_files(repo.name, repo_type=repo.kind, revision=repo.revision)), True
         except Exception as error:
             if not isinstance(error, OfflineModeIsEnabled | HfHubHTTPError) and not of_network(error):
                 raise
-            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()), False
 
 
 def check_upload(name: str) -> None:
@@ -116,7 +115,6 @@ def upload(name: str, folders: dict[str, Path], message: str) -> str:
     repository ("" is its root) -> folder. Files that are there already are not sent again."""
     from huggingface_hub import HfApi
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     api = HfApi()
     try:
         address = str(api.create_repo(name, exist_ok=True))
@@ -146,6 +144,8 @@ def errors_in_one_line(repo: Repo) -> Iterator[None]:
     """What huggingface_hub raises, as a UserError that says how to go on."""
     from huggingface_hub import constants, errors
 
+    for client in _CLIENTS:
+        logging.getLogger(client).setLevel(logging.WARNING)  # they tell of every request
     where = f"{repo.name}: "
     try:
         yield

@@ -199,7 +199,8 @@ class RunFolder:
     ) -> None:
         """Own the folder from here on; files may be written to it. Raises UserError as `check` does. Changes of free
         settings are logged, and where there are more rounds than before, what the run had come to is moved to rounds-N.
-        origin: what else settings.json keeps, of where the model and the problems came from."""
+        origin: what else settings.json keeps, of where the model and the problems came from and of the command that began the
+        run or gave it more rounds."""
 
         def act() -> None:
             try:
@@ -227,7 +228,9 @@ class RunFolder:
                 self._archive(held["rounds"])
             self._start_clock()
             if changed or not held:
-                write_record(self.settings, settings | origin | {"o1core": __version__})
+                same = {} if "rounds" in changed else {name: held[name] for name in origin if name in held}
+                same.pop("checkpoint", None)  # the folder may have moved with the run
+                write_record(self.settings, settings | origin | same | {"o1core": __version__})
             self._sweep()
 
         on_rank0("the run's folder", act)

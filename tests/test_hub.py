@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -125,7 +126,9 @@ def test_a_cut_download_is_resumed(hub, repos, monkeypatch):
 
 
 def test_a_file_outside_of_the_repository_is_not_fetched(hub, monkeypatch):
-    monkeypatch.setattr("o1core.problems.download.files_of", lambda repo, folder: ["../../../main/train-0.jsonl"])
+    monkeypatch.setattr(
+        "o1core.problems.download.files_of", lambda repo, folder: (["../../../main/train-0.jsonl"], True)
+    )
     monkeypatch.setattr("o1core.problems.download.read_configurations", lambda readme: None)
     with pytest.raises(UserError, match=f"^{DATA}: the hub refuses: "):
         load_problems(DATA)
@@ -195,7 +198,7 @@ def test_the_file_s_own_name_says_its_split_before_its_folders_do(hub, tmp_path,
     assert answers("a/three") == [7]
 
 
-def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
+def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, caplog):
     """The run keeps the commits, goes on with them when the hub has moved, and its card names model and data."""
     run = tmp_path / "run"
     flags = [
@@ -217,7 +220,9 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
         "cpu",
     ]
     sources = ["--model", NAME, "--data", DATA, "--eval-data", f"{DATA}:test"]
-    assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    with caplog.at_level(logging.INFO):
+        assert main(["sample", *sources, *flags, "--out", str(run)]) == 0
+    assert "Sample small-model (1 M) on 3 problems x 2 samples" in caplog.text
     held = json.loads((run / "settings.json").read_text())
     assert (held["model"], held["revision"], held["data"]) == (NAME, COMMIT, f"{DATA}@{COMMIT}")
     assert held["eval_data"] == [f"{DATA}@{COMMIT}:test"] and list(held["tests"]) == ["sums"]
@@ -230,6 +235,7 @@ def test_from_a_name_on_the_hub_to_a_card(hub, tmp_path, capsys):
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, COMMIT)
     assert main(["show", str(run), "--problems", "1"]) == 0
+    assert "HTTP Request" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -290,6 +296,20 @@ def test_without_a_network_one_line_says_what_to_type(hub, monkeypatch):
             load_problems(f"{DATA}:test")
 
 
+def test_what_a_dry_run_left_out_is_not_said_to_be_missing_on_the_hub(hub, monkeypatch):
+    find_model(NAME, weights=False)
+    load_problems(f"{DATA}:other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=rf"^{NAME}: .* does not have all of it; .*: hf download {NAME} --revision {COMMIT}"
+    ):
+        find_model(NAME)
+    with pytest.raises(
+        UserError, match=rf"^{DATA}: the cache does not have the split main/train; .*: hf download {DATA} --"
+    ):
+        load_problems(DATA)
+
+
 def test_the_environment_of_other_tools_is_heeded(hub, tmp_path):
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", f"import o1core; print(len(o1core.load_problems('{DATA}')))"]
@@ -334,13 +354,15 @@ def test_from_a_name_on_the_hub_to_a_card_on_the_hub(repos, tmp_path, monkeypatc
     [
         ("me/model", None, "nobody is logged in; log in with: hf auth login"),
         ("model", TOKEN, "model is not OWNER/NAME"),
+        ("me/model", TOKEN, "--push-to-hub me/model: this method trains nothing"),
     ],
 )
 def test_an_upload_is_refused_before_the_work(name, token, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", token or "")
-    assert main(["prune", "--push-to-hub", name, "--out", str(tmp_path / "run")]) == 2
+    method = ["--method", "fast-prompt"] if "trains nothing" in message else []
+    assert main(["prune", "--push-to-hub", name, *method, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 

@@ -36,7 +36,7 @@ from ..report import (
     to_text,
     write_page,
 )
-from ..rollout import keep_freed_memory
+from ..rollout import free_memory, keep_freed_memory
 from ..run_folder import RunFolder
 from ..runs import (
     EMBEDDED,
@@ -314,7 +314,9 @@ def on_a_job(
 @on_a_job
 def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resources) -> None:
     if args.push_to_hub:
-        check_upload(args.push_to_hub)
+        if job.recipe.objective.kind == "none":
+            raise UserError(f"--push-to-hub {args.push_to_hub}: this method trains nothing; leave the flag out")
+        on_rank0("the upload", lambda: check_upload(args.push_to_hub))
     result = prune_run(job, run, resources)
     table = run_table(result)
     print(f"{to_text(table)}\n{table.note}")
@@ -329,8 +331,6 @@ def prune(args: argparse.Namespace, job: Job, run: RunFolder, resources: Resourc
 
 def push(name: str, run: RunFolder) -> None:
     """Upload what the run made, by rank 0: the pruned checkpoint, and its adapter in a folder of its own."""
-    if not run.pruned.exists():
-        raise UserError(f"--push-to-hub {name}: this method trains nothing; leave the flag out")
     folders = {"": run.pruned} | ({"adapter": run.adapter} if run.adapter.exists() else {})
 
     def act() -> str:
@@ -414,7 +414,10 @@ def print_study(folder: Path, tables: list[Table]) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Nothing is loaded: config.json alone is read."""
-    if args.gpus < 1 or not 1 <= args.gpu_memory <= 10**4 or args.tensor_parallel < 1:
+    cuda, memory = args.device == "cuda", args.gpu_memory
+    if memory is None:
+        memory = 80.0 if cuda else free_memory(torch.device("cpu")) / (1 << 30)
+    if args.gpus < 1 or not 1 <= memory <= 10**4 or args.tensor_parallel < 1:
         raise UserError("--gpus, --gpu-memory, --tensor-parallel: at least 1 is needed, and at most 10,000 GiB")
     config, recipe = read_config(find_model(args.model or EMBEDDED, args.revision, weights=False).folder), resolve(args)
     if args.gpus % args.tensor_parallel or config.num_kv_heads % args.tensor_parallel:
@@ -423,7 +426,7 @@ def plan(args: argparse.Namespace) -> None:
             f"{config.num_kv_heads} key and value heads"
         )
     dtype = config.dtype if args.dtype == "auto" else DTYPES[args.dtype]
-    machine = Machine(args.gpus, True, args.tensor_parallel, args.offload, int(args.gpu_memory * (1 << 30)))
+    machine = Machine(args.gpus, cuda, args.tensor_parallel, args.offload, int(memory * (1 << 30)))
     planned = plan_run(dataclasses.replace(config, dtype=dtype), Workload.of(recipe), machine, slots_of(args))
     table = plan_table(planned)
     print(f"{to_text(table)}\n\n{table.note}")

@@ -200,9 +200,11 @@ def with_run_file(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 
 def with_settings(top: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """The arguments of a command about a run that exists (`dial RUN`), with the flags that its settings.json stands for."""
-    settings = Path(argv[1]) / "settings.json" if len(argv) > 1 and not argv[1].startswith("-") else None
-    if settings is None:
+    if len(argv) < 2 or not {"-h", "--help", "--help-all"}.isdisjoint(argv):
         return argv
+    if argv[1].startswith("-"):
+        raise UserError(f"{argv[0]}: the run's folder must stand first, as in: o1core {argv[0]} RUN {argv[1]} ...")
+    settings = Path(argv[1]) / "settings.json"
     if not settings.exists():
         raise UserError(f"{argv[1]}: holds no settings.json; name the folder that a run was given as --out")
     return [*argv[:2], *flags_in(settings, leaf(top, argv)._option_string_actions), *argv[2:]]

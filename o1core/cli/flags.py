@@ -126,7 +126,13 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
     )
     add_revision_flag(sub)
     sub.add_argument("--gpus", metavar="N", type=int, default=1, help="GPUs, one process each (default: 1)")
-    sub.add_argument("--gpu-memory", metavar="GIB", type=float, default=80.0, help="memory of a GPU (default: 80)")
+    sub.add_argument(
+        "--gpu-memory",
+        metavar="GIB",
+        type=float,
+        help="memory of a GPU (default: 80; with --device cpu the main memory that is free here)",
+    )
+    sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where to compute (default: cuda)")
     sub.add_argument(
         "--tensor-parallel",
         metavar="N",

@@ -76,6 +76,8 @@ def spelled(flag: str, value: Any, action: argparse.Action) -> Iterator[str]:
         yield from [flag] if value else []
     elif isinstance(value, dict):  # --template, once for each of its variables
         for name, item in value.items():
+            if not isinstance(item, str | bool | int | float):
+                raise TypeError
             yield f"{flag}={name}={item if isinstance(item, str) else json.dumps(item)}"
     elif action.nargs == "+":
         yield flag

@@ -29,10 +29,9 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", metavar="N", type=int, help="of each problem the first N completions (default: all)")
     sub.add_argument(
         "--aes",
-        metavar="A/B/C",
-        nargs="+",
-        default=["1/3/5"],
-        help="coefficients of AES: of the length cut, a gain and a loss of accuracy; several may follow (default: 1/3/5)",
+        metavar="A/B/C,A/B/C",
+        default="1/3/5",
+        help="coefficients of AES: of the length cut, a gain and a loss of accuracy (default: %(default)s)",
     )
     sub.add_argument(
         "--budgets",
@@ -63,7 +62,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 def score(args: argparse.Namespace) -> None:
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples: {args.samples} is below 1")
-    coefficients, budgets = [coefficients_of(text) for text in args.aes], budgets_of(args.budgets)
+    coefficients, budgets = [coefficients_of(text) for text in args.aes.split(",")], budgets_of(args.budgets)
     golds: dict[str, str] = {}
     for problem in load_problems(args.data) if args.data else []:
         golds |= {problem.id: problem.answer, problem.question: problem.answer}
@@ -123,7 +122,7 @@ def coefficients_of(text: str) -> tuple[float, float, float]:
 
 def budgets_of(text: str | None) -> list[int]:
     parts = text.split(",") if text is not None else []
-    budgets = [int(part) for part in parts if part.strip().isdecimal() and 0 < int(part) < 10**9]
+    budgets = [int(part) for part in parts if part.strip().isdecimal() and len(part) < 12 and 0 < int(part) < 10**9]
     if len(budgets) < len(parts) or budgets != sorted(set(budgets)) or len(budgets) > MOST_BUDGETS:
         raise UserError(
             f"--budgets: {text} is not a rising list of at most {MOST_BUDGETS} numbers of tokens, such as 2000,4000"

@@ -43,7 +43,7 @@ def find_model(model: str | Path, revision: str | None = None, weights: bool = T
         names = wanted_weights(folder)
         fetch_large(at_commit, names)
         if missing := next((name for name in names if not (folder / name).exists()), None):
-            raise UserError(f"{model}: {why_missing(files_of(at_commit, folder), missing)}")
+            raise UserError(f"{model}: {why_missing(files_of(at_commit, folder)[0], missing)}")
     return Found(folder, folder.name)
 
 

@@ -272,7 +272,8 @@ def load_adapter(model: Transformer, folder: Path) -> None:
 
 
 def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
-    """Write the adapters as a folder that PEFT loads onto `source`, the base, which goes by its name where it is the hub's."""
+    """Write the adapters as a folder that PEFT loads onto `source`, the base, which goes by its name on the hub, or by that of
+    its folder: the rest of the path is this machine's."""
     base = repo_of(source)
     modules = adapted(model)
     names = {p.name.rpartition(".")[2] for module in modules for p in module.projections}
@@ -280,7 +281,7 @@ def save_adapter(model: Transformer, source: Path, folder: Path) -> None:
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name if base else str(source),
+        "base_model_name_or_path": base.name if base else source.absolute().name,
         "revision": base.revision if base else None,
         "r": modules[0].rank,
         "lora_alpha": modules[0].alpha,

@@ -64,7 +64,8 @@ def download_data(source: HubData, split: str = "train") -> tuple[str, list[Path
     """
     folder = fetch(Repo("dataset", source.name, source.revision), ["README.md"])
     repo = Repo("dataset", source.name, folder.name)
-    names = choose(source, split, files_of(repo, folder), read_configurations(folder / "README.md"))
+    held, are_all = files_of(repo, folder)
+    names = choose(source, split, held, read_configurations(folder / "README.md"), "" if are_all else command_for(repo))
     if len(names) > MOST_FILES:
         raise UserError(
             f"{source.name}: {len(names):,} files; at most {MOST_FILES:,} are read, so download it yourself"
@@ -117,11 +118,14 @@ def _splits(stated: Any, folder: Any) -> dict[str, list[str]]:
     return found
 
 
-def choose(source: HubData, split: str, files: list[str], stated: Configurations | None) -> list[str]:
-    """The files of the split that is meant, all of one format."""
+def choose(
+    source: HubData, split: str, files: list[str], stated: Configurations | None, command: str = ""
+) -> list[str]:
+    """The files of the split that is meant, all of one format. command: what fetches the rest, where `files` are not all."""
     ends = {name: name.rpartition("/")[2] for name in files}
     readable = [name for name, end in ends.items() if end.endswith(SUFFIXES) and end not in ABOUT and end[0] != "."]
     folder, _, named = (source.part or "").rpartition("/")
+    are_known = stated is not None
     if stated is None:
         stated = by_name([name for name in readable if name.startswith(f"{folder}/")] or readable, folder)
     if not folder and named in stated.splits:  # NAME:CONFIGURATION
@@ -138,6 +142,10 @@ def choose(source: HubData, split: str, files: list[str], stated: Configurations
         wanted = next(iter(splits)) if len(splits) == 1 else split
         log.info("%s: reading its split %s/%s", source.name, configuration, wanted)
     names = [name for name in readable if any(fnmatch(name, pattern) for pattern in splits.get(wanted, []))]
+    if not names and command and (wanted in splits or not are_known):
+        raise UserError(
+            f"{source.name}: the cache does not have the split {configuration}/{wanted}; where there is a network: {command}"
+        )
     if not names:
         there = ", ".join(f"{name}/{of}" for name, parts in stated.splits.items() for of in parts) or "nothing"
         raise UserError(

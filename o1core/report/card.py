@@ -13,12 +13,12 @@ import yaml
 
 from ..errors import UserError
 from ..evaluation import Outcome, RunResult
-from ..files import write_atomic
+from ..files import read_yaml, write_atomic
 from ..model import checkpoint_file, read_text
 from ..run_folder import RunFolder
 from ..tables import change, escaped, percent, points, signed, span, to_markdown, two_digits
 from ..text import one_line
-from .samples import without_places
+from .samples import without_place, without_places
 from .tables import run_table
 
 CARD = "README.md"
@@ -79,8 +79,8 @@ def base_card(base: Path) -> dict[str, Any]:
         path = checkpoint_file(base, CARD)
         text = read_text(path) if path else ""
         found = re.match(r"---\r?\n(.*?)\n---", text, re.S)
-        head = yaml.safe_load(found[1]) if found else None
-    except (UserError, yaml.YAMLError, RecursionError, ValueError):  # a stranger's file
+        head = read_yaml(found[1], str(path)) if found else None
+    except UserError:  # a stranger's file
         return {}
     held = head if isinstance(head, dict) else {}
     return {name: held[name] for name in CARRIED if is_plain(held.get(name))}
@@ -174,7 +174,8 @@ def made(settings: dict[str, Any]) -> list[str]:
     lines = ["| | |", "|---|---|"]
     lines += [f"| {said} | {escaped(shown(value))} |" for said, value in rows]
     command = settings.get("command")
-    block = [f"    {one_line(without_places(command))}\n"] if isinstance(command, str) else []
+    said = one_line(without_places(command)) if isinstance(command, str) else ""
+    block = [f"    {said}\n"] if said else []
     return ["\n".join(lines) + "\n", *block]
 
 
@@ -182,7 +183,7 @@ def shown(value: Any) -> str:
     """A setting as text; of a path its last part, for the rest is this machine's."""
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    text = str(value)
+    text = str(without_place(value))
     return Path(text).name if "/" in text and Path(text).exists() else text
 
 

@@ -53,20 +53,33 @@ def logged_steps(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def settings_of(run: RunFolder) -> list[tuple[str, str]]:
-    """What the folder's settings.json says, as text; of the model's path its last name, the rest is this machine's."""
+    """What the folder's settings.json says, as text; of a path its last part, for the rest is this machine's."""
     settings = run.read_settings() if run.settings.exists() else {}
     settings.pop("checkpoint", None)
     if isinstance(settings.get("model"), str):
         settings["model"] = Path(settings["model"]).name
     if isinstance(settings.get("command"), str):
         settings["command"] = without_places(settings["command"])
-    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
+    placed = {name: without_place(value) for name, value in settings.items()}
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in placed.items()]
+
+
+def without_place(value: Any) -> Any:
+    """A setting; of a path that says where a machine keeps its files the last part."""
+    if isinstance(value, list):
+        return [without_place(item) for item in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "~", "../")) and "/" in value[1:]
+    return Path(value).name if is_path else value
 
 
 def without_places(command: str) -> str:
-    """The command with the last part alone of every absolute path."""
-    words = shlex.split(command)
-    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
+    """The command with the last part alone of every such path; nothing where it is no command of a shell."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        return ""
+    parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in words]
+    return shlex.join(flag + equals + without_place(value) for flag, equals, value in parts)
 
 
 def sample_lines(run: Path, problem: str | None = None, problems: int | None = None, samples: int = 4) -> Iterator[str]:

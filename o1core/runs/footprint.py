@@ -35,17 +35,15 @@ from ..training.optimisers import is_router
 
 LONG_PROMPT = 1024  # tokens of the longest prompt where no problems are known
 CUDA_CONTEXT, NCCL = 1 << 30, 1 << 29  # what a process on a GPU takes, and its communication with others
-CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass
-LIBRARIES = (
-    128 << 20
-)  # on a CPU: modules and tables that come after the plan (grading, tokenizer, charts, oneDNN's kernels)
+CUDA_SCRATCH = 4 << 30  # bytes, the budget of the Triton kernels' one pass; on a large card a sixteenth of it
+LIBRARIES = 96 << 20  # on a CPU: what comes after the plan, of grading, the tokenizer, charts and oneDNN's kernels
 SAMPLING_COPIES = 4  # what sampling makes of a chunk of logits
 
 
 @dataclass(frozen=True)
 class Machine:
     """ranks: processes, one for each GPU; tensor_parallel of them hold one copy to sample from; offload: what leaves a GPU
-    while it samples; memory: bytes that each rank may take, which the footprint does not ask for."""
+    while it samples; memory: bytes that each rank may take, from which a GPU's one pass takes its budget."""
 
     ranks: int = 1
     cuda: bool = False
@@ -58,8 +56,8 @@ class Machine:
 class Workload:
     """The most that a run holds at once, in tokens and numbers. trains: False where something is only sampled or evaluated.
 
-    prompt, completion: tokens of the longest; completions: of the largest call of the sampler; examples: that a round
-    trains on (of DPO: pairs).
+    prompt, completion: tokens of the longest; completions: of the largest call of the sampler; problems, examples: that a
+    round trains on (examples of DPO: pairs).
     """
 
     recipe: Recipe
@@ -67,6 +65,7 @@ class Workload:
     prompt: int
     completion: int
     completions: int
+    problems: int
     examples: int
 
     @classmethod
@@ -91,6 +90,7 @@ class Workload:
             prompt,
             sampling.max_new_tokens,
             max(1, problems * sampling.samples, tested * evaluation.samples),
+            max(1, problems),
             max(1, problems * (1 if pairs else recipe.objective.picked)),
         )
 
@@ -109,12 +109,17 @@ class Workload:
         return min(self.prompt + self.completion, c.max_positions)
 
     def micro_batch(self, ranks: int, micro_tokens: int, examples: int | None = None) -> tuple[int, int]:
-        """(tokens, of which are predicted) in a rank's largest micro-batch of so many examples (None: of a batch)."""
+        """(tokens, how many of them are predicted) in a rank's largest micro-batch of so many examples (None: of a batch)."""
         if examples is None:
             examples = min(self.recipe.optimiser.batch, self.examples)
         sequences = math.ceil(examples / ranks) * self.pair
-        tokens = max(self.pair * self.sequence, min(micro_tokens, sequences * self.sequence))
+        tokens = max(self.packed(1, self.pair), min(micro_tokens, self.packed(self.problems, sequences)))
         return tokens, min(tokens, sequences * self.completion)
+
+    def packed(self, problems: int, sequences: int) -> int:
+        """Tokens of so many of the longest sequences, where those of one problem share its prompt."""
+        shared = min(problems, sequences) * self.prompt + sequences * self.completion
+        return min(shared, sequences * self.sequence)
 
     @property
     def saves_while_training(self) -> bool:
@@ -321,7 +326,7 @@ def sampled_copy(c: ModelConfig, machine: Machine) -> int:
 def sampling(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: int | None) -> dict[str, int]:
     """What sampling adds: the KV cache, a step's activations and logits, merged and packed matrices."""
     own, longest, size = cache_config(c, machine), w.row(c), c.dtype.itemsize
-    rows, copies = GPU_ROWS if machine.cuda else CPU_ROWS, SAMPLING_COPIES * CHUNK_BYTES
+    rows, copies = GPU_ROWS if machine.cuda else CPU_ROWS, SAMPLING_COPIES
     if kind_of_cache(c, machine) == "pages":
         cached = (slots * pages_of(longest) if pages is None else pages) * page_bytes(own, c.dtype)
         cached += slots * state_bytes(c, c.dtype)
@@ -333,7 +338,7 @@ def sampling(c: ModelConfig, w: Workload, machine: Machine, slots: int, pages: i
     parts = {
         "KV cache": cached,
         "activations": max(max(w.prompt, rows) * passing(c), size * widest),  # of a prompt, or a test of row_bits.py
-        "logits": rows * c.vocab_size * logit + copies,
+        "logits": rows * c.vocab_size * logit + copies * min(CHUNK_BYTES, 4 * rows * c.vocab_size),
     }
     if w.recipe.optimiser.lora_rank is not None and w.trains and w.recipe.sampling.rounds > 1 and machine.ranks == 1:
         parts["merged matrices"] = merged(c)
@@ -361,7 +366,8 @@ def mlp_width(c: ModelConfig, layer: int) -> int:
     and comes out of each chosen one."""
     if c.experts is None or layer not in c.sparse_layers:
         return c.ffn_size
-    return c.experts.chosen * (c.experts.ffn_size + c.hidden_size // 2) + c.experts.shared_size
+    shared = c.experts.shared_size and c.experts.shared_size + c.hidden_size // 4
+    return c.experts.chosen * (c.experts.ffn_size + c.hidden_size // 2) + shared
 
 
 def widest_mlp(c: ModelConfig) -> int:
@@ -374,13 +380,14 @@ def passing(c: ModelConfig) -> int:
 
 
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
-    """Bytes a token that autograd keeps of a layer: two RMSNorms, what mixes tokens, and four tensors of the MLP's width. On a
-    CPU a norm is made of several operations, and keeps its input and the normalised input in fp32 beside its output; on a GPU
-    it is one, and keeps its input, which a hybrid's has in fp32."""
-    size = c.dtype.itemsize
-    norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
-    if c.family.hybrid and cuda and size < 4:
-        norms += 2 * c.hidden_size * (4 - size)
+    """Bytes a row that an update keeps of a layer: the inputs of its two norms, what mixes tokens, and two tensors of the
+    MLP's width. What dense products multiply, norms and SwiGLU, is made again in the backward pass; experts and the delta rule
+    keep theirs. A hybrid's norm is made of several operations on a CPU, and keeps its input in fp32, plain and normalised."""
+    size, sparse = c.dtype.itemsize, layer in c.sparse_layers
+    norms = 2 * c.hidden_size * size
+    if c.family.hybrid:
+        norms = 2 * c.hidden_size * (4 if cuda else 8)
+    norms += size * c.hidden_size * (sparse + (layer in c.delta_layers))
     if layer in c.delta_layers:
         assert c.delta is not None
         mixed, values = sum(c.delta.widths), c.delta.widths[2]
@@ -389,12 +396,10 @@ def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
         mixer = size * (mixed * (1 if size < 4 else 2) + 3 * values) + 4 * 3 * values
     else:
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        mixer = size * (q + 2 * kv + q + kv + q)
-        if c.qk_norm:
-            mixer += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-        if c.family.hybrid:  # a gate for each number of the output
-            mixer += size * 3 * q
-    return norms + mixer + size * 4 * mlp_width(c, layer)
+        mixer = size * (q + 2 * kv + q + kv + q) + 4 * c.num_heads  # the last: a row's log-sum-exps
+        if c.family.hybrid:  # a gate for each number of the output, and norms of q and k
+            mixer += size * 3 * q + (q + kv) * (size if cuda else 4 if size == 4 else 8)
+    return norms + mixer + size * (4 if sparse else 2) * mlp_width(c, layer)
 
 
 def made_again(c: ModelConfig) -> int:
@@ -403,16 +408,16 @@ def made_again(c: ModelConfig) -> int:
     return 0 if d is None else 4 * 30 * d.value_heads * max(d.key_dim, d.value_dim)
 
 
-def scratch_of_head(c: ModelConfig, predicted: int, cuda: bool) -> int:
+def scratch_of_head(c: ModelConfig, predicted: int, machine: Machine) -> int:
     """Bytes of the loss beside its gradients: the kernels' budget, or all logits where they are fewer."""
-    budget = CUDA_SCRATCH if cuda else SCRATCH_BYTES
+    budget = max(CUDA_SCRATCH, machine.memory // 16) if machine.cuda else SCRATCH_BYTES
     return min(budget, 2 * 4 * predicted * c.vocab_size) + 12 * predicted * c.hidden_size
 
 
 def reference(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> dict[str, int]:
     """A forward without gradient, then the head's scratch."""
     tokens, predicted = w.micro_batch(machine.ranks, micro_tokens, w.examples)
-    parts = {"activations": tokens * passing(c), "loss scratch": scratch_of_head(c, predicted, machine.cuda)}
+    parts = {"activations": tokens * passing(c), "loss scratch": scratch_of_head(c, predicted, machine)}
     if machine.ranks > 1:
         parts["whole units"] = whole_units(c, trained_vocab=0)[1]
     return parts
@@ -424,18 +429,19 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     size, counts = c.dtype.itemsize, count_weights(c, w.recipe.optimiser)
     layers = range(c.num_layers - layers_trained(c, w.recipe.optimiser), c.num_layers)
     of_layers = [tokens * kept_by_layer(c, layer, machine.cuda) for layer in layers]
-    # Gradients inside a layer's MLP. On a CPU its matrix products hold copies, fewer where the weights are frozen: with
-    # adapters 4 to 7 were measured on AVX512, and 8 came within 15 % on AVX2.
-    wide = 2.7 if machine.cuda else 6 if counts.adapters else 8
+    # Gradients inside a layer's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of
+    # the heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
+    wide = 2.7 if machine.cuda else 10 if counts.adapters else 7
     on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
-        parts = {"checkpoints": inputs, "activations": max(of_layers) + on_the_way}
+        made = tokens * size * (2 * c.hidden_size + widest_mlp(c))  # norms and SwiGLU of the layer that is run again
+        parts = {"checkpoints": inputs, "activations": max(of_layers) + made + on_the_way}
     else:
         parts = {"activations": sum(of_layers) + on_the_way}
-    last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
+    last = tokens * size * 2 * c.hidden_size  # the last norm's input, and its gradient
     parts["activations"] += last
-    parts["loss scratch"] = scratch_of_head(c, predicted, machine.cuda)
+    parts["loss scratch"] = scratch_of_head(c, predicted, machine)
     if machine.ranks > 1:
         in_backward, *at_ends = whole_units(c, counts.trained_vocab)
         moments = [parts | {"whole units": in_backward}, *({"whole units": size} for size in at_ends)]

@@ -194,9 +194,11 @@ def hold_out(problems: list[Problem], source: str) -> tuple[list[Problem], list[
 
 def held_for_validation(train: list[Problem], evaluation: EvaluationSettings) -> list[Problem]:
     """The last of the training problems, which are in no test, to evaluate on between rounds; none without --eval-every."""
-    return (
-        train[-max(1, min(evaluation.validation, int(len(train) * HELD_OUT))) :] if evaluation.every == "round" else []
-    )
+    if evaluation.every != "round":
+        return []
+    if len(train) == 1:
+        raise UserError("--eval-every round: holds out some of the training problems, and there is one; add more")
+    return train[-max(1, min(evaluation.validation, int(len(train) * HELD_OUT))) :]
 
 
 def without_overlap(train: list[Problem], tests: dict[str, list[Problem]], source: str | None) -> list[Problem]:

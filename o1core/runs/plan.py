@@ -108,7 +108,7 @@ def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: i
         most = range(1, 1 + min(MOST_SLOTS, share(workload.completions, machine)))
         slots = max(1, bisect(most, without + room, key=lambda n: sample_phase(config, workload, machine, n).total))
     asked = workload.recipe.execution.micro_tokens
-    for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.sequence * workload.pair):
+    for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.packed(1, workload.pair)):
         phases = footprint(config, workload, machine, slots, micro_tokens, pages)
         if max(phase.total for phase in phases[1:] or phases) <= machine.memory / (1 if machine.cuda else FRAGMENTS):
             break
@@ -211,13 +211,15 @@ def plan_table(plan: Plan) -> Table:
     ]
     rows.append([Cell("all"), *(Cell(gib(phase.total)) for phase in plan.phases)])
     counts = count_weights(plan.config, plan.workload.recipe.optimiser)
+    place = "on each GPU" if plan.machine.cuda else "of main memory"
     note = (
-        f"GiB on each GPU, of {gib(plan.machine.memory)}; {counts.trained / 1e9:.2f} B weights trained; "
+        f"GiB {place}, of {gib(plan.machine.memory)}; {counts.trained / 1e9:.2f} B weights trained; "
         f"{'; '.join(chosen(plan))}. Prompts of up to {plan.workload.prompt:,} tokens. "
     )
     if plan.fits:
-        sampling, update = hours(plan)
-        note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
+        if plan.machine.cuda:
+            sampling, update = hours(plan)
+            note += f"A round takes about {sampling:.1f} h to sample and {update:.1f} h to train on GPUs like an A800. "
         note += "It fits."
     else:
         found = [as_flags(settings) for settings in least_changes(plan)]

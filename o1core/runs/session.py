@@ -133,7 +133,8 @@ class Session:
         if trains and where.device.type == "cpu":
             load_optimiser_modules()
         problems = len(job.train) if job.recipe.objective.kind != "none" else 0
-        workload = Workload.of(job.recipe, trains, longest, problems, max(map(len, job.tests.values()), default=0))
+        tested = max(map(len, [*job.tests.values(), job.validation]), default=0)
+        workload = Workload.of(job.recipe, trains, longest, problems, tested)
         self.plan = plan = plan_run(replace(config, dtype=job.dtype), workload, where.machine(), where.slots)
         check_fits(plan)
         log.info("%s", plan_line(plan))

@@ -278,6 +278,7 @@ def test_model_text_cannot_drive_the_terminal(evaluated, tmp_path, capsys):
         (["study", "lambda", "--seeds", "x"], "see o1core study lambda --help"),
         (["plan"], "required: --model; see o1core plan --help"),
         (["report"], "required: RUN"),
+        (["dial", "--scales", "0.5", "run"], "the run's folder must stand first, as in: o1core dial RUN --scales"),
         (["show", "a", "b"], "unknown: b; see o1core show --help"),
     ],
 )

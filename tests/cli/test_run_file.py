@@ -17,9 +17,10 @@ def dry(capsys, *words):
 
 def test_a_file_stands_for_flags_and_flags_override_it(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text(PAPER + "method: dpo\n")
+    path.write_text(PAPER + "method: dpo\nseed: 010\n")
     settings, said = dry(capsys, "prune", str(path), "--lr", "1e-4", "--template", "effort=low")
     assert (settings["samples"], settings["lr"], settings["lora_rank"]) == (4, 1e-4, 8)
+    assert settings["seed"] == 10, "as --seed 010 is"
     assert settings["checkpointing"] is True and settings["objective"] == "dpo" and "method dpo" in said
     assert settings["template"] == {"enable_thinking": False, "effort": "low"}
     path = tmp_path / "study.json"
@@ -69,6 +70,8 @@ def test_the_settings_of_a_run_make_it_again(flags, problems, tmp_path, capsys):
         ("method: o1-prunr", "run.yaml: argument --method: invalid choice: 'o1-prunr'"),
         ("lr: {a: 1}", "run.yaml: argument --lr: invalid float value: 'a=1'"),
         ("lr: true", "run.yaml: lr: a bool of this kind is no value"),
+        ("template: {a: [1]}", "run.yaml: template: a dict of this kind is no value"),
+        ("template: {a: null}", "run.yaml: template: a dict of this kind is no value"),
         ("eval_data: [[a]]", "run.yaml: eval_data: a list of this kind is no value"),
         ("- lr", "run.yaml: must hold names and values, such as"),
         ("lr: [1, 2", "run.yaml: not valid YAML: expected ',' or ']', but got '<stream end>' (line 1, column 10)"),

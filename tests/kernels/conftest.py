@@ -1,8 +1,31 @@
-"""Fixtures of the torch kernels' tests."""
+"""Fixtures of the kernels' tests. Triton is imported inside them: it looks at TRITON_INTERPRET when it is."""
 
 import pytest
 
 from o1core.kernels import torch_linear
+
+
+@pytest.fixture
+def on_triton(monkeypatch):
+    """The ops run the Triton kernels, with bf16 as a GPU computes it."""
+    from tests.kernels.triton_cases import triton_backend
+
+    with triton_backend(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request, monkeypatch):
+    """Each backend in turn; Triton's in its interpreter."""
+    from tests.kernels.triton_cases import INTERPRETED
+
+    if request.param == "triton":
+        if not INTERPRETED:
+            pytest.skip("looks inside Triton's interpreter")
+        request.getfixturevalue("on_triton")
+    else:
+        monkeypatch.setenv("O1CORE_KERNELS", "torch")
+    return request.param
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from o1core import kernels
 from o1core.kernels import dispatch
 from o1core.kernels.numbers import Softmax
 from tests.kernels import reference
-from tests.kernels.triton_cases import DEVICE, needs_interpreter, triton_backend
+from tests.kernels.triton_cases import DEVICE
 
 FLOOR = 1e-6
 # rows, hidden size, vocabulary, 1 - p of the targets, where the logits lie
@@ -28,16 +28,6 @@ CASES = [
     (5, 16, 300, 0.9, 200.0),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(params=["torch", pytest.param("triton", marks=needs_interpreter)])
-def backend(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setenv("O1CORE_KERNELS", "torch")
-        yield dispatch.TORCH
-    else:
-        with triton_backend(monkeypatch):
-            yield dispatch.triton_primitives()
 
 
 def head_of(n, h, v, rest, level, seed, dtype):
@@ -118,12 +108,12 @@ def test_log_probs_from_stored_logits(backend, case, entropy):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_log_probs_with_kept_exponentials(backend, case):
-    results = []
+    run, results = dispatch.primitives(torch.device(DEVICE)), []
     for seed in range(6):
         hidden, weight, targets = head_of(*case, seed, torch.float32)
         upstream = upstream_of(len(hidden), torch.float32)
-        kept = backend.kept_forward(hidden, weight, targets, Softmax(1.0, len(weight)))
-        rows = [(kept.logp, backend.kept_gradient(kept, targets, upstream, 1.0, None))]
+        kept = run.kept_forward(hidden, weight, targets, Softmax(1.0, len(weight)))
+        rows = [(kept.logp, run.kept_gradient(kept, targets, upstream, 1.0, None))]
         for d in (torch.float32, torch.float64):
             logits = (hidden.to(d) @ weight.to(d).T).requires_grad_()
             exact = reference.gather_logprob(logits, targets)

@@ -11,21 +11,11 @@ import torch.nn.functional as F
 from o1core import kernels
 from o1core.kernels import triton_elementwise
 from tests.kernels.kernel_cases import assert_as_near_as_torch, upstream
-from tests.kernels.triton_cases import leaf, needs_interpreter, normal, triton_backend
+from tests.kernels.triton_cases import leaf, needs_interpreter, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # lanes past the end compute on zeros
 EPS = 1e-6
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture(params=["torch", pytest.param("triton", marks=needs_interpreter)])
-def backend(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setenv("O1CORE_KERNELS", "torch")
-        yield request.param
-    else:
-        with triton_backend(monkeypatch):
-            yield request.param
 
 
 def plain_rms_norm(x, weight):
@@ -128,25 +118,20 @@ def test_only_inputs_are_kept_between_the_passes(backend):
 
 @needs_interpreter
 @pytest.mark.parametrize("name", NAMES)
-def test_a_row_has_the_same_bits_alone(monkeypatch, name):
-    with triton_backend(monkeypatch):
-        ours, _, (x, *weight), rest = cases(torch.float32)[name]
-        together = ours(x, *weight, *rest)
-        rest = [t[-1:] for t in rest]
-        assert torch.equal(
-            ours(x[-1:, -1:] if x.ndim > 3 else x[-1:], *weight, *rest).flatten(),
-            (together[-1:, -1:] if x.ndim > 3 else together[-1:]).flatten(),
-        )
+def test_a_row_has_the_same_bits_alone(on_triton, name):
+    ours, _, (x, *weight), rest = cases(torch.float32)[name]
+    last = (slice(-1, None),) * (x.ndim // 2)  # the last row, also of the last sequence
+    together, alone = ours(x, *weight, *rest), ours(x[last], *weight, *(t[-1:] for t in rest))
+    assert torch.equal(alone, together[last])
 
 
 @needs_interpreter
-def test_the_weights_gradient_is_summed_by_several_programs_alike(monkeypatch):
+def test_the_weights_gradient_is_summed_by_several_programs_alike(on_triton, monkeypatch):
     """With fewer programs each walks over several blocks of rows: another order of the same sum."""
-    with triton_backend(monkeypatch):
-        ours, plain, leaves, _ = cases(torch.float64)["rms_norm"]
-        monkeypatch.setattr(triton_elementwise, "NORM_PROGRAMS", 3)
-        for a, b in zip(results(ours, leaves, ()), results(plain, leaves, ())):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    ours, plain, leaves, _ = cases(torch.float64)["rms_norm"]
+    monkeypatch.setattr(triton_elementwise, "NORM_PROGRAMS", 3)
+    for a, b in zip(results(ours, leaves, ()), results(plain, leaves, ())):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_no_rows_and_no_gradient(backend):

@@ -21,19 +21,12 @@ from tests.kernels.triton_cases import (
     leaf,
     needs_interpreter,
     normal,
-    triton_backend,
     with_blocks_of,
 )
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def choose_triton(monkeypatch):
-    with triton_backend(monkeypatch):
-        yield
+pytestmark = [pytest.mark.usefixtures("on_triton"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 # log-prob of a linear head

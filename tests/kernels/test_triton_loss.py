@@ -12,18 +12,12 @@ from o1core import kernels
 from o1core.kernels.numbers import OnePassBudget
 from tests.kernels import reference
 from tests.kernels.kernel_cases import CLIP, RATIOS, TEMPERATURES, edge_case
-from tests.kernels.triton_cases import BLOCK_V, DEVICE, head, leaf, normal, triton_backend
+from tests.kernels.triton_cases import BLOCK_V, DEVICE, head, leaf, normal
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SETTINGS = {**CLIP, "normalizer": 5.0}
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def choose_triton(monkeypatch):
-    with triton_backend(monkeypatch):
-        yield
+pytestmark = [pytest.mark.usefixtures("on_triton"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 # the clipped surrogate

@@ -15,26 +15,10 @@ from o1core.kernels.triton_forward import partial_sums_kernel
 from o1core.kernels.triton_gather import gather_backward_kernel, gather_forward_kernel
 from o1core.kernels.triton_tiles import Operands, Sums
 from tests.kernels import interpreter
-from tests.kernels.triton_cases import (
-    BLOCK_V,
-    gradients,
-    head,
-    ids,
-    leaf,
-    needs_interpreter,
-    normal,
-    triton_backend,
-    with_blocks_of,
-)
+from tests.kernels.triton_cases import BLOCK_V, gradients, head, ids, leaf, needs_interpreter, normal, with_blocks_of
 
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def choose_triton(monkeypatch):
-    with triton_backend(monkeypatch):
-        yield
+pytestmark = [pytest.mark.usefixtures("on_triton"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 @needs_interpreter

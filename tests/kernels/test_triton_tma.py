@@ -11,24 +11,13 @@ import torch
 from o1core import kernels
 from o1core.kernels import configs, triton_forward
 from o1core.kernels.numbers import Softmax
-from tests.kernels.triton_cases import (
-    BLOCK_N,
-    BLOCK_V,
-    gradients,
-    head,
+from tests.kernels.triton_cases import BLOCK_N, BLOCK_V, gradients, head, needs_interpreter, normal, with_blocks_of
+
+pytestmark = [
+    pytest.mark.usefixtures("on_triton"),
     needs_interpreter,
-    normal,
-    triton_backend,
-    with_blocks_of,
-)
-
-pytestmark = [needs_interpreter, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-
-
-@pytest.fixture(autouse=True)
-def choose_triton(monkeypatch):
-    with triton_backend(monkeypatch):
-        yield
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 
 
 @pytest.fixture

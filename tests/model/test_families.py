@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import o1core.model
 from o1core import Engine, SamplingParams
+from o1core.cli import main
 from o1core.errors import UserError
 from o1core.model import Trees, adapted, add_adapters, draw_adapters, merged_weights, read_config, save_checkpoint
 
@@ -381,3 +382,35 @@ def test_a_field_of_the_text_model_that_does_not_fit_is_named(seeing, tmp_path, 
     edit_json(tmp_path / "config.json", text_config={k: v for k, v in text.items() if v is not None})
     with pytest.raises(UserError, match=message):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "experts"])
+@torch.inference_mode()
+def test_bfloat16_is_as_close_to_float32_as_theirs(made, name):
+    folder, exact = made(name)
+    ours, _ = o1core.model.load(folder, dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    truth = exact(ids_of(2, 100)).logits
+    our_error, their_error = (
+        (m.float() - truth).abs().mean() for m in (ours.logits(ids_of(2, 100)), theirs(ids_of(2, 100)).logits)
+    )
+    assert 0 < our_error < 1.1 * their_error
+
+
+def test_prune_of_a_hybrid_with_experts(made, problems, tmp_path):
+    """End to end; what chooses experts stays as it was, and transformers loads the result."""
+    folder, _ = made("hybrid with experts")
+    flags = "--samples 4 --picked 3 --problems 3 --rounds 1 --max-new-tokens 90 --temperature 1 --top-p 1 --ratio token"
+    flags += " --lr 1e-3 --warmup 0 --batch 3 --eval-problems 1 --slots 4 --device cpu"
+    run = tmp_path / "run"
+    assert main(["prune", "--model", str(folder), "--data", str(problems), *flags.split(), "--out", str(run)]) == 0
+    before, after = (load_file(place / "model.safetensors") for place in (folder, run / "pruned"))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.endswith("mlp.gate.weight")} <= same
+    kinds = ("A_log", "conv1d.weight", "q_proj.weight", "shared_expert_gate.weight")
+    assert not [name for name in same if name.endswith(kinds)]
+    pruned, ours = AutoModelForCausalLM.from_pretrained(run / "pruned"), o1core.model.load(run / "pruned")[0]
+    with torch.inference_mode():
+        found = pruned(ids_of(1, 30)).logits
+        assert (ours.logits(ids_of(1, 30)) - found).norm() <= 1e-5 * found.norm()

@@ -17,7 +17,6 @@ def at_work(tmp_path, model) -> Path:
     """A run with its base evaluated and some steps done."""
     run = tmp_path / "at-work"
     result = write_run(run, model, {"arithmetic": plain_test()})
-    write_log(run)
     write_json(run / "base" / "arithmetic" / "result.json", result["base"])
     (run / "result.json").unlink()
     shutil.rmtree(run / "after")
@@ -30,6 +29,7 @@ def sets_of(page: str) -> list[dict]:
 
 
 def test_a_run_at_work_shows_what_is_there(at_work):
+    write_log(at_work, steps=2)
     page = page_of(at_work)
     assert "run at work" in page and "This run has not come to its result." in page
     assert "Training so far" in page and "arithmetic, base" in page and "75.0 %" in page

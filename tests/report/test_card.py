@@ -9,9 +9,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from o1core.cli import main
+from o1core.files import write_record
 from o1core.report.card import base_card, card, datasets_of
-from o1core.report.samples import without_places
+from o1core.report.samples import settings_of, without_places
+from o1core.run_folder import RunFolder
 
+SMALL = "--rounds 1 --problems 4 --samples 2 --picked 2 --max-new-tokens 12 --lora-rank 2"
 LICENCE = "Apache License\n"
 HEAD = "---\nlicense: other\nlicense_name: tiny\nlanguage:\n- en\nmodel-index: []\n---\n# Base\n"
 
@@ -26,7 +29,7 @@ def base(checkpoint):
 def test_a_run_leaves_cards_with_the_bases_licence(base, flags, tmp_path, capsys):
     run, before = tmp_path / "run", os.umask(0o022)
     try:
-        assert main(["prune", *flags, "--rounds", "1", "--lora-rank", "2", "--out", str(run)]) == 0
+        assert main(["prune", *flags, *SMALL.split(), "--out", str(run)]) == 0
     finally:
         os.umask(before)
     result = json.loads((run / "result.json").read_text())
@@ -49,6 +52,7 @@ def test_a_run_leaves_cards_with_the_bases_licence(base, flags, tmp_path, capsys
         assert str(tmp_path) not in text, "paths of this machine are nobody's business"
         assert (folder / "LICENSE").read_text() == LICENCE
         assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == base.name
     assert main(["report", str(run)]) == 0, "a card changes nothing of what the run is"
 
 
@@ -73,7 +77,7 @@ def test_names_on_the_hub_are_the_base_and_the_data_sets(tmp_path):
         "---\nlicense: {a: b}\nlanguage: 3\n---\n",
         "---\nlicense: !!python/object/apply:os.system ['touch bad']\n---\n",
         f"---\nlicense: {'x' * 500}\n---\n",
-        "---\n" + "[" * 5000 + "\n---\n",
+        "---\n" + "[" * 500 + "\n---\n",
     ],
 )
 def test_a_strangers_head_is_data_or_nothing(tmp_path, text, monkeypatch):
@@ -82,7 +86,7 @@ def test_a_strangers_head_is_data_or_nothing(tmp_path, text, monkeypatch):
     assert base_card(tmp_path) == {} and not (tmp_path / "bad").exists()
 
 
-def test_a_name_cannot_write_the_card(tmp_path):
+def test_a_name_cannot_write_the_card_and_paths_stay_here(tmp_path):
     evil = {
         "model": '/x/m\n---\nlicense: mit\n"<script>`|',
         "method": "a|b",
@@ -92,4 +96,11 @@ def test_a_name_cannot_write_the_card(tmp_path):
     text = card(evil, {}, None, adapter=False)
     assert yaml.safe_load(text.split("---\n")[1]).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "<script>" not in text.replace("\\<script>", "")
+    mine = {"reward": "/home/me/secret/mine.py:f", "data": "/home/me/secret/x.jsonl", "command": "o1core 'x"}
+    assert "secret" not in card(mine, {}, None, adapter=False) and "mine.py:f" in card(mine, {}, None, adapter=False)
+    write_record(tmp_path / "settings.json", mine | {"eval_data": ["/home/me/secret/y.jsonl"], "system": "/no_think"})
+    held = dict(settings_of(RunFolder(tmp_path)))
+    assert (held["reward"], held["data"], held["command"]) == ("mine.py:f", "x.jsonl", "")
+    assert (held["eval_data"], held["system"]) == ('["y.jsonl"]', "/no_think")
+    assert without_places("o1core prune --out=/home/me/secret --lr=1") == "o1core prune --out=secret --lr=1"
     assert without_places("o1core prune --model /home/me/M --out runs/x") == "o1core prune --model M --out runs/x"

@@ -268,6 +268,7 @@ def test_the_cache_is_given_back(loaded):
     prompts, params = prompts_of([10, 70]), SamplingParams(n=2, max_new_tokens=20, seed=8)
     engine = Engine(*loaded, slots=8)
     expected = engine.generate(prompts, params)
+    assert engine._cache.slots == 4, "no more than the completions that are asked for"
     cache = weakref.ref(engine._cache)
     engine.release()
     assert cache() is None

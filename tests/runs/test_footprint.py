@@ -1,5 +1,6 @@
 """Predicted bytes against measured ones, against torch's simulation of FSDP, and against the state that a run really holds."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import o1core.model
-from o1core.model import DTYPES, ModelConfig, Transformer, layout, read_config
+from o1core.model import DTYPES, ModelConfig, Transformer, Trees, layout, read_config
 from o1core.recipe import Recipe
 from o1core.runs.footprint import (
     Machine,
@@ -25,6 +26,7 @@ from o1core.runs.footprint import (
     writing,
 )
 from o1core.training import Updater
+from tests.model.test_families import SHAPES
 
 HERE, DATA, GIB = Path(__file__).parent, Path(__file__).parents[1] / "data", 1 << 30
 QWEN = ModelConfig("Qwen2ForCausalLM", 151936, 896, 4864, 24, 14, 2, 64, 1e-6, 1e6, 32768, True, torch.bfloat16)
@@ -100,8 +102,8 @@ def test_a_small_run_at_real_widths_takes_what_is_planned(real_widths, problems,
 
 
 def test_a_run_of_tiny_o1_takes_what_is_planned(tmp_path):
-    """Most of it are modules that come after the plan, which is for completions of the longest length."""
-    recipe = SMALL_RUN | {"problems": 8, "batch": 16, "max_new_tokens": 100, "rounds": 2}
+    """Most of it are modules that come after the plan."""
+    recipe = SMALL_RUN | {"problems": 8, "batch": 16, "max_new_tokens": 40, "rounds": 2}
     asked = {"phase": "run", "model": None, "data": None, "recipe": recipe, "out": str(tmp_path / "run")}
     measured, planned = child(asked)
     assert measured < planned < 1.5 * measured
@@ -182,20 +184,40 @@ def test_the_state_of_training_is_what_the_updater_holds(checkpoint, dtype, sett
     assert count_weights(model.config, of).trained == sum(master.numel() for master in updater.masters)
 
 
+def test_the_trained_weights_of_experts_and_hybrids_are_counted(build_checkpoint, tmp_path):
+    family, shape = SHAPES["hybrid with experts"]
+    build_checkpoint(tmp_path / "m", family, **shape)
+    experts = {"lora_rank": 4, "lora_experts": True, "lora_targets": "mlp"}
+    for settings in ({}, {"train_router": True}, {"train_last_layers": 1}, {"lora_rank": 4}, experts):
+        recipe, model = Recipe.of(**settings), o1core.model.load(tmp_path / "m", torch.float32)[0]
+        of = recipe.optimiser
+        if of.lora_rank:
+            o1core.model.add_adapters(model, of.lora_rank, None, of.lora_targets, None, of.lora_experts)
+        trained = Updater(model, 259, recipe.objective, of, recipe.execution).masters
+        assert count_weights(model.config, of).trained == sum(master.numel() for master in trained), settings
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "experts", "hybrid", "hybrid with experts"])
 def test_a_layer_keeps_the_bytes_that_are_predicted(build_checkpoint, tmp_path, family, dtype):
-    """What autograd keeps of two layers beyond what it keeps of one."""
-    build_checkpoint(tmp_path / "m", family, num_hidden_layers=2)
+    """What autograd keeps of one more layer, whose completions share their prompt."""
+    family, shape = SHAPES.get(family, (family, {"num_hidden_layers": 2}))
+    build_checkpoint(tmp_path / "m", family, **shape)
     model = o1core.model.load(tmp_path / "m", DTYPES[dtype])[0]
-    two = kept_bytes(model)
-    del model.blocks[1]
-    found = (two - kept_bytes(model)) / 128
-    assert kept_by_layer(replace(model.config, dtype=DTYPES[dtype]), 1, cuda=False) == pytest.approx(found, rel=0.03)
+    config, kept = replace(model.config, dtype=DTYPES[dtype]), [kept_bytes(model)]
+    while len(model.blocks) > 1:
+        del model.blocks[-1]
+        kept.append(kept_bytes(model))
+    found = [(more - less) / ROWS.rows for more, less in itertools.pairwise(kept)][::-1]
+    predicted = [kept_by_layer(config, layer, cuda=False) for layer in range(1, config.num_layers)]
+    assert predicted == pytest.approx(found, rel=0.1 if config.delta else 0.05 if config.experts else 0.03)
+
+
+ROWS = Trees((64,), ((32, 32),))
 
 
 def kept_bytes(model: Transformer) -> int:
-    """Bytes of the distinct storages that autograd keeps of a forward pass over 128 tokens."""
+    """Bytes of the distinct storages that autograd keeps of a forward pass over ROWS."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held = {}
 
@@ -206,7 +228,7 @@ def kept_bytes(model: Transformer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.hidden(torch.zeros(2, 64, dtype=torch.int64))
+        model.packed(torch.arange(ROWS.rows) % 250, ROWS, False)
     return sum(size for size, _ in held.values())
 
 

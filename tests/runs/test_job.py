@@ -60,6 +60,28 @@ def test_problems_that_cannot_serve_are_refused(checkpoint, tmp_path, monkeypatc
     assert str(error.value) == message
 
 
+def test_one_problem_cannot_be_trained_on_and_evaluated_between_rounds(checkpoint, tmp_path):
+    for name, n in (("train", 1), ("test", 2)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"problem": f"What is {n} + 5?", "answer": str(n + 5)}))
+    data, test = (str(tmp_path / f"{name}.jsonl") for name in ("train", "test"))
+    with pytest.raises(
+        UserError, match="--eval-every round: holds out some of the training problems, and there is one"
+    ):
+        open_job(checkpoint, data, [test], "auto", Recipe.of(eval_every="round"))
+
+
+def test_settings_keep_the_command_that_began_the_run(tmp_path):
+    """A dial on another number of threads claims the folder too."""
+    for threads, rounds, command in ((1, 1, "o1core prune"), (2, 1, "o1core dial"), (2, 2, "o1core prune --rounds 2")):
+        with RunFolder(tmp_path / "run") as run:
+            run.claim(
+                {"threads": threads, "rounds": rounds}, {"threads"}, {}, {"command": command, "checkpoint": command}
+            )
+        held = run.read_settings()
+        assert (held["threads"], held["checkpoint"]) == (threads, command)
+        assert held["command"] == ("o1core prune" if rounds == 1 else command)
+
+
 def test_percentiles_need_all_rollouts_of_the_first_round(tmp_path):
     """In a later round nothing can bring them back: the policy has moved."""
     run, recipe = RunFolder(tmp_path / "run"), Recipe.of(percentiles="30-70")

@@ -174,6 +174,9 @@ def test_the_command_prints_parts_and_a_verdict(capsys):
     assert "moments" in printed and "It does not fit. These would:" in printed and "--tensor-parallel" in printed
     assert main(f"plan --model {DATA / 'marco-o1'} --recipe marco-o1 --lora-rank 32".split()) == 0
     assert "It fits.\nStart it with: o1core prune --model " in capsys.readouterr().out
+    assert main(f"plan --model {DATA / 'marco-o1'} --device cpu --gpu-memory 30 --recipe marco-o1".split()) == 0
+    printed = capsys.readouterr().out
+    assert "libraries" in printed and "GiB of main memory, of 30.0" in printed and "A800" not in printed
 
 
 def test_offloading_leaves_room_to_sample_and_is_proposed():

@@ -15,6 +15,8 @@ from o1core.rollout import read_groups
 from o1core.runs.validation import Validation, is_below
 
 ROUNDS = [
+    "--problems",
+    "12",
     "--samples",
     "2",
     "--picked",

@@ -1,7 +1,7 @@
 """Scoring: every format's small file comes to the same figures, which are counted by hand.
 
-Three problems, two completions each (files/): 42 in 12 tokens and 48 in 9; 3/4 in 20 and in 30; 3 for -3 in 15, and one cut off
-at 40 tokens.
+Three problems, two completions each (files/): 42 in 12 tokens and 48 in 9; 0.75 in 20 and .75 in 30; 3 for -3 in 15, and
+one cut off at 40 tokens.
 """
 
 import csv
@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+import o1core
 from o1core.cli import main
 from o1core.metrics import MOST_SUBSETS, aes, majority_at, pass_at
 from o1core.scoring import Judge, compared, read_generations, score_file
 
-FILES = Path(__file__).parent / "files"
+FILES, EMBEDDED = Path(__file__).parent / "files", Path(o1core.__file__).parent / "tiny_o1"
 LENGTHS, RIGHT = [[12, 9], [20, 30], [15, 40]], [[True, False], [True, True], [False, False]]
 
 
@@ -147,9 +149,11 @@ def test_the_forms_of_the_output(tmp_path, capsys):
     base, after = FILES / "vllm.jsonl", FILES / "ours.jsonl"
     (row,) = csv.DictReader(io.StringIO(run(capsys, base, "--csv")))
     assert row["name"] == "vllm" and float(row["pass_at.2"]) == pytest.approx(2 / 3)
-    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5", "1/5/10")
+    latex = run(capsys, after, "--base", base, "--latex", "--aes", "1/3/5,1/5/10")
     assert r"50.0 \%" in latex and latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 4
     assert "AES 1/3/5 & AES 1/5/10" in latex
+    answers = json.loads(run(capsys, FILES / "openai_batch.jsonl", "--data", FILES / "problems.jsonl", "--json"))
+    assert answers[0]["accuracy"]["mean"] == 0.5
     run(capsys, base, "--chart", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(run(capsys, base, "--samples", "1", "--json"))[0]["accuracy"]["mean"] == pytest.approx(2 / 3)
@@ -248,11 +252,11 @@ def test_a_file_without_tokens_leaves_the_scores_of_the_others(tmp_path, capsys)
     assert found is None
 
 
-def test_a_tokenizer_counts_in_place_of_the_file(checkpoint, capsys):
-    """The fixture's tokenizer has a token for every byte."""
-    found = json.loads(run(capsys, FILES / "vllm.jsonl", "--tokenizer", checkpoint, "--json"))[0]
-    texts = [g.text for g in read_generations(FILES / "vllm.jsonl")]
-    assert found["mean_tokens"] == pytest.approx(np.mean([len(text.encode()) for text in texts]))
+def test_a_tokenizer_counts_in_place_of_the_file(capsys):
+    found = json.loads(run(capsys, FILES / "vllm.jsonl", "--tokenizer", EMBEDDED, "--json"))[0]
+    backend = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    counts = [len(backend.encode(g.text, add_special_tokens=False).ids) for g in read_generations(FILES / "vllm.jsonl")]
+    assert found["mean_tokens"] == pytest.approx(np.mean(counts))
 
 
 def test_the_page_prints_what_the_command_prints(capsys, monkeypatch):
@@ -304,6 +308,7 @@ ROW = {"id": 1, "output": "5", "answer": "5"}
         ),
         ([ROW], ["--base", str(FILES / "matharena.jsonl")], "--base: .* holds 2 models"),
         ([ROW], ["--aes", "1/3"], "--aes: 1/3 is not A/B/C"),
+        ([ROW], ["--budgets", "1" * 5000], "--budgets: 1.* is not a rising list"),
         ([ROW], ["--budgets", "400,200"], "--budgets: 400,200 is not a rising list"),
         ([ROW], ["--thought-tags", "<think>"], "--thought-tags: <think> is not OPEN,CLOSE"),
         ([ROW], ["--chart", "x.png"], "--chart: nothing to draw"),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from o1core.cli import main
 
-SMALL = "--rounds 1 --lora-rank 2 --lr 1e-2 --eval-samples 2 --picked 4 --max-new-tokens 12"
+SMALL = "--rounds 1 --lora-rank 2 --lr 1e-2 --eval-samples 2 --problems 4 --samples 2 --picked 2 --max-new-tokens 12"
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_what_cannot_be_dialled(run, tmp_path, capsys):
         (["--scales", "half"], "half is not a number from 0 (the base) over 1 (as trained) to 10"),
         (["--scales", "nan"], "nan is not a number"),
         (["--scale", "-1"], "-1 is not a number"),
-        (["--samples", "5"], "holds a run with other settings (samples: 4 there, 5 requested)"),
+        (["--samples", "5"], "holds a run with other settings (samples: 2 there, 5 requested)"),
     ):
         with pytest.raises(SystemExit) if "number" in message else pytest.MonkeyPatch.context():
             assert dial(run, *words) == 2
