@@ -1,10 +1,14 @@
 """An optimiser step: ours beside transformers, all weights and LoRA; tokens a second, peak memory, and the floor.
 
-    python -m bench.update [--config DIR] [--layers 8 --sequences 4 --tokens 256 --micro-batch 4 --runs 3] [--json FILE]
+    python -m bench.update [--config DIR] [--layers 8 --problems 1 --samples 4 --prompt 64 --completion 192] [--json FILE]
 
-A step is the clipped surrogate (token ratio) over all completion tokens of a batch, its gradient, clipping and AdamW.
+A step is the clipped surrogate (token ratio) over all completion tokens of a batch, its gradient, clipping and AdamW. The
+samples of a problem share their prompt: o1core forwards it once for all that are in one micro-batch, transformers once for
+each; tokens a second count it once for each either way. A micro-batch has as many rows for all.
+
 Each way runs in a process of its own, in turn; o1core.rollout.keep_freed_memory is on for all. Weights are drawn: a step
-takes as long with any, so only config.json is read (default: the shapes of Qwen2.5-0.5B). Ways:
+takes as long with any, so only config.json is read (default: the shapes of Qwen2.5-0.5B). A way that is killed, for memory as
+a rule, is a row that says so. Ways:
 
     o1core, o1core lora                       what `o1core prune` runs, without and with --lora-rank
     o1core checkpointing                      the same with --checkpointing
@@ -12,8 +16,8 @@ takes as long with any, so only config.json is read (default: the shapes of Qwen
     transformers chunked                      its body, log-probs by F.linear_cross_entropy in chunks
 
 The first step of a process is reported separately, because it alone touches all memory for the first time. The floor is
-the time of the matrix multiplications alone, each at the rate that its own shape reaches here: forward, gradient of the
-input, and gradient of the weight where it is trained.
+the time of the matrix multiplications alone, of the rows that the way computes, each at the rate that its own shape reaches
+here: forward, gradient of the input, and gradient of the weight where it is trained.
 """
 
 import argparse
@@ -53,24 +57,32 @@ def main() -> None:
         print(json.dumps(one_process(args, args.child)))
         return
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
+    ended: dict[str, str] = {}
     for _ in range(args.runs):
-        for way, found in runs.items():
+        for way in args.ways:
+            if way in ended:  # it would be again
+                continue
             command = [sys.executable, "-m", "bench.update", *sys.argv[1:], "--child", way]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-    floors = {way: min(run["floor"] for run in found) for way, found in runs.items()}
-    report(args, runs, floors)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if done.returncode == 0:
+                runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+            else:
+                ended[way] = "killed" if done.returncode in (-9, 137) else f"failed ({done.returncode})"
+    report(args, runs, ended)
     if args.json:
-        args.json.write_text(json.dumps({"threads": torch.get_num_threads(), "runs": runs}, indent=2) + "\n")
+        found = {"threads": torch.get_num_threads(), "runs": runs, "ended": ended}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def arguments() -> argparse.Namespace:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--config", type=Path, help="a folder with a config.json (default: the shapes of Qwen2.5-0.5B)")
     ap.add_argument("--layers", type=int, default=8, help="of the model's, its first (default: %(default)s)")
-    ap.add_argument("--sequences", type=int, default=4, help="in a batch (default: %(default)s)")
-    ap.add_argument("--tokens", type=int, default=256, help="of each, a quarter is prompt (default: %(default)s)")
-    ap.add_argument("--micro-batch", type=int, default=4, help="sequences at once (default: %(default)s)")
+    ap.add_argument("--problems", type=int, default=1, help="in a batch (default: %(default)s)")
+    ap.add_argument("--samples", type=int, default=4, help="of each problem (default: %(default)s)")
+    ap.add_argument("--prompt", type=int, default=64, help="tokens of a prompt (default: %(default)s)")
+    ap.add_argument("--completion", type=int, default=192, help="tokens of a completion (default: %(default)s)")
+    ap.add_argument("--micro-batch", type=int, default=4, help="whole sequences at once (default: %(default)s)")
     ap.add_argument("--steps", type=int, default=3, help="of a process, after its first (default: %(default)s)")
     ap.add_argument("--rank", type=int, default=32, help="of the adapters (default: %(default)s)")
     ap.add_argument("--dtype", choices=DTYPES, default="float32", help="that computes (default: %(default)s)")
@@ -87,22 +99,27 @@ def arguments() -> argparse.Namespace:
     return ap.parse_args()
 
 
-def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]], floors: dict[str, float]) -> None:
+def report(args: argparse.Namespace, runs: dict[str, list[dict[str, float]]], ended: dict[str, str]) -> None:
     """A line for each way; ratios are of the runs that followed one another."""
-    tokens = args.sequences * args.tokens
+    tokens = args.problems * args.samples * (args.prompt + args.completion)
     print(
-        f"{args.sequences} x {args.tokens} tokens, micro-batch {args.micro_batch}, {args.layers} layers, {args.dtype}, "
-        f"{torch.get_num_threads()} threads, {args.runs} runs in turn, {args.clock} time"
+        f"{args.problems} x {args.samples} samples, {args.prompt} + {args.completion} tokens, micro-batch "
+        f"{args.micro_batch}, {args.layers} layers, {args.dtype}, {torch.get_num_threads()} threads, {args.runs} runs in "
+        f"turn, {args.clock} time"
     )
-    first = next(iter(runs.values()))
+    base = next((way for way, found in runs.items() if found), "")
     for way, found in runs.items():
-        ratio = median(base["seconds"] / run["seconds"] for base, run in zip(first, found))
-        seconds = median(run["seconds"] for run in found)
+        if way in ended:
+            print(f"  {way:22} {ended[way]} in run {len(found) + 1}")
+        if not found:
+            continue
+        ratio = median(of_base["seconds"] / run["seconds"] for of_base, run in zip(runs[base], found))
+        seconds, floor = median(run["seconds"] for run in found), min(run["floor"] for run in found)
         print(
-            f"  {way:22} {tokens / seconds:7.0f} tokens/s, {ratio:5.2f} x {next(iter(runs))}; "
+            f"  {way:22} {tokens / seconds:7.0f} tokens/s, {ratio:5.2f} x {base}; "
             f"peak {max(run['peak_gib'] for run in found):5.2f} GiB; "
             f"first step {median(run['first'] / run['seconds'] for run in found):4.2f} x the others; "
-            f"floor {tokens / floors[way]:6.0f} tokens/s, {floors[way] / seconds:4.0%} reached",
+            f"floor {tokens / floor:6.0f} tokens/s, {floor / seconds:4.0%} reached",
             flush=True,
         )
 
@@ -116,25 +133,29 @@ def one_process(args: argparse.Namespace, way: str) -> dict[str, float]:
     clock = CLOCKS[args.clock]
     seconds = [timed(step, clock) for _ in range(args.steps + 1)]
     peak = peak_memory(torch.device("cpu")) / 1024
-    floor = floor_seconds(config, args, frozen="lora" in way)
+    floor = floor_seconds(config, args, shared=way.startswith("o1core"), frozen="lora" in way)
     return {"first": seconds[0], "seconds": median(seconds[1:]), "peak_gib": peak, "floor": floor}
 
 
 def random_examples(args: argparse.Namespace, vocab: int) -> list[Example]:
+    """The samples of a problem follow one another."""
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for i in range(args.sequences):
-        ids = torch.randint(vocab, (args.tokens,), generator=generator, dtype=torch.int32)
-        prompt, completion = ids[: args.tokens // 4], ids[args.tokens // 4 :]
-        reference = torch.full((len(completion),), -12.0)
-        examples.append(Example(f"p{i}", prompt, completion, reference, 1.0 - 2 * (i % 2), False))
+    for i in range(args.problems):
+        prompt = torch.randint(vocab, (args.prompt,), generator=generator, dtype=torch.int32)
+        for k in range(args.samples):
+            ids = torch.randint(vocab, (args.completion,), generator=generator, dtype=torch.int32)
+            examples.append(Example(f"p{i}", prompt, ids, torch.full(ids.shape, -12.0), 1.0 - 2 * (k % 2), False))
     return examples
 
 
 def our_step(args: argparse.Namespace, way: str, config: ModelConfig, examples: list[Example]) -> Callable[[], Any]:
     lora = args.rank if "lora" in way else None
     recipe = Recipe.of(
-        ratio="token", micro_tokens=args.micro_batch * args.tokens, lora_rank=lora, checkpointing="checkpointing" in way
+        ratio="token",
+        micro_tokens=args.micro_batch * (args.prompt + args.completion),
+        lora_rank=lora,
+        checkpointing="checkpointing" in way,
     )
     with torch.device("meta"):
         model = Transformer(config).to(DTYPES[args.dtype])
@@ -212,20 +233,21 @@ def chunked_logprobs(model: Any, ids: Tensor, prompt: int) -> Tensor:
     return -loss.float().view(len(ids), -1)
 
 
-def floor_seconds(config: ModelConfig, args: argparse.Namespace, frozen: bool) -> float:
-    """Seconds of a step's matrix products alone, a micro-batch at a time. frozen: without those of weight gradients."""
+def floor_seconds(config: ModelConfig, args: argparse.Namespace, shared: bool, frozen: bool) -> float:
+    """Seconds of a step's matrix products alone, at the size of a micro-batch. shared: a prompt is one for all its samples;
+    frozen: without the products of weight gradients."""
     dtype, c, clock = DTYPES[args.dtype], config, CLOCKS[args.clock]
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    rows = args.micro_batch * args.tokens
+    sequences = args.problems * args.samples
+    prompts = args.problems if shared else sequences
+    rows = prompts * args.prompt + sequences * args.completion
+    at_once = min(rows, args.micro_batch * (args.prompt + args.completion))
     of_block = [(c.hidden_size, q + 2 * kv), (q, c.hidden_size), (c.hidden_size, 2 * c.ffn_size)]
     of_block.append((c.ffn_size, c.hidden_size))
-    total = 0.0
-    for inside, outside in of_block:
-        total += c.num_layers * product_seconds(rows, inside, outside, dtype, frozen, clock)
-    total += product_seconds(
-        rows - args.micro_batch * (args.tokens // 4), c.hidden_size, c.vocab_size, dtype, frozen, clock
-    )
-    return total * args.sequences / args.micro_batch
+    body = sum(product_seconds(at_once, inside, outside, dtype, frozen, clock) for inside, outside in of_block)
+    predicted = args.micro_batch * args.completion
+    head = product_seconds(predicted, c.hidden_size, c.vocab_size, dtype, frozen, clock)
+    return c.num_layers * body * rows / at_once + head * sequences / args.micro_batch
 
 
 def product_seconds(

@@ -1,8 +1,10 @@
 """RMSNorm, the rotary embedding and SwiGLU in torch: on any device, with the bits of the plain operations.
 
-Gradients come from torch's own autograd over the operations computed once more, so they are the ones that a model without
-these Functions would get.
+Gradients are made of the operations that torch's own autograd runs, some by it and over operations computed once more, so they
+are the ones that a model without these Functions would get.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,23 +35,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
-    return silu(gate) * up
+    return by_rows(F.silu, gate) * up
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one thread computes them.
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of each number of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one
+    thread computes them.
 
     torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
-    inside a row, its bits depend on the rows beside it.
+    inside a row, its bits depend on the rows beside it. The packed rows of an update are as long each time, and need no care.
     """
-    if x.is_cuda or x.ndim > 2 or x.requires_grad or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
-        return F.silu(x)
-    return torch.cat([F.silu(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
+    decoded = x.ndim == 2 and x.is_inference()
+    if x.is_cuda or not decoded or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
 
 
 def swiglu_backward(gate_up: Tensor, grad: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = gate_up.detach().requires_grad_()
-        gate, up = leaf.chunk(2, dim=-1)
-        out = F.silu(gate) * up
-    return torch.autograd.grad(out, leaf, grad)[0]
+    gate, up = gate_up.chunk(2, dim=-1)
+    d_gate_up = torch.empty_like(gate_up)
+    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+    torch.mul(grad, F.silu(gate), out=d_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=d_gate)
+    return d_gate_up

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ from .rollout import (
 )
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
-from .training import Objective, Rollouts, Updater, reference_logprobs, select_trained
+from .training import Objective, Rollouts, Updater, reference_logprobs, sampler_logprobs, select_trained
 from .typed_json import to_json
 from .types import Completion, Example, Group, Problem, Sample
 
@@ -81,6 +82,7 @@ class Policy:
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
     micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
+    reference_by: str = "trainer"  # or "sampler": whose they are
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
@@ -117,7 +119,7 @@ class Policy:
             store = RolloutFolder(path, label, made_with)
             self._sample([p for p in problems if p.id not in store.held], params, store, opening, len(problems))
             groups = store.whole([p.id for p in problems])
-        return Rollouts(groups, params.max_new_tokens, self._reference(self.steps))
+        return Rollouts(groups, params.max_new_tokens, self._reference(self.steps, opening))
 
     def _sample(
         self, todo: list[Problem], params: SamplingParams, store: RolloutFolder, opening: str, total: int
@@ -213,15 +215,21 @@ class Policy:
         export_checkpoint(self.trained, self.folder, Path(folder), self.model.embed.dtype)
 
     def reference(self, examples: list[Example]) -> list[Tensor]:
-        """float32 log-probs [L] of each example under the weights as they are, by the trainer's forward."""
-        return reference_logprobs(self.trained, self.tokenizer.size, examples, self.micro_tokens)
+        """float32 log-probs [L] of each example under the weights as they are, by the trainer's forward; or with reference_by
+        "sampler" its own, where both agree. Raises UserError where it kept none."""
+        by_trainer = partial(reference_logprobs, self.trained, self.tokenizer.size, micro_tokens=self.micro_tokens)
+        return sampler_logprobs(examples, by_trainer) if self.reference_by == "sampler" else by_trainer(examples)
 
-    def _reference(self, steps: int) -> Callable[[list[Example]], list[Tensor]]:
+    def _reference(self, steps: int, opening: str) -> Callable[[list[Example]], list[Tensor]]:
         def of_the_sampler(examples: list[Example]) -> list[Tensor]:
             if self.steps != steps:
                 raise UserError(
                     "the policy was trained after it had sampled these rollouts; call split, which computes their reference "
                     "log-probs, before the first step"
+                )
+            if opening and self.reference_by == "sampler":
+                raise UserError(
+                    '--reference sampler: did not choose the tokens of the opening; use reference="trainer"'
                 )
             return self.reference(examples)
 
@@ -288,7 +296,7 @@ class Trainer:
             None if isinstance(optimiser, str) else optimiser,
         )
         policy.trained, policy.sampling = model, self.sampling
-        policy.micro_tokens = self.updater.micro_tokens
+        policy.micro_tokens, policy.reference_by = self.updater.micro_tokens, recipe.objective.reference
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.

@@ -62,7 +62,8 @@ def training_step(sizes: Sizes) -> Found:
         before = torch.cuda.memory_allocated()
     model = random_model(config, sizes)
     updater = Updater(model, config.vocab_size, recipe.objective, recipe.optimiser, recipe.execution)
-    shape = argparse.Namespace(sequences=sizes.batch, tokens=sizes.sequence)
+    prompt = sizes.sequence // 4
+    shape = argparse.Namespace(problems=sizes.batch, samples=1, prompt=prompt, completion=sizes.sequence - prompt)
     examples = random_examples(shape, config.vocab_size)
     reference = [example.logprobs for example in examples]
     for _ in range(2):

@@ -34,13 +34,12 @@ from .lora import (
 )
 from .rope import rotate
 from .tokenizer import Tokenizer
-from .transformer import THREAD_GRAIN, Attend, Block, Transformer, causal_attention, initialise
-from .trees import Trees
+from .transformer import Block, Transformer, initialise
+from .trees import Attend, Trees, causal_attention
 
 __all__ = [
     "DTYPES",
     "LORA_TARGETS",
-    "THREAD_GRAIN",
     "AdaptedLinear",
     "Attend",
     "Block",

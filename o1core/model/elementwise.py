@@ -1,14 +1,14 @@
-"""What blocks compute number by number: RMSNorm and SiLU."""
+"""What blocks compute number by number, RMSNorm and SiLU, and how an update does without keeping it."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import kernels
+from ..kernels.torch_elementwise import by_rows
 from .config import ModelConfig
-
-THREAD_GRAIN = 1 << 15  # up to so many numbers are computed by one thread (torch's at::internal::GRAIN_SIZE)
 
 
 def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
@@ -16,7 +16,7 @@ def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
     if config.family.hybrid:
         wide = at_least_float32(x)
         return F.rms_norm(wide, (x.shape[-1],), 1 + weight.to(wide.dtype), config.norm_eps).to(x.dtype)
-    return F.rms_norm(x, (x.shape[-1],), weight, config.norm_eps)
+    return kernels.rms_norm(x, weight, config.norm_eps)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -29,14 +29,22 @@ def silu(x: Tensor) -> Tensor:
     return by_rows(F.silu, x)
 
 
-def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each number of x [..., F]. On a CPU rows [R, F] that are decoded are taken so few at a time that one
-    thread computes them.
+def product_of(linear: nn.Module, make: Callable[..., Tensor], *inputs: Tensor, lean: bool) -> Tensor:
+    """linear(make(*inputs)). If lean, the backward pass makes what is multiplied again instead of keeping it.
 
-    torch cuts a large tensor into a piece for each thread, and the numbers at a seam round otherwise: where a seam falls
-    inside a row, its bits depend on the rows beside it.
+    That is for what is cheap to make of tensors that are kept anyway: a norm, or SwiGLU. Not inside a checkpoint, which is to
+    keep none of a block's tensors.
     """
-    decoded = x.ndim == 2 and x.is_inference()  # the packed rows of an update are alike, and not the engine's
-    if x.is_cuda or not decoded or x.numel() <= THREAD_GRAIN or torch.get_num_threads() == 1:
-        return function(x)
-    return torch.cat([function(part) for part in x.split(max(1, THREAD_GRAIN // x.shape[-1]))])
+    made = make(*inputs)
+    if not lean or not torch.is_grad_enabled():
+        return linear(made)
+    place, count, detached = made.data_ptr(), made.numel(), [t.detach() for t in inputs]
+
+    def pack(t: Tensor) -> Tensor | torch.Size:
+        return t.shape if t.data_ptr() == place and t.numel() == count else t
+
+    def unpack(held: Tensor | torch.Size) -> Tensor:
+        return held if isinstance(held, Tensor) else make(*detached).view(held)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return linear(made)

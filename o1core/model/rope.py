@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import kernels
+
 
 @dataclass(frozen=True)
 class Llama3:
@@ -110,6 +112,7 @@ def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: f
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x_i, x_{i + R/2}) of the first R numbers of x [..., heads, D] by their position's angle, where cos and
     sin are [..., 1, R/2]. The other numbers stay."""
-    half = cos.shape[-1]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    turned = 2 * cos.shape[-1]
+    if turned == x.shape[-1]:
+        return kernels.rotate(x, cos, sin)
+    return torch.cat((kernels.rotate(x[..., :turned], cos, sin), x[..., turned:]), dim=-1)

@@ -9,24 +9,21 @@ padded on the right, where a causal model does not look), and logits inside the 
 o1core.kernels, which never holds them).
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels import swiglu
+from ..kernels.torch_elementwise import by_rows
 from .config import ModelConfig
 from .delta_rule import DeltaRule, Recur, causal_recurrence, tree_recurrence
-from .elementwise import THREAD_GRAIN, by_rows, rms_norm, silu
+from .elementwise import product_of, rms_norm
 from .experts import Experts
 from .rope import rotary, rotate
-from .trees import Trees, tree_attention
+from .trees import Attend, Trees, causal_attention, tree_attention
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 Rotation = tuple[Tensor, Tensor]  # cos and sin [..., 1, D/2]
-
-__all__ = ["THREAD_GRAIN", "Attend", "Block", "Transformer", "causal_attention", "initialise", "rms_norm", "silu"]
 
 
 class Block(nn.Module):
@@ -53,22 +50,27 @@ class Block(nn.Module):
             self.gate_up = nn.Linear(c.hidden_size, 2 * c.ffn_size, bias=False)
             self.down = nn.Linear(c.ffn_size, c.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend, recur: Recur, layer: int) -> Tensor:
-        normed = rms_norm(x, self.attention_norm, self.config)
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, attend: Attend, recur: Recur, layer: int, lean: bool = False
+    ) -> Tensor:
+        """lean: what products multiply is made again in the backward pass (elementwise.product_of)."""
         if self.delta is not None:
-            x = x + self.delta(normed, recur, layer)
+            x = x + self.delta(self.normed(x, self.attention_norm), recur, layer)
         else:
-            x = x + self.attention(normed, rotation, attend, layer)
-        normed = rms_norm(x, self.mlp_norm, self.config)
+            x = x + self.attention(x, rotation, attend, layer, lean)
         if self.experts is not None:
-            return x + self.experts(normed)
-        gate, up = self.gate_up(normed).chunk(2, dim=-1)
-        return x + self.down(silu(gate) * up)
+            return x + self.experts(self.normed(x, self.mlp_norm))
+        gate_up = product_of(self.gate_up, self.normed, x, self.mlp_norm, lean=lean)
+        return x + product_of(self.down, swiglu, gate_up, lean=lean)
 
-    def attention(self, x: Tensor, rotation: Rotation | None, attend: Attend, layer: int) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight, self.config)
+
+    def attention(self, x: Tensor, rotation: Rotation | None, attend: Attend, layer: int, lean: bool) -> Tensor:
         c = self.config
         # q, k and v come from one product: a decoded row reads its weights once, and three small launches become one.
-        heads = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D], with gates [..., 2 Hq + 2 Hkv, D]
+        heads = product_of(self.qkv, self.normed, x, self.attention_norm, lean=lean)
+        heads = heads.unflatten(-1, (-1, c.head_dim))  # [..., Hq + 2 Hkv, D], with gates [..., 2 Hq + 2 Hkv, D]
         gate = None
         if self.query_parts == 2:
             q, kv = heads.split([2 * c.num_heads, 2 * c.num_kv_heads], dim=-2)
@@ -124,7 +126,7 @@ class Transformer(nn.Module):
             if recompute:  # keep a block's input alone, and run the block again when its gradient is due
                 x = checkpoint(block, x, rotation, attend, recur, layer, use_reentrant=False)
             else:
-                x = block(x, rotation, attend, recur, layer)
+                x = block(x, rotation, attend, recur, layer, lean=True)
         return rms_norm(x, self.norm, self.config)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -145,16 +147,6 @@ class Transformer(nn.Module):
     def logits(self, ids: Tensor) -> Tensor:
         """float32 logits [B, T, V] of ids [B, T]. For parity and small models: training never holds them."""
         return F.linear(self.hidden(ids), self.lm_head).float()
-
-
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each position seeing itself and those before it."""
-    q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
-    if q.device.type != "cpu" and q.dtype == torch.float32:
-        # A GPU's fast kernels take grouped heads in 16 bits alone; else they fall to one that stores [T, T].
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
-    return out.transpose(-3, -2)
 
 
 def initialise(model: Transformer, seed: int, std: float = 0.02) -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> the attention's output, shaped as q
 FLASH_WIDTH = 256  # the largest head of the GPU's flash attention
 
 
@@ -64,7 +65,7 @@ def laid_out(lengths: tuple[int, ...] | list[int], start: int = 0) -> list[slice
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def tree_attention(trees: Trees, device: torch.device) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+def tree_attention(trees: Trees, device: torch.device) -> Attend:
     """`attend` of Transformer.forward for packed rows: (layer, q [N, Hq, D], k and v [N, Hkv, D]) -> [N, Hq, D]."""
     rows = laid_out([*trees.roots, *(n for of_root in trees.branches for n in of_root)])
     own = spans_of(rows, rows, True, device)
@@ -85,13 +86,23 @@ def attend_apart(q: Tensor, k: Tensor, v: Tensor, trees: Trees) -> Tensor:
 
     def causal(*rows: slice) -> Tensor:
         """[T, Hq, D] of one sequence."""
-        of_q, of_k, of_v = one_sequence(*(torch.cat([t[part] for part in rows]) for t in (q, k, v)))
-        return F.scaled_dot_product_attention(of_q, of_k, of_v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+        of_q, of_k, of_v = (torch.cat([t[part] for part in rows])[None] for t in (q, k, v))
+        return causal_attention(0, of_q, of_k, of_v)[0]
 
     found = [causal(root) for root in trees.of_roots]
     for root, of_root in zip(trees.of_roots, trees.of_branches):
         found += [causal(root, branch)[root.stop - root.start :] for branch in of_root]
     return torch.cat(found)
+
+
+def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q [B, T, Hq, D] over k, v [B, T, Hkv, D], each position seeing itself and those before it."""
+    q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
+    if q.device.type != "cpu" and q.dtype == torch.float32:
+        # A GPU's fast kernels take grouped heads in 16 bits alone; else they fall to one that stores [T, T].
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[-3] != k.shape[-3])
+    return out.transpose(-3, -2)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ class Recipe:
             )
         if self.objective.kind == "crisp" and self.prompt.instruction != "none":
             raise UserError("--objective crisp: the student is asked without an instruction; use --instruction none")
+        if self.objective.reference == "sampler" and self.prompt.opening:
+            raise UserError("--reference sampler: did not choose the tokens of --opening; use --reference trainer")
+        if self.objective.reference == "sampler" and self.objective.truncated_importance is not None:
+            raise UserError(
+                "--reference sampler: --truncated-importance compares it with the trainer's log-probs; use --reference trainer"
+            )
         if self.reward.needs_budget and not self.prompt.has_budget:
             raise UserError(f"--reward {self.reward.kind}: needs --instruction exact or max, which state the budget")
         if self.reward.kind == "hapo" and self.sampling.rounds < 2:

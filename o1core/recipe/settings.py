@@ -323,6 +323,12 @@ class ObjectiveSettings(Settings):
         above=0,
         high=1e4,
     )
+    reference: str = setting(
+        "trainer",
+        "whose log-probs ratios refer to: trainer, by a forward pass of all that is picked; or sampler, its own, where both "
+        "agree within 0.001 nats a token (measured in each round)",
+        choices=("trainer", "sampler"),
+    )
     cutoff: int = setting(
         3072,
         "longest prompt + completion trained on, in tokens; longer ones are left out and counted",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..model import THREAD_GRAIN
+from ..kernels.torch_elementwise import THREAD_GRAIN
 
 TILE = 512  # tokens of the vocabulary, in the two-level search
 NUCLEUS = 512  # tokens looked at first for top-p; rows whose nucleus is larger are sorted whole

@@ -380,13 +380,14 @@ def passing(c: ModelConfig) -> int:
 
 
 def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
-    """Bytes a row that autograd keeps of a layer, shared prompts or not: two RMSNorms, what mixes tokens, and four tensors of
-    the MLP's width. On a CPU a norm is made of several operations, and keeps its input and the normalised input in fp32 beside
-    its output; on a GPU it is one, and keeps its input, which a hybrid's has in fp32."""
-    size = c.dtype.itemsize
-    norms = 2 * c.hidden_size * (2 * size if cuda else 8 + size)
-    if c.family.hybrid and cuda and size < 4:
-        norms += 2 * c.hidden_size * (4 - size)
+    """Bytes a row that an update keeps of a layer: the inputs of its two norms, what mixes tokens, and two tensors of the
+    MLP's width. What dense products multiply, norms and SwiGLU, is made again in the backward pass; experts and the delta rule
+    keep theirs. A hybrid's norm is made of several operations on a CPU, and keeps its input in fp32, plain and normalised."""
+    size, sparse = c.dtype.itemsize, layer in c.sparse_layers
+    norms = 2 * c.hidden_size * size
+    if c.family.hybrid:
+        norms = 2 * c.hidden_size * (4 if cuda else 8)
+    norms += size * c.hidden_size * (sparse + (layer in c.delta_layers))
     if layer in c.delta_layers:
         assert c.delta is not None
         mixed, values = sum(c.delta.widths), c.delta.widths[2]
@@ -395,12 +396,10 @@ def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
         mixer = size * (mixed * (1 if size < 4 else 2) + 3 * values) + 4 * 3 * values
     else:
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        mixer = size * (q + 2 * kv + q + kv + q)
-        if c.qk_norm:
-            mixer += (q + kv) * (size if cuda else 4 if size == 4 else 8)
-        if c.family.hybrid:  # a gate for each number of the output
-            mixer += size * 3 * q
-    return norms + mixer + size * 4 * mlp_width(c, layer)
+        mixer = size * (q + 2 * kv + q + kv + q) + 4 * c.num_heads  # the last: a row's log-sum-exps
+        if c.family.hybrid:  # a gate for each number of the output, and norms of q and k
+            mixer += size * 3 * q + (q + kv) * (size if cuda else 4 if size == 4 else 8)
+    return norms + mixer + size * (4 if sparse else 2) * mlp_width(c, layer)
 
 
 def made_again(c: ModelConfig) -> int:
@@ -430,16 +429,17 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     size, counts = c.dtype.itemsize, count_weights(c, w.recipe.optimiser)
     layers = range(c.num_layers - layers_trained(c, w.recipe.optimiser), c.num_layers)
     of_layers = [tokens * kept_by_layer(c, layer, machine.cuda) for layer in layers]
-    # Gradients inside a layer's MLP. On a CPU its matrix products hold copies, fewer where the weights are frozen: with
-    # adapters 4 to 7 were measured on AVX512, and 8 came within 15 % on AVX2.
-    wide = 2.7 if machine.cuda else 6 if counts.adapters else 8
+    # Gradients inside a layer's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of
+    # the heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
+    wide = 2.7 if machine.cuda else 10 if counts.adapters else 7
     on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
-        parts = {"checkpoints": inputs, "activations": max(of_layers) + on_the_way}
+        made = tokens * size * (2 * c.hidden_size + widest_mlp(c))  # norms and SwiGLU of the layer that is run again
+        parts = {"checkpoints": inputs, "activations": max(of_layers) + made + on_the_way}
     else:
         parts = {"activations": sum(of_layers) + on_the_way}
-    last = tokens * (size * 2 + (0 if machine.cuda else 8)) * c.hidden_size  # the last norm, and its gradient
+    last = tokens * size * 2 * c.hidden_size  # the last norm's input, and its gradient
     parts["activations"] += last
     parts["loss scratch"] = scratch_of_head(c, predicted, machine)
     if machine.ranks > 1:

@@ -7,7 +7,7 @@ from .round_files import kept_reference, log_line, open_log, read_log, trim_log
 from .state import Progress, durable, has_states, load_state, rewind, save_state
 from .teacher import forget_teachers, open_teacher
 from .tracker import TRACKERS, Rows, Send, check_installed, open_tracker, send_nothing
-from .update import Updater, reference_logprobs, with_reference
+from .update import Updater, reference_logprobs, sampler_logprobs, with_reference
 
 __all__ = [
     "TRACKERS",
@@ -35,6 +35,7 @@ __all__ = [
     "read_log",
     "reference_logprobs",
     "rewind",
+    "sampler_logprobs",
     "save_state",
     "select_trained",
     "send_nothing",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import o1core.model
 from o1core import Engine, SamplingParams
-from o1core.model.transformer import silu
+from o1core.model.elementwise import silu
 from o1core.rollout.row_bits import BatchSizes, attention_sizes, cancelling, model_sizes, product_sizes
 from tests.campaigns.bits import WIDTHS, Words, real_widths
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
