@@ -90,9 +90,9 @@ def test_slots_follow_from_the_pages_and_their_mean_length(room, slots, expected
 @pytest.mark.parametrize(
     "settings, memory, flags",
     [
-        ({"micro_tokens": 65536, "checkpointing": True}, 150, "; --micro-tokens 4096 would fit"),
+        ({"micro_tokens": 65536, "checkpointing": True}, 140, "; --micro-tokens 4096 would fit"),
         ({"micro_tokens": 16384, "checkpointing": False}, 145, "; --micro-tokens 4096 would fit"),
-        ({"micro_tokens": 16384, "checkpointing": False}, 122, "; --checkpointing --micro-tokens 4096 would fit"),
+        ({"micro_tokens": 16384, "checkpointing": False}, 114, "; --checkpointing --micro-tokens 4096 would fit"),
         ({}, 40, "; --train-last-layers 7 would fit"),
         ({}, 23, "; --lora-rank 32 would fit"),
     ],

@@ -241,15 +241,21 @@ def test_a_grader_of_ones_own_judges_rows_without_a_gold_answer(tmp_path, capsys
     )
 
 
-def test_a_file_without_tokens_leaves_the_scores_of_the_others(tmp_path, capsys):
-    base, golds = FILES / "vllm.jsonl", ("42", "3/4", "-3")
-    rows = ({"id": f"p{at}", "output": gold, "answer": gold} for at, gold in enumerate(golds))
-    after = rows_file(tmp_path / "none.jsonl", *rows)
-    text = run(capsys, after, FILES / "ours.jsonl", "--base", base)
-    assert "AES 1/3/5" in text
-    zero = rows_file(tmp_path / "zero.jsonl", {"id": "p0", "output": "42", "answer": "42", "num_tokens": 0})
-    (found,) = json.loads(run(capsys, base, "--base", zero, "--samples", "1", "--json"))[1]["against"]["aes"].values()
-    assert found is None
+def test_rows_without_a_model_go_by_the_files_name(tmp_path):
+    row = {"id": 1, "output": "5", "answer": "5"}
+    path = rows_file(tmp_path / "rows.jsonl", row | {"model": "m"}, row)
+    assert [s.name for s in score_file(path, Judge())] == ["m", "rows"]
+
+
+def test_a_file_without_tokens_leaves_the_scores_of_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("o1core.metrics.RESAMPLES", 500)
+    rows = [{"id": at, "output": "5", "answer": "5"} for at in range(3)]
+    bare = rows_file(tmp_path / "bare.jsonl", *rows)
+    counted = rows_file(tmp_path / "counted.jsonl", *(row | {"num_tokens": 7} for row in rows))
+    zero = rows_file(tmp_path / "zero.jsonl", *(row | {"num_tokens": 0} for row in rows))
+    assert "AES 1/3/5" in run(capsys, bare, counted, "--base", counted)
+    against = json.loads(run(capsys, counted, "--base", zero, "--json"))[1]["against"]
+    assert against["aes"] == {"1/3/5": None}
 
 
 def test_a_tokenizer_counts_in_place_of_the_file(capsys):
