@@ -170,7 +170,7 @@ def test_an_unknown_recipe_names_those_that_ship(capsys):
     assert main(["prune", "--recipe", "fast", "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "marco-o1, official, paper, qwq-32b, tiny-o1" in error
+    assert "marco-o1, official, paper, qwen3-1.7b, qwen3-4b, qwen3-8b, qwq-32b, r1-distill-1.5b, tiny-o1" in error
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -185,7 +185,7 @@ def test_compare_runs_every_method_on_the_same_rollouts(flags, tmp_path, capsys)
     base, fast, pruned, _ = result["rows"]
     assert base["average"]["length_cut"]["mean"] == 0 and base["runs"] == [] and base["inference"]["ratio"] == 1
     assert pruned["runs"] == ["seed-0/o1-pruner"] and pruned["inference"]["seconds"] > 0
-    shards = {name: sorted((out / "seed-0" / name / "base").glob("*/rollouts/*")) for name in methods}
+    shards = {name: sorted((out / "seed-0" / name / "base").glob("*/rollouts/shard-*")) for name in methods}
     assert len(shards["kimi"]) == 4
     for name in methods:
         assert [a.stat().st_ino for a in shards[name]] == [b.stat().st_ino for b in shards["o1-pruner"]], "made once"
@@ -312,7 +312,7 @@ def test_disharmony_from_the_command_line(flags, files, tmp_path, capsys):
         ("compare", ["--methods", "hapo", "--rounds", "1"], "--reward hapo: refers to the answers of earlier rounds"),
         (
             "compare",
-            ["--methods", "all", "--rounds", "2"],
+            ["--methods", "all", "--rounds", "2", "--samples", "12"],
             "--budget-high: 4000 tokens do not fit within --max-new-tokens 16",
         ),
         ("lambda", ["--values", "1,1.0"], "repeats a value"),

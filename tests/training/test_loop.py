@@ -126,7 +126,9 @@ def test_prune_skips_what_is_done(flags, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     (run / "result.json").unlink()
     shutil_free = {
-        path: at for path, at in before.items() if path.name not in ("result.json", "plot.png", "run", "lock")
+        path: at
+        for path, at in before.items()
+        if path.name not in ("result.json", "seconds.json", "plot.png", "run", "lock")
     }
     assert main(["prune", *flags, "--out", str(run)]) == 0
     assert {path: path.stat().st_mtime_ns for path in shutil_free} == shutil_free
