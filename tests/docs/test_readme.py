@@ -11,6 +11,7 @@ import torch
 import o1core.model
 from o1core.cli import main, parser
 from o1core.cli.entry import parse
+from o1core.recipe.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +29,8 @@ FIXTURES = {  # what the README writes: what stands for it here
     "Marco-o1": TINY,
     "QwQ-32B-Preview": TINY,
     "FILE": MATH,
+    "Qwen/Qwen3-0.6B": TINY,
+    "openai/gsm8k": GSM8K,
     "train.jsonl": MATH,
     "test.jsonl": MATH,
     "gsm8k.jsonl": GSM8K,
@@ -146,3 +149,12 @@ def all_options() -> set[str]:
 
 def test_the_readme_is_read_in_minutes():
     assert 900 <= len(README.split()) <= 1400
+
+
+def test_the_page_of_methods_has_all_of_them():
+    named = set(
+        re.findall(
+            r"`([\w-]+)`", "".join(re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "methods.md").read_text(), re.M))
+        )
+    )
+    assert named == METHODS.keys()

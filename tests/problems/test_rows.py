@@ -173,7 +173,7 @@ def test_a_level_field_that_no_row_has_is_told(tmp_path, caplog):
         ("a.csv", "", "no problems in this file"),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"question": "x", "answer": "1"}\n' * 9)[:-12],
+            gzip.compress(b'{"question": "x", "answer": "1"}\n' * 9, mtime=0)[:-12],
             "a damaged or cut-off gzip file",
         ),
         ("a.jsonl.gz", b"\x1f\x8bno gzip", "a damaged or cut-off gzip file"),

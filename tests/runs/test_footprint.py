@@ -102,11 +102,11 @@ def test_a_small_run_at_real_widths_takes_what_is_planned(real_widths, problems,
 
 
 def test_a_run_of_tiny_o1_takes_what_is_planned(tmp_path):
-    """Most of it are modules that come after the plan."""
+    """100 to 130 MiB, of which most are modules that come after the plan."""
     recipe = SMALL_RUN | {"problems": 8, "batch": 16, "max_new_tokens": 40, "rounds": 2}
     asked = {"phase": "run", "model": None, "data": None, "recipe": recipe, "out": str(tmp_path / "run")}
     measured, planned = child(asked)
-    assert measured < planned < 1.5 * measured
+    assert measured < planned < measured + (80 << 20)
 
 
 FIRST_OPTIMISER = """
