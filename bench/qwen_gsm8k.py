@@ -35,11 +35,11 @@ from o1core.files import write_atomic, write_json, write_record
 from o1core.model import DTYPES
 from o1core.problems import load_problems, parse_levels, select
 from o1core.recipe import Recipe
+from o1core.records import to_json
 from o1core.report import plot_run, run_table, to_markdown
 from o1core.rollout import keep_freed_memory
 from o1core.run_folder import SIDES, RunFolder
 from o1core.runs import Job, Resources, open_job, open_session
-from o1core.typed_json import to_json
 from o1core.types import Problem
 
 VALIDATION = 500  # problems of the training file that no stage trains on

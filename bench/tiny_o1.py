@@ -38,13 +38,13 @@ from o1core.metrics import Answers, over_seeds, paired_over_seeds
 from o1core.model import Tokenizer, read_config
 from o1core.problems.arithmetic import LARGER_WORDINGS, SUM_WORDINGS
 from o1core.recipe import Recipe, read_recipe
+from o1core.records import to_json
 from o1core.report import study_tables, to_markdown
 from o1core.report.study_charts import spread_line, trade_off
 from o1core.rollout import keep_freed_memory, read_groups
 from o1core.run_folder import SIDES, RunFolder
 from o1core.runs import Resources, open_job
 from o1core.studies import StudyFolder, Variant, read_side, run_variants
-from o1core.typed_json import to_json
 from o1core.types import Group, Sample
 
 TEST = "arithmetic"

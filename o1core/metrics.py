@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 
 from .errors import UserError
-from .typed_json import OMIT_NONE, Figure
+from .records import OMIT_NONE, Figure
 
 Z95 = 1.959963984540054  # two-sided 95 % of a normal
 RESAMPLES = 10_000  # of the bootstrap: its percentiles are then good to a hundredth of AES

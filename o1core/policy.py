@@ -42,6 +42,7 @@ from .model import (
     read_config,
 )
 from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
+from .records import to_json
 from .rollout import (
     Engine,
     RolloutFolder,
@@ -54,7 +55,6 @@ from .rollout import (
 from .run_folder import EvaluationFolder
 from .seeds import seed_of
 from .training import Objective, Rollouts, Updater, reference_logprobs, sampler_logprobs, select_trained
-from .typed_json import to_json
 from .types import Completion, Example, Group, Problem, Sample
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from ..hub import check_upload, upload
 from ..model import DTYPES, Found, find_model, read_config
 from ..problems import Fields, download_data, hub_data
 from ..recipe import SPECS, OptimiserSettings, Recipe, read_recipe
+from ..records import to_json
 from ..report import (
     Table,
     dial_tables,
@@ -67,7 +68,6 @@ from ..studies import (
     turn_dial,
 )
 from ..text import one_line
-from ..typed_json import to_json
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from ..errors import UserError
 from ..grading import THINK, ThoughtTags
 from ..problems import load_problems
+from ..records import to_json
 from ..scoring import Judge, Score, compared, score_charts, score_file, score_tables, to_csv
 from ..tables import to_latex, to_text
 from ..text import one_line
-from ..typed_json import to_json
 
 MOST_BUDGETS = 50
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..distributed import on_rank0
 from ..files import read_json, read_record
 from ..metrics import Answers, accuracy_interval, aes, mean_paired, paired
+from ..records import from_json
 from ..rollout import problems_held, read_groups
 from ..run_folder import EvaluationFolder
-from ..typed_json import from_json
 from ..types import Group, Problem, lengths_and_verdicts
 from .results import Comparison, Evaluation, Outcome, read_evaluation
 

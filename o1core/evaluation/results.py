@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_record
 from ..metrics import Answers, Paired, Spread
-from ..typed_json import IN_MEMORY, INLINE, OMIT_NONE, REMAKE, Amount, Count, Figure, Fraction, from_json
+from ..records import IN_MEMORY, INLINE, OMIT_NONE, REMAKE, Amount, Count, Figure, Fraction, from_json
 
 
 @dataclass(frozen=True)

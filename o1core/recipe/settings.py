@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar
 from ..errors import UserError
 from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
+from ..records import Within, from_json
 from ..rewards import ADVANTAGES, BUDGETED, REWARDS
 from ..rollout import SamplingParams
-from ..typed_json import Within, from_json
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 MOST_MICRO_TOKENS = 16384  # more of them in one pass gain nothing

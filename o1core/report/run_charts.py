@@ -33,10 +33,10 @@ from ..charts import (
 from ..errors import UserError
 from ..evaluation import THIRDS, RunResult, answers_of, difficulties
 from ..metrics import Answers
+from ..records import is_number
 from ..rollout import read_groups
 from ..run_folder import SIDES, RunFolder
 from ..tables import change, minus, percent, plain
-from ..typed_json import is_number
 from ..types import Problem
 from .samples import logged_steps
 from .tables import in_one_line, run_headlines

@@ -16,8 +16,8 @@ from ..evaluation import (
     StudyRow,
 )
 from ..metrics import Spread
+from ..records import is_number
 from ..tables import Cell, Column, Table, change, percent, points, signed, span, spread_cell, two_digits
-from ..typed_json import is_number
 
 
 def run_table(result: RunResult) -> Table:

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..distributed import gather, on_rank0
 from ..errors import UserError
 from ..files import decode, open_regular, parse_json, read_record, write_atomic, write_record
-from ..typed_json import OMIT_NONE, Count, Within, from_json, to_json
+from ..records import OMIT_NONE, Count, Within, from_json, to_json
 from ..types import Group, Sample
 
 HOW_TO_FIX = "delete the shard's two files and rerun the same command, which samples its problems again"

@@ -20,12 +20,12 @@ from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, re
 from ..model import Tokenizer, find_model, open_tensors, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
+from ..records import to_json
 from ..report import logged_steps, plot_run, tracked_result, write_cards
 from ..rollout import Engine, map_large_tensors, write_samples
 from ..run_folder import SIDES, RunFolder
 from ..text import one_line
 from ..training import load_optimiser_modules, open_tracker
-from ..typed_json import to_json
 from ..types import Problem
 from .footprint import Workload
 from .job import EMBEDDED, Job, resolve_dtype

@@ -29,7 +29,7 @@ from ..metrics import (
     pass_at,
 )
 from ..problems.golds import gold_of
-from ..typed_json import IN_MEMORY
+from ..records import IN_MEMORY
 from ..types import Problem
 from .rows import Generation, read_generations
 

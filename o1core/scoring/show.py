@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..charts import Chart, Line, look_of, name_at_right, whole_numbers
+from ..records import to_json
 from ..tables import Cell, Column, Table, change, percent, points, signed, span, spread_cell, two_digits
-from ..typed_json import to_json
 from .score import Score
 
 if TYPE_CHECKING:

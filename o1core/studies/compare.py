@@ -28,12 +28,12 @@ from ..files import read_record, write_record
 from ..grading import after_thought, extract_answer, last_box, leaves_thought_open
 from ..metrics import Answers, Spread, accuracy_within, budget_area, lengths_by_verdict, ockscore, over_seeds
 from ..model import Tokenizer, load
+from ..records import Amount, from_json, to_json
 from ..report import open_tokenizer, plot_study, study_tables
 from ..rollout import Engine, read_groups
 from ..run_folder import SIDES, RunFolder
 from ..runs import Job, Resources
 from ..training import read_log
-from ..typed_json import Amount, from_json, to_json
 from ..types import Group, Problem, Sample
 from .study import OpenJob, StudyFolder, Variant, run_variants, write_outputs
 

@@ -22,11 +22,11 @@ from ..evaluation import Comparison, DialResult, DisharmonyResult, Figures, Outc
 from ..files import read_object, write_atomic, write_json, write_record
 from ..metrics import Spread, over_seeds
 from ..recipe import METHODS, Recipe
+from ..records import to_json
 from ..report import Table, plot_study, study_tables, to_markdown
 from ..rewards import WITH_LAMBDA
 from ..run_folder import SIDES, RunFolder, holds_something
 from ..runs import Job, Resources, open_session, prune
-from ..typed_json import to_json
 
 FEW_METHODS = (
     "o1-pruner",

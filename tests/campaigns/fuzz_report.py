@@ -32,9 +32,9 @@ from o1core.evaluation import (
 from o1core.files import write_json
 from o1core.metrics import Answers
 from o1core.model import Tokenizer, read_config
+from o1core.records import to_json
 from o1core.rollout import write_shard
 from o1core.run_folder import SIDES, RunFolder
-from o1core.typed_json import to_json
 from o1core.types import Group, Problem, Sample
 
 from .harness import BYTES, ESCAPE, TEXTS, TINY, VALUES, cut, make_folder, outcome, remove, replace_bytes

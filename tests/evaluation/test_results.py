@@ -8,7 +8,7 @@ import pytest
 from o1core.errors import UserError
 from o1core.evaluation import DisharmonyResult, RunResult, StudyResult, read_result
 from o1core.files import write_json
-from o1core.typed_json import to_json
+from o1core.records import to_json
 from tests.campaigns.fuzz_report import pristine
 
 PUBLISHED = Path(__file__).parents[2] / "bench" / "results"

@@ -9,9 +9,9 @@ import torch
 from o1core.evaluation import Evaluation, RunResult, compare
 from o1core.files import write_json
 from o1core.model import Tokenizer
+from o1core.records import to_json
 from o1core.report.page import write_page
 from o1core.rollout import write_shard
-from o1core.typed_json import to_json
 from o1core.types import Group, Sample
 
 EVIL = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">\'"</style></title>&amp;]]>-->'

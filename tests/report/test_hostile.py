@@ -24,6 +24,7 @@ from o1core.evaluation import (
 )
 from o1core.files import write_json
 from o1core.model import Tokenizer, read_config
+from o1core.records import to_json
 from o1core.report import (
     disharmony_tables,
     plot_disharmony,
@@ -38,7 +39,6 @@ from o1core.report import (
 )
 from o1core.rollout import write_shard
 from o1core.run_folder import RunFolder
-from o1core.typed_json import to_json
 from o1core.types import Group, Problem, Sample
 from tests.campaigns.fuzz_report import evaluation, fuzz_report
 from tests.campaigns.harness import CONTROL, ESCAPE, TEXTS, TINY

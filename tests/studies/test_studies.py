@@ -12,13 +12,13 @@ from bench.methods import study_of
 from o1core.cli import main
 from o1core.evaluation import DisharmonyResult, Evaluation, compare, difficulties, read_result
 from o1core.model import Tokenizer, read_config
+from o1core.records import to_json
 from o1core.report import disharmony_tables, plot_disharmony, study_tables, to_markdown
 from o1core.runs import EMBEDDED
 from o1core.studies import StudyFolder
 from o1core.studies.compare import tokens_needed
 from o1core.studies.disharmony import accuracy_by_interval
 from o1core.studies.study import comma_list, figures_of
-from o1core.typed_json import to_json
 from o1core.types import Group, Problem, Sample
 
 SETTINGS = [

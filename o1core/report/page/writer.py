@@ -33,11 +33,11 @@ from ...evaluation import (
 )
 from ...files import write_atomic
 from ...model import Tokenizer
+from ...records import to_json
 from ...rollout import read_groups
 from ...run_folder import SIDES, EvaluationFolder, RunFolder
 from ...tables import Table, minus, percent
 from ...text import clean
-from ...typed_json import to_json
 from ..dial import dial_chart, dial_tables
 from ..run_charts import accuracy_by_length, by_difficulty, each_problem, lengths, lengths_alone, training_charts
 from ..samples import check_inside, logged_steps, open_tokenizer, settings_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from o1core.errors import UserError
-from o1core.typed_json import INLINE, OMIT_NONE, Count, Fraction, from_json, to_json
+from o1core.records import INLINE, OMIT_NONE, Count, Fraction, from_json, to_json
 
 
 @dataclass(frozen=True)
