@@ -84,7 +84,8 @@ def train(
     progress = load_state(run, trainer.updater, settings) or Progress()
     # Percentiles are those of the first round's rollouts, so later rounds need these even before their first step.
     to_check = progress.step or (recipe.selection.percentiles is not None and progress.round_index > 0)
-    if to_check and not is_complete(run, problems, recipe, progress.round_index) and progress.step:
+    whole = not to_check or is_complete(run, problems, recipe, progress.round_index)
+    if progress.step and not (whole and progress.same_batches):
         progress = restart_round(run, trainer, settings, progress.round_index)
     trim_log(run.log, progress.steps)
     if recipe.selection.percentiles is not None:  # after the first round its rollouts exist, and nothing is sampled
@@ -305,10 +306,12 @@ def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], in
     not belong to the old ones. Raises UserError where that state is lost too."""
     if not rewind(run):
         raise UserError(
-            f"{run.round(index)}: is not whole, and the state that it started from is lost; restore its files, or "
-            "choose another --out"
+            f"{run.round(index)}: is not whole, or an older version began it, and the state that it started from is lost; "
+            "restore its files, or choose another --out"
         )
-    log.warning("%s: is not whole; the round is trained again from its start", run.round(index))
+    log.warning(
+        "%s: is not whole, or an older version began it; the round is trained again from its start", run.round(index)
+    )
     run.drop_reference(index)
     forget_teachers(run, index + 1)
     progress = load_state(run, trainer.updater, settings)

@@ -31,17 +31,20 @@ from .update import Updater
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+BATCHES = "by problem"  # how a round's batches are drawn (Picked.split)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds, and the
-    state that the reward returned for this round."""
+    """How far training is: `round_index` (from 0), `step` in it (that many are done), `steps` over all rounds, the state
+    that the reward returned for this round, and whether its batches are drawn as they are now: those of versions before 0.2
+    held other samples."""
 
     round_index: int = 0
     step: int = 0
     steps: int = 0
     reward: State = field(default_factory=dict)
+    same_batches: bool = True
 
 
 def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: dict[str, Any]) -> None:
@@ -66,7 +69,7 @@ def save_state(run: RunFolder, updater: Updater, progress: Progress, settings: d
         return True
 
     where = {"round": progress.round_index, "step": progress.step, "steps": progress.steps}
-    record: dict[str, Any] = where | {"recipe": settings}
+    record: dict[str, Any] = where | {"recipe": settings, "batches": BATCHES}
     if progress.reward:
         record["memory"] = progress.reward
     if is_lead():
@@ -173,7 +176,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
         raise UserError(f"{folder / PROGRESS}: written under other settings; use them, or another --out")
     if (damaged := damaged_by_all("the training state", folder, raw.get("files", {}))) is not None:
         raise UserError(f"{damaged}: damaged (its checksum differs); {how_to_go_back(run)}")
-    progress = Progress(raw["round"], raw["step"], raw["steps"], raw.get("memory", {}))
+    progress = Progress(raw["round"], raw["step"], raw["steps"], raw.get("memory", {}), raw.get("batches") == BATCHES)
     if raw.get("log") not in (None, log_digest(run.log, progress.steps)):
         log.warning("%s: damaged or cut; it no longer shows what the first %d steps did", run.log, progress.steps)
     try:

@@ -213,7 +213,7 @@ def test_rollouts_lost_in_the_middle_of_a_round_are_sampled_from_its_starting_st
     for path in run.rollouts(1).iterdir():
         path.unlink()
     assert main(command) == 0
-    assert "is not whole; the round is trained again from its start" in caplog.text
+    assert "the round is trained again from its start" in caplog.text
     assert fingerprint(run.path) == fingerprint(template[1])
 
 
@@ -277,11 +277,13 @@ def test_a_finished_run_goes_on_with_more_rounds(finished, template, name):
     assert (run.path / "rounds-2" / "result.json").exists() and run.result.exists() == (name == "prune")
 
 
-def test_a_run_of_the_version_before_resumes(stopped, template):
-    """It had neither checksums nor a lock, and kept one state."""
+@pytest.mark.parametrize("kept", ["both states", "the newest state"])
+def test_a_run_of_the_version_before_trains_its_round_again(stopped, template, capsys, kept):
+    """It had neither checksums nor a lock, its batches held other samples, and the oldest kept one state."""
     command, run = stopped
-    shutil.rmtree(run.states()[0])
-    (state,) = run.states()
+    if kept == "the newest state":
+        shutil.rmtree(run.states()[0])
+    state = run.states()[-1]
     settings = json.loads(run.settings.read_text())
     progress = json.loads((state / "progress.json").read_text())
     older = {name: progress[name] for name in ("round", "step", "steps")} | {
@@ -293,5 +295,9 @@ def test_a_run_of_the_version_before_resumes(stopped, template):
         settings.pop(name, None)
     run.settings.write_text(json.dumps(settings))
     run.lock.unlink()
+    if kept == "the newest state":
+        assert main(command) == 2
+        assert "or an older version began it, and the state that it started from is lost" in error_of(capsys)
+        return
     assert main(command) == 0
     assert fingerprint(run.path)["weights"] == fingerprint(template[1])["weights"]
