@@ -114,19 +114,19 @@ class Policy:
         params = params or SamplingParams(**{"max_new_tokens": self.longest} | settings)
         if len({problem.id for problem in problems}) < len(problems):
             raise UserError(f"{label}: two problems have one id; give each its own")
+        begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         made_with = {"steps": self.steps, "opening": opening} | vars(params)
         with folder_or_temporary(folder, label) as path, self.sampling(), merged_weights(self.model):
             store = RolloutFolder(path, label, made_with)
-            self._sample([p for p in problems if p.id not in store.held], params, store, opening, len(problems))
+            self._sample([p for p in problems if p.id not in store.held], params, store, begin, len(problems))
             groups = store.whole([p.id for p in problems])
         return Rollouts(groups, params.max_new_tokens, self._reference(self.steps, opening))
 
     def _sample(
-        self, todo: list[Problem], params: SamplingParams, store: RolloutFolder, opening: str, total: int
+        self, todo: list[Problem], params: SamplingParams, store: RolloutFolder, begin: list[int], total: int
     ) -> None:
-        """Add to the store what it lacks: `todo` of `total` problems."""
+        """Add to the store what it lacks: `todo` of `total` problems. begin: the opening's tokens."""
         prompts = self.tokenizer.prompts(todo, self.model.config.max_positions)
-        begin = opening_ids(self.tokenizer, opening, params.max_new_tokens)
         sampled = dataclasses.replace(params, max_new_tokens=params.max_new_tokens - len(begin))
         pending: list[Finished] = []
         seen: Counter[str] = Counter()  # for the bar

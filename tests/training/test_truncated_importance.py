@@ -95,7 +95,7 @@ def test_a_run_counts_them_in_its_log_and_is_silent_without_a_bound(flags, tmp_p
         assert main(["train", *flags, "--rounds", "1", *bound, "--out", str(run)]) == 0
         logs[name] = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     shown = capsys.readouterr().err
-    assert all(line["masked_tokens"] > 0 for line in logs["on"]) and "tokens masked" in shown
+    assert all(line["masked_tokens"] > 0 for line in logs["on"]) and " masked, peak " in shown
     assert not any("masked_tokens" in line for line in logs["off"])
 
 
