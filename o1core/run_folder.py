@@ -69,6 +69,10 @@ class EvaluationFolder:
 
         on_rank0("the evaluation", write)
 
+    def alone(self, act: Callable[[], T]) -> T:
+        """As RunFolder's."""
+        return on_rank0("the evaluation", act)
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
         on_rank0("the evaluation", lambda: write_record(self.result, result))
@@ -263,11 +267,11 @@ class RunFolder:
 
     def held(self, name: str) -> Any:
         """A setting of the run that the folder holds; None where it holds none."""
-        return self.ask(lambda: self.read_settings().get(name) if self.settings.exists() else None)
+        return self.alone(lambda: self.read_settings().get(name) if self.settings.exists() else None)
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """The answer of rank 0, which all get, to a question about the folder's files. A JSON value."""
-        return on_rank0("the run's folder", question)
+    def alone(self, act: Callable[[], T]) -> T:
+        """Let one process act on the folder's files while the others wait; all get what it returns, a JSON value."""
+        return on_rank0("the run's folder", act)
 
     def drop_reference(self, round_index: int) -> None:
         """Delete the round's reference log-probs, which belong to rollouts that are gone."""
@@ -305,7 +309,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has claimed the folder before."""
-        return self.ask(self.settings.exists)
+        return self.alone(self.settings.exists)
 
     def _held(self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any]) -> dict[str, Any]:
         """The settings that the folder holds."""

@@ -6,8 +6,18 @@ from .offload import HostMemory, Offload
 from .sharded import is_sharded, local
 from .sharding import clip_gradients, reshard, trained_model
 from .states import BackgroundSave, damaged_by_all, digests_by_all, file_numbers, load_tensors, save_tensors
-from .sums import any_rank, largest, of_this_rank, split_by_cost, total
-from .teams import ALONE, Team, allot_weights, copy_weights, drop_weights, load_part, share_tokens, team_of
+from .sums import deferred, largest, of_this_rank, split_by_cost, total
+from .teams import (
+    ALONE,
+    Team,
+    allot_weights,
+    check_tensors,
+    copy_weights,
+    drop_weights,
+    load_part,
+    share_tokens,
+    team_of,
+)
 from .world import (
     PATIENCE,
     at_work,
@@ -30,13 +40,14 @@ __all__ = [
     "Offload",
     "Team",
     "allot_weights",
-    "any_rank",
     "at_work",
     "check_same",
+    "check_tensors",
     "clip_gradients",
     "copy_weights",
     "damaged_by_all",
     "deal",
+    "deferred",
     "digests_by_all",
     "drop_weights",
     "export_checkpoint",

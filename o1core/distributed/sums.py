@@ -1,12 +1,14 @@
 """Sums over ranks, and the dealing of a batch to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import interrupts
 from .world import rank, size, world
 
 T = TypeVar("T")
@@ -36,6 +38,13 @@ def any_rank(true_here: bool) -> bool:
     if opened is None:
         return true_here
     return bool(total(torch.tensor(float(true_here), device=opened.device)).item())
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """interrupts.deferred; what it yields says whether a signal has arrived on one of the ranks."""
+    with interrupts.deferred() as arrived:
+        yield lambda: any_rank(arrived())
 
 
 def split_by_cost(costs: Sequence[int]) -> list[list[int]]:

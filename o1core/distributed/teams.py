@@ -115,6 +115,11 @@ def sections(config: ModelConfig, theirs: str, rows: int) -> tuple[int, ...]:
     return (rows,)
 
 
+def check_tensors(folder: Path) -> None:
+    """Raise UserError on all ranks where one of them finds that the files of a checkpoint's weights are not whole."""
+    on_all_ranks("the model", lambda: open_tensors(folder, read_config(folder)))
+
+
 def load_part(folder: Path, dtype: torch.dtype, device: torch.device, team: Team) -> Transformer:
     """This rank's part of a checkpoint, in `dtype`; of a team of one, the whole model. No other slice is read. Raises
     UserError on all ranks where one of them cannot read its part."""

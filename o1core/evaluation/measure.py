@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from ..distributed import on_rank0
 from ..files import read_json, read_record
 from ..metrics import Answers, accuracy_interval, aes, mean_paired, paired
 from ..records import from_json
@@ -41,7 +40,7 @@ def evaluation_of(groups: Sequence[Group], seconds: float, sampled: int) -> Eval
 def finished_evaluation(folder: EvaluationFolder, problems: list[Problem]) -> Evaluation | None:
     """The folder's result where it has one and the rollouts of all problems, which plots and the page read; else None."""
     ids = {problem.id for problem in problems}
-    whole = on_rank0("the evaluation", lambda: folder.result.exists() and ids <= problems_held(folder.rollouts))
+    whole = folder.alone(lambda: folder.result.exists() and ids <= problems_held(folder.rollouts))
     if not whole:
         return None
     return replace(read_evaluation(folder.result), answers=read_answers(folder, problems))

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, any_rank
+from ..distributed import Offload, deferred
 from ..errors import UserError
-from ..interrupts import deferred
 from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts
 from ..problems import instruct
@@ -212,7 +211,7 @@ class Round:
                         progress = Progress(progress.round_index + 1, 0, progress.steps, self.reward)
                     lines.write(log_line(line))
                     self.send(line["step"], {name: value for name, value in line.items() if name != "step"})
-                    if progress.steps % save_every == 0 or any_rank(asked_to_stop()):
+                    if progress.steps % save_every == 0 or asked_to_stop():
                         save_state(self.run, self.trainer.updater, progress, settings)
                 shown = f"reward {line['reward']:.3g}, {line['mean_length']:.0f} tokens"
                 masked = f", {line['masked_tokens']:.0f} masked" if "masked_tokens" in line else ""
@@ -298,7 +297,7 @@ def is_complete(run: RunFolder, problems: list[Problem], recipe: Recipe, index: 
         has_teacher = recipe.objective.kind != "crisp" or run.teacher(index).exists()
         return wanted <= problems_held(run.rollouts(index)) and run.reference(index).exists() and has_teacher
 
-    return run.ask(act)
+    return run.alone(act)
 
 
 def restart_round(run: RunFolder, trainer: Trainer, settings: dict[str, Any], index: int) -> Progress:

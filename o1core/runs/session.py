@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..distributed import is_lead, load_part, on_all_ranks, on_rank0, processes
+from ..distributed import check_tensors, load_part, processes
 from ..errors import UserError
 from ..evaluation import Evaluation, RunResult, compare, finished_evaluation, read_run_result
-from ..model import Tokenizer, find_model, open_tensors, read_config
+from ..model import Tokenizer, find_model, read_config
 from ..policy import Policy, opening_ids
 from ..recipe import MAY_CHANGE, Recipe
 from ..records import to_json
@@ -127,7 +127,7 @@ class Session:
         """Before the first weight is read: raise UserError where a file of them is not whole, a problem cannot be asked or
         the run cannot fit; else say what it needs, and settle the slots and the micro-batches."""
         job, config, where = self.job, read_config(self.job.model), self.resources
-        on_all_ranks("the model", lambda: open_tensors(job.model, config))
+        check_tensors(job.model)
         longest = self.ask_all()
         trains = trains and not self.run.pruned_state()[1]
         if trains and where.device.type == "cpu":
@@ -190,14 +190,14 @@ class Session:
         self.loaded = None  # where training fails, what is in memory is no checkpoint
         with open_tracker(of.tracker, self.run.path, recipe.to_json()) as send:
             pruned = train(policy, problems, recipe, self.run, resume, send, of.offload, held_out)
-        on_rank0("the model card", lambda: write_cards(self.run, self.job.model, None))
+        self.run.alone(lambda: write_cards(self.run, self.job.model, None))
         if recipe.evaluation.keep == "last":
             self.loaded = pruned, policy  # training changed the weights in memory to those it saved
         return pruned
 
     def tell(self, result: RunResult) -> None:
         """Send the tracker what the run has come to, a step after the last. The run is done: what fails is a warning."""
-        if self.resources.tracker is None or not is_lead():
+        if self.resources.tracker is None:
             return
         step = max((line["step"] for line in logged_steps(self.run)), default=0) + 1
         try:
@@ -260,7 +260,7 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}
         pruned = session.evaluate(checkpoint, tests, after, f"{last} evaluate the pruned")
         result = RunResult(compare(base, pruned), run.seconds(), str(checkpoint), session.job.settings)
-        on_rank0("the model card", lambda: write_cards(run, job.model, result))
+        run.alone(lambda: write_cards(run, job.model, result))
         run.finish(to_json(result), lambda: plot_run(run, result))
         session.tell(result)
         return result

@@ -10,10 +10,9 @@ All of it is read back from RUN/validation, so an interrupted run decides as it 
 
 import logging
 import shutil
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
-from ..distributed import on_rank0
 from ..errors import UserError
 from ..evaluation import Evaluation, Outcome, finished_evaluation, outcome
 from ..model import adapted, save_adapter
@@ -79,18 +78,16 @@ class Validation:
     def keep_weights(self, rounds: int) -> None:
         """Write the checkpoint after a round, and drop that of the round that was the best before."""
         kept = self.run.kept(rounds)
-        if not on_rank0("the best checkpoint", kept.exists):
+        if not self.run.alone(kept.exists):
             if adapted(self.policy.trained):
-                on_rank0(
-                    "the adapter", lambda: save_adapter(self.policy.trained, self.policy.folder, self.adapter(rounds))
-                )
+                self.run.alone(lambda: save_adapter(self.policy.trained, self.policy.folder, self.adapter(rounds)))
             self.policy.save(kept)
 
         def drop_others() -> None:
             for place in [place(done) for done in range(1, rounds) for place in (self.run.kept, self.adapter)]:
                 shutil.rmtree(place, ignore_errors=True)
 
-        on_rank0("the best checkpoint", drop_others)
+        self.run.alone(drop_others)
 
     def adapter(self, rounds: int) -> Path:
         return self.run.kept(rounds).with_name("adapter")
@@ -107,15 +104,19 @@ class Validation:
             if self.adapter(best).exists():
                 shutil.copytree(self.adapter(best), self.run.adapter, dirs_exist_ok=True)
 
-        on_rank0("the adapter", copy)
-        self.run.write_pruned(partial(copy_folder, self.run.kept(best)))
+        self.run.alone(copy)
+        self.run.write_pruned(self.copy_of(self.run.kept(best)))
 
+    def copy_of(self, source: Path) -> Callable[[Path], None]:
+        """What copies a folder to a place."""
 
-def copy_folder(source: Path, target: Path) -> None:
-    def copy() -> None:
-        shutil.copytree(source, target)
+        def save(target: Path) -> None:
+            def copy() -> None:
+                shutil.copytree(source, target)
 
-    on_rank0("the pruned checkpoint", copy)
+            self.run.alone(copy)
+
+        return save
 
 
 def is_below(outcome: Outcome) -> bool:

@@ -142,7 +142,7 @@ def round_start(run: RunFolder, state: Path) -> Path:
 
 def has_states(run: RunFolder) -> bool:
     """Whether the folder holds a training state."""
-    return run.ask(lambda: bool(run.states()))
+    return run.alone(lambda: bool(run.states()))
 
 
 def rewind(run: RunFolder) -> bool:
@@ -158,7 +158,7 @@ def rewind(run: RunFolder) -> bool:
                 shutil.rmtree(folder)
         return True
 
-    return run.ask(act)
+    return run.alone(act)
 
 
 def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Progress | None:
@@ -166,7 +166,7 @@ def load_state(run: RunFolder, updater: Updater, settings: dict[str, Any]) -> Pr
 
     Raises UserError where it is damaged or was written under other settings.
     """
-    newest = run.ask(lambda: [path.name for path in run.states()[-1:]])
+    newest = run.alone(lambda: [path.name for path in run.states()[-1:]])
     if not newest:
         return None
     folder = run.path / newest[0]
