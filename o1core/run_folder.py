@@ -59,6 +59,10 @@ class EvaluationFolder:
         self.problems, self.rollouts, self.result = path / "problems.json", path / "rollouts", path / "result.json"
         self.samples = path / "samples.jsonl"
 
+    def alone(self, act: Callable[[], T]) -> T:
+        """As RunFolder's."""
+        return on_rank0("the evaluation", act)
+
     def begin(self, problems: Sequence[Problem]) -> None:
         """Write problems.json: what a page or a study says of a problem beside its rollouts."""
 
@@ -67,15 +71,11 @@ class EvaluationFolder:
             shown = [{name: getattr(p, name) for name in SHOWN} for p in problems]
             write_record(self.problems, {"problems": shown})
 
-        on_rank0("the evaluation", write)
-
-    def alone(self, act: Callable[[], T]) -> T:
-        """As RunFolder's."""
-        return on_rank0("the evaluation", act)
+        self.alone(write)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
-        on_rank0("the evaluation", lambda: write_record(self.result, result))
+        self.alone(lambda: write_record(self.result, result))
 
 
 class RunFolder:
@@ -196,7 +196,7 @@ class RunFolder:
                 self.acquire()
             return finished
 
-        return on_rank0("the run's folder", act)
+        return self.alone(act)
 
     def claim(
         self, settings: dict[str, Any], free: Collection[str], defaults: dict[str, Any], origin: dict[str, Any]
@@ -237,7 +237,7 @@ class RunFolder:
                 write_record(self.settings, settings | origin | same | {"o1core": __version__})
             self._sweep()
 
-        on_rank0("the run's folder", act)
+        self.alone(act)
 
     def seconds(self) -> float:
         """How long the run has taken so far, over all processes that worked on it one after the other."""

@@ -118,7 +118,8 @@ class Session:
         tests = [problem for test in job.tests.values() for problem in test]
         tests += job.validation
         asked = [*tests, *job.instructed(tests, training=False), *job.instructed(job.train, training=True)]
-        prompts = tokenizer.prompts(asked, read_config(job.model).max_positions)
+        # Without an instruction a test's problem is asked in one form alone, and each is rendered once.
+        prompts = tokenizer.prompts(list(dict.fromkeys(asked)), read_config(job.model).max_positions)
         self.tokenizer = tokenizer
         log.info("thoughts stand between %s and %s", *map(" or ".join, (tokenizer.tags.opens, tokenizer.tags.closes)))
         return max(map(len, prompts), default=1)
