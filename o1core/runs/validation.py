@@ -10,7 +10,6 @@ All of it is read back from RUN/validation, so an interrupted run decides as it 
 
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
@@ -105,18 +104,11 @@ class Validation:
                 shutil.copytree(self.adapter(best), self.run.adapter, dirs_exist_ok=True)
 
         self.run.alone(copy)
-        self.run.write_pruned(self.copy_of(self.run.kept(best)))
+        self.run.write_pruned(lambda pruned: self.run.alone(lambda: copy_folder(self.run.kept(best), pruned)))
 
-    def copy_of(self, source: Path) -> Callable[[Path], None]:
-        """What copies a folder to a place."""
 
-        def save(target: Path) -> None:
-            def copy() -> None:
-                shutil.copytree(source, target)
-
-            self.run.alone(copy)
-
-        return save
+def copy_folder(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
 
 
 def is_below(outcome: Outcome) -> bool:
