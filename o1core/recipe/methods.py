@@ -51,13 +51,13 @@ METHODS: dict[str, dict] = {
     "shorter-better": ON_POLICY | {"reward": "shorter-better", "advantage": "group", "lam": 2.0, "alpha": 1e-3},
     # arXiv 2603.08000
     "smart-thinker": ON_POLICY | {"reward": "smart-thinker", "advantage": "centred"},
-    # prime-rl's linear length penalty
-    "prime-rl": ON_POLICY | {"reward": "prime-rl", "advantage": "group", "alpha": 0.3},
+    # prime-rl's linear length penalty; it centres rewards on their problem's mean and divides by nothing
+    "prime-rl": ON_POLICY | {"reward": "prime-rl", "advantage": "centred", "alpha": 0.3},
     # prime-rl's later rule, which pays right answers for being shorter than usual and takes from none
-    "prime-rl-gate": ON_POLICY | {"reward": "prime-rl-gate", "advantage": "group"},
+    "prime-rl-gate": ON_POLICY | {"reward": "prime-rl-gate", "advantage": "centred"},
     # arXiv 2601.03969: outliers of solved problems count as wrong; its 32 samples a problem
     "dot": ON_POLICY | {"reward": "dot", "advantage": "group", "samples": 32, "picked": 32},
-    # arXiv 2510.04474: the length weighs right answers against each other
+    # arXiv 2510.04474: the length weighs right answers against each other; lambda as in its released scripts
     "drpo": ON_POLICY | {"reward": "drpo", "advantage": "reward", "lam": 0.1},
     # arXiv 2503.14476: clip-higher, groups without variance dropped, soft overlong punishment
     "dapo": ON_POLICY
