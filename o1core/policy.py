@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .distributed import Offload, allot_weights, copy_weights, drop_weights, export_checkpoint, trained_model
+from .choices import Offload
+from .distributed import allot_weights, copy_weights, drop_weights, export_checkpoint, trained_model
 from .errors import UserError
 from .evaluation import MOSTLY, Evaluation, evaluation_of
 from .grading import FAULTS, Attempt, Grader, leaves_thought_open

@@ -14,6 +14,7 @@ neither the place in a list nor the key that is wrong; pydantic takes a quarter 
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -36,12 +37,12 @@ SHOWN = 40  # characters of a wrong value that an error quotes
 @dataclass(frozen=True)
 class Within:
     """What a value must be besides its type. Of a number: low and high belong to the range, `above` does not. Of a text: one
-    of the choices, or with own_code a FILE.py:function."""
+    of the choices (or of what they return), or with own_code a FILE.py:function."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Iterable[str] | Callable[[], Iterable[str]] | None = None
     own_code: bool = False
 
 
@@ -173,8 +174,9 @@ def fault_of_text(value: str, within: Within) -> str:
         return ""
     if within.own_code and (within.choices is None or ".py" in value):
         return "is not FILE.py:function, such as mine.py:f"
-    if within.choices is not None and value not in within.choices:
-        return f"is not {' or '.join(within.choices)}{nearest(value, within.choices)}"
+    choices = within.choices() if callable(within.choices) else within.choices
+    if choices is not None and value not in choices:
+        return f"is not {' or '.join(choices)}{nearest(value, choices)}"
     return ""
 
 

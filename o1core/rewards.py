@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .choices import ADVANTAGES
 from .errors import UserError
 from .kernels import length_harmonizing_advantage
 
@@ -33,8 +34,6 @@ State = dict[str, Any]
 Reward = Callable[..., Tensor | tuple[Tensor, State]]
 
 WITH_LAMBDA = ("length-harmonizing", "correct-only", "shorter-better", "grpo-lambda", "drpo")
-BUDGETED = ("l1-exact", "l1-max")  # their limits are budgets stated in the prompt
-ADVANTAGES = ("reward", "z-score", "centred", "rloo", "group", "batch")
 LEAST_SHARE = 0.3  # of accuracy in LEAD's advantage
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from o1core.choices import ADVANTAGES
 from o1core.rewards import (
-    ADVANTAGES,
     REWARDS,
     advantage,
     alp,

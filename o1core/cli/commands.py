@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..choices import SCALES, TINY
 from ..distributed import at_work, check_same, on_all_ranks, on_rank0, opened, processes_asked, team_of
 from ..errors import UserError
 from ..hub import check_upload, upload
@@ -41,7 +42,6 @@ from ..rollout import free_memory, keep_freed_memory
 from ..run_folder import RunFolder
 from ..runs import (
     EMBEDDED,
-    TINY,
     Job,
     Machine,
     Resources,
@@ -57,7 +57,6 @@ from ..runs import (
 from ..runs import open_job as open_pruning_job
 from ..runs import prune as prune_run
 from ..studies import (
-    SCALES,
     export_scale,
     lambda_variants,
     method_variants,

@@ -8,17 +8,15 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from ..distributed import PATIENCE, Offload
-from ..model import DTYPES
-from ..recipe import METHODS, SPECS, Spec, flag, read_recipe
-from ..runs import TINY
-from ..studies import FEW_METHODS, MOST_SCALE, SCALES
-from ..training import TRACKERS
-from . import commands
+from ..choices import DTYPE_NAMES, FEW_METHODS, MOST_SCALE, PATIENCE, SCALES, TINY, TRACKERS, Offload
+from ..files import read_object
+from ..recipe import METHODS, SHIPPED, SPECS, Spec, flag
 
+COMMAND_OF = {"eval": "evaluate"}  # the functions that are not called like their command
 STUDIES = {  # name: help
     "disharmony": "accuracy by length: are the long answers the right ones?",
     "lambda": "prune under several lambdas, the weight of a right answer against the length",
@@ -100,7 +98,16 @@ def fill(sub: argparse.ArgumentParser, name: str) -> None:
                 sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help=help)
             if name == "train":
                 sub.add_argument("--resume", action="store_true", help="continue from the run's newest training state")
-    sub.set_defaults(run=getattr(commands, {"eval": "evaluate", "show": "show"}.get(name, name)))
+    sub.set_defaults(run=command(COMMAND_OF.get(name, name)))
+
+
+def command(name: str) -> Callable[[argparse.Namespace], None]:
+    """The function of cli/commands.py that runs a command, imported when it does: it needs torch."""
+
+    def run(args: argparse.Namespace) -> None:
+        getattr(import_module(".commands", __package__), name)(args)
+
+    return run
 
 
 def add_dial_flags(sub: argparse.ArgumentParser) -> None:
@@ -143,7 +150,7 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
     add_offload_flag(sub)
     sub.add_argument("--slots", metavar="N", type=int, help="completions decoded at once (default: as many as fit)")
     sub.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="type of the weights (default: the model's)"
+        "--dtype", choices=("auto", *DTYPE_NAMES), default="auto", help="type of the weights (default: the model's)"
     )
     sub.add_argument(
         "--method",
@@ -158,7 +165,7 @@ def add_plan_flags(sub: argparse.ArgumentParser) -> None:
 
 def add_study_flags(sub: argparse.ArgumentParser, kind: str) -> None:
     add_job_flags(sub, kind)
-    sub.set_defaults(run=commands.disharmony if kind == "disharmony" else commands.study)
+    sub.set_defaults(run=command("disharmony" if kind == "disharmony" else "study"))
     if kind == "disharmony":
         sub.add_argument(
             "--intervals",
@@ -269,7 +276,7 @@ def add_resource_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--dtype",
-        choices=("auto", *DTYPES),
+        choices=("auto", *DTYPE_NAMES),
         default="auto",
         help="number format of the weights; with the two of 16 bits training keeps copies of 32 bits "
         "(default: auto, the checkpoint's; float32 for tiny-o1)",
@@ -347,7 +354,7 @@ def seconds(text: str) -> float:
 def add_recipe_flags(sub: argparse.ArgumentParser, skipped: set[str]) -> None:
     """A flag per setting of a recipe, in the groups of its parts. Flags that are not given leave no attribute."""
     groups: dict[str, argparse._ArgumentGroup] = {}
-    stated = read_recipe("paper")
+    stated = read_object(SHIPPED / "paper.json")
     for name, spec in SPECS.items():
         if name in skipped:
             continue

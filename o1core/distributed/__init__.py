@@ -2,7 +2,7 @@
 
 from .dealing import deal
 from .export import export_checkpoint
-from .offload import HostMemory, Offload
+from .offload import HostMemory
 from .sharded import is_sharded, local
 from .sharding import clip_gradients, reshard, trained_model
 from .states import BackgroundSave, damaged_by_all, digests_by_all, file_numbers, load_tensors, save_tensors
@@ -19,7 +19,6 @@ from .teams import (
     team_of,
 )
 from .world import (
-    PATIENCE,
     at_work,
     check_same,
     gather,
@@ -34,10 +33,8 @@ from .world import (
 
 __all__ = [
     "ALONE",
-    "PATIENCE",
     "BackgroundSave",
     "HostMemory",
-    "Offload",
     "Team",
     "allot_weights",
     "at_work",

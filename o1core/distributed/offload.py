@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -12,7 +11,6 @@ from .sharded import local
 
 log = logging.getLogger(__name__)
 
-Offload = Literal["none", "moments", "optimiser"]
 ALIGNED = 512  # bytes: where a tensor's copy begins in the block
 
 

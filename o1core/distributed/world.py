@@ -28,11 +28,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
+from ..choices import PATIENCE
 from ..errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = 1800.0  # seconds, the default of --timeout
 LOOK_EVERY = 1.0  # seconds, for ranks that have died
 WHY_DEAD = "killed, or out of memory"
 RERUN = "rerun the same command to continue"

@@ -20,7 +20,6 @@ from .download import Found, find_model
 from .experts import GroupedLinear
 from .folder import checkpoint_file, read_text
 from .lora import (
-    LORA_TARGETS,
     AdaptedLinear,
     adapted,
     add_adapters,
@@ -39,7 +38,6 @@ from .trees import Attend, Trees, causal_attention
 
 __all__ = [
     "DTYPES",
-    "LORA_TARGETS",
     "AdaptedLinear",
     "Attend",
     "Block",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from ..choices import DTYPE_NAMES
 from ..errors import UserError
 from ..files import read_object
 from ..text import one_line
@@ -49,7 +50,7 @@ FAMILIES = {
     "Qwen3_5MoeForCausalLM": Family(qk_norm=True, hybrid=True, sparse=True),
     "Qwen3_5MoeForConditionalGeneration": Family(qk_norm=True, hybrid=True, sparse=True, inner=True),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 SUPPORTED: dict[str, tuple[Any, ...]] = {  # field: the values that mean what the transformer does
     "use_sliding_window": (None, False),
     "attention_bias": (None, False),

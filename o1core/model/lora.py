@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..choices import LORA_TARGETS
 from ..errors import UserError
 from ..files import write_atomic, write_json
 from ..hub import repo_of
@@ -33,11 +34,6 @@ from .experts import GroupedLinear, grouped_product
 from .folder import shown
 from .transformer import Transformer
 
-LORA_TARGETS = {  # name: the fused projections that get adapters
-    "all": ("qkv", "o", "gate_up", "down"),
-    "attention": ("qkv", "o"),
-    "mlp": ("gate_up", "down"),
-}
 ROLES = {  # a block's fused projections whose last name is none of these
     "delta.inputs": "qkv",
     "delta.out": "o",

@@ -6,12 +6,11 @@ Recipe files are JSON objects of flat settings, shipped beside this module or wr
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 from ..errors import UserError
 from ..files import read_json
 from ..own_code import is_own, own_digest
-from ..rollout import SamplingParams
 from ..seeds import seed_of
 from ..text import nearest
 from .methods import METHODS
@@ -30,6 +29,9 @@ from .settings import (
     flat_name,
     setting,
 )
+
+if TYPE_CHECKING:
+    from ..rollout import SamplingParams
 
 SHIPPED = Path(__file__).parent
 
@@ -111,12 +113,12 @@ class Recipe:
         named = {"reward": self.reward.kind, "grader": self.reward.grader}
         return {f"{key}_print": own_digest(flag(key), text) for key, text in named.items() if text and is_own(text)}
 
-    def evaluation_params(self) -> SamplingParams:
+    def evaluation_params(self) -> "SamplingParams":
         """How an evaluation samples."""
         of = self.evaluation
         return self.sampling.params(seed_of(self.seed, "evaluate"), of.samples, of.temperature)
 
-    def round_params(self, round_index: int) -> SamplingParams:
+    def round_params(self, round_index: int) -> "SamplingParams":
         """How the rollouts of a round are sampled. Each round has random numbers of its own."""
         return self.sampling.params(seed_of(self.seed, "sample", round_index))
 

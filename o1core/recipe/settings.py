@@ -8,15 +8,17 @@ the attribute ("eval_samples" is EvaluationSettings.samples).
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from ..choices import ADVANTAGES, BUDGETED, LORA_TARGETS
 from ..errors import UserError
-from ..model import LORA_TARGETS
 from ..problems import FORMS, INSTRUCTIONS
 from ..records import Within, from_json
-from ..rewards import ADVANTAGES, BUDGETED, REWARDS
-from ..rollout import SamplingParams
+
+if TYPE_CHECKING:
+    from ..rollout import SamplingParams
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 MOST_MICRO_TOKENS = 16384  # more of them in one pass gain nothing
@@ -26,6 +28,13 @@ SHARES = (  # (reward, setting): constants of a formula that are fractions there
 )
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 TAKEN = ("messages", "add_generation_prompt")  # what every chat template is given
+
+
+def reward_names() -> Iterable[str]:
+    """Those of our rewards. Imported when a value is checked, because they need torch."""
+    from ..rewards import REWARDS
+
+    return REWARDS
 
 
 def setting(default: Any, help: str, *, name: str | None = None, **within: Any) -> Any:
@@ -170,8 +179,10 @@ class SamplingSettings(Settings):
         super().__post_init__()
         check_temperature("--temperature", self.temperature)
 
-    def params(self, seed: int, samples: int | None = None, temperature: float | None = None) -> SamplingParams:
+    def params(self, seed: int, samples: int | None = None, temperature: float | None = None) -> "SamplingParams":
         """The engine's parameters; an evaluation has a sample count and a temperature of its own."""
+        from ..rollout import SamplingParams
+
         temperature = self.temperature if temperature is None else temperature
         greedy = temperature == 0
         return SamplingParams(
@@ -200,7 +211,7 @@ class RewardSettings(Settings):
         "length-harmonizing",
         "reward of a completion: a name (formulas: o1core/rewards.py) or your own FILE.py:function",
         name="reward",
-        choices=tuple(REWARDS),
+        choices=reward_names,
         own_code=True,
     )
     lam: float = setting(
@@ -291,7 +302,7 @@ class ObjectiveSettings(Settings):
         "reward",
         "reward: as it is; z-score: standardised over all picked samples; centred, rloo, group: against the problem's "
         "other samples; batch: centred, then divided by the round's standard deviation",
-        choices=tuple(ADVANTAGES),
+        choices=ADVANTAGES,
     )
     dynamic_sampling: bool = setting(False, "leave out problems whose samples all earn the same")
     retained: float | None = setting(

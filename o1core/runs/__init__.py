@@ -1,7 +1,7 @@
 """Runs: what a job is, where it computes, and its way from end to end."""
 
 from .footprint import Machine, Workload, count_weights
-from .job import EMBEDDED, TINY, Job, Sources, open_evaluation, open_job
+from .job import EMBEDDED, Job, Sources, open_evaluation, open_job
 from .loop import peak_memory
 from .plan import Resources, plan_run, plan_table
 from .session import Session, load, open_policy, open_session, prune
@@ -9,7 +9,6 @@ from .threads import choose_threads
 
 __all__ = [
     "EMBEDDED",
-    "TINY",
     "Job",
     "Machine",
     "Resources",

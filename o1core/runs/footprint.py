@@ -22,7 +22,8 @@ from typing import Self
 
 import torch
 
-from ..distributed import Offload, file_numbers
+from ..choices import Offload
+from ..distributed import file_numbers
 from ..kernels.torch_linear import SCRATCH_BYTES
 from ..model import ModelConfig, gets_adapters, layer_of, layout
 from ..model.checkpoint import SHARD_BYTES

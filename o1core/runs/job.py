@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..choices import TINY
 from ..errors import UserError
 from ..model import DTYPES, check_trained, model_fingerprint, read_config
 from ..problems import (
@@ -37,7 +38,7 @@ from ..types import Problem
 
 log = logging.getLogger(__name__)
 
-EMBEDDED, TINY = Path(__file__).parents[1] / "tiny_o1", "tiny-o1"
+EMBEDDED = Path(__file__).parents[1] / "tiny_o1"
 HELD_OUT = 0.2  # of a problem file without one of its own to evaluate on
 DEFAULT_COUNT = 1000  # of generated problems, where the settings ask for all
 LEAST_DRAWN = 400  # generated problems to select from: every level is among them, as the rarest is every sixth

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..distributed import Offload, deferred
+from ..choices import Offload
+from ..distributed import deferred
 from ..errors import UserError
 from ..model import Tokenizer, adapted, save_adapter
 from ..policy import Policy, Trainer, opening_ids, warn_of_cuts

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..distributed import ALONE, Offload, Team, gather, neighbours, processes
+from ..choices import Offload
+from ..distributed import ALONE, Team, gather, neighbours, processes
 from ..errors import UserError
 from ..model import ModelConfig
 from ..recipe import MOST_MICRO_TOKENS, flag

@@ -9,10 +9,9 @@ The last three prune under several variants of a recipe. An interrupted study re
 """
 
 from .compare import read_side, run_comparison, with_measures
-from .dial import MOST_SCALE, SCALES, export_scale, turn_dial
+from .dial import export_scale, turn_dial
 from .disharmony import study_disharmony
 from .study import (
-    FEW_METHODS,
     StudyFolder,
     Variant,
     lambda_variants,
@@ -24,9 +23,6 @@ from .study import (
 )
 
 __all__ = [
-    "FEW_METHODS",
-    "MOST_SCALE",
-    "SCALES",
     "StudyFolder",
     "Variant",
     "export_scale",

@@ -17,9 +17,6 @@ from ..run_folder import SIDES, EvaluationFolder, RunFolder
 from ..runs import Job, Resources, Session, open_session
 from .study import StudyFolder, write_outputs
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-MOST_SCALE = 10.0  # beyond it nothing is left of the model
-
 
 class Dial:
     """A run's adapter on its base. The weights are read when they are first needed."""

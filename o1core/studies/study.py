@@ -28,14 +28,6 @@ from ..rewards import WITH_LAMBDA
 from ..run_folder import SIDES, RunFolder, holds_something
 from ..runs import Job, Resources, open_session, prune
 
-FEW_METHODS = (
-    "o1-pruner",
-    "fast-prompt",
-    "sft",
-    "dpo",
-    "correct-only",
-    "arora-zanette",
-)  # the paper's, and two after it
 OpenJob = Callable[[Recipe], Job]
 Result = TypeVar("Result", StudyResult, DisharmonyResult, DialResult)
 

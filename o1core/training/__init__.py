@@ -6,11 +6,10 @@ from .pick import Picked, Rollouts, Scored, try_reward
 from .round_files import kept_reference, log_line, open_log, read_log, trim_log
 from .state import Progress, durable, has_states, load_state, rewind, save_state
 from .teacher import forget_teachers, open_teacher
-from .tracker import TRACKERS, Rows, Send, check_installed, open_tracker, send_nothing
+from .tracker import Rows, Send, check_installed, open_tracker, send_nothing
 from .update import Updater, reference_logprobs, sampler_logprobs, with_reference
 
 __all__ = [
-    "TRACKERS",
     "Objective",
     "Picked",
     "Progress",

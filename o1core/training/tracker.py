@@ -140,7 +140,6 @@ def with_tables(library: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 OPENERS = {"trackio": open_trackio, "wandb": open_wandb, "tensorboard": open_tensorboard}
-TRACKERS = tuple(OPENERS)
 
 
 def identity(folder: Path, settings: Mapping[str, Any]) -> str:

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..choices import Offload
 from ..distributed import (
     BackgroundSave,
     HostMemory,
-    Offload,
     clip_gradients,
     is_sharded,
     largest,

@@ -60,8 +60,18 @@ def test_the_module_is_the_command():
     assert all(name in done.stdout for name in subcommands())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["prnue"]])
-def test_help_and_version_answer_without_torch(words):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["prnue"],
+        ["prune", "--help-all"],
+        ["study", "compare", "--help"],
+        ["eval", "--lr", "x"],
+    ],
+)
+def test_help_version_and_typing_errors_answer_without_torch(words):
     program = "import sys, o1core.cli\ntry: o1core.cli.main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False" and "Traceback" not in done.stderr

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import o1core.model
+from o1core.choices import LORA_TARGETS
 from o1core.cli import main
-from o1core.model import LORA_TARGETS, adapted, add_adapters, draw_adapters, merged_weights
+from o1core.model import adapted, add_adapters, draw_adapters, merged_weights
 from o1core.recipe import Recipe
 from o1core.rollout import Engine
 from o1core.run_folder import RunFolder

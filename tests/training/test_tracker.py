@@ -8,9 +8,11 @@ import types
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from o1core.choices import TRACKERS
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.training import TRACKERS, Rows, check_installed, open_tracker, read_log
+from o1core.training import Rows, check_installed, open_tracker, read_log
+from o1core.training.tracker import OPENERS
 
 SETTINGS = {"lam": 2.0}
 
@@ -151,3 +153,7 @@ def test_a_missing_library_ends_the_command_before_it_starts(monkeypatch, tmp_pa
     assert main(["prune", "--out", str(tmp_path / "run"), "--tracker", "wandb"]) == 2
     assert "--tracker wandb: wandb is not installed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_every_tracker_of_the_flag_can_be_opened():
+    assert set(TRACKERS) == set(OPENERS)
