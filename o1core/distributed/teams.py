@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model import Block, ModelConfig, Piece, Transformer, fill, layout, open_tensors, read_config
 from .sharding import whole_unit
-from .world import on_all_ranks, rank, size, world
+from .world import on_all_ranks, patience, rank, size, world
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ def team_of(members: int) -> Team:
             f"--tensor-parallel: {members} does not divide the {per_node} processes of a node, which torchrun starts"
         )
     group = None
-    if members > 1:
+    opened = world()
+    if members > 1 and opened is not None:
+        wait = patience(opened.device, opened.timeout)
         for first in range(0, size(), members):  # every rank makes every group, as torch asks for
-            made = dist.new_group(list(range(first, first + members)))
+            made = dist.new_group(list(range(first, first + members)), timeout=wait)
             group = made if first <= rank() < first + members else group
     return Team(rank() // members, rank() % members, members, group)
 

@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partialmethod
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -34,8 +37,11 @@ from ..errors import UserError
 T = TypeVar("T")
 
 LOOK_EVERY = 1.0  # seconds, for ranks that have died
+GRACE = 30.0  # seconds beyond --timeout after which NCCL's own watchdog aborts, so that a rank can be named before
 WHY_DEAD = "killed, or out of memory"
 RERUN = "rerun the same command to continue"
+PACKAGE = Path(__file__).parents[1]
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 @dataclass
@@ -123,8 +129,7 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
     _world.store.set(f"process/{rank()}", whereabouts())
     if not is_lead():
         silence()
-    if _world.device.type == "cuda":
-        watch_others(_world)
+    watch_others(_world, deaf=_world.device.type == "cuda")
     try:
         yield _world.device
     except UserError as error:
@@ -163,7 +168,8 @@ def join(device: torch.device, timeout: float) -> World:
             f"o1core, start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
         )  # it outlives a restart
         store.set_timeout(wait)
-        dist.init_process_group(backend, store=PrefixStore("group", store), rank=own, world_size=count, timeout=wait)
+        groups = PrefixStore("group", store)
+        dist.init_process_group(backend, store=groups, rank=own, world_size=count, timeout=patience(device, timeout))
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -173,46 +179,112 @@ def join(device: torch.device, timeout: float) -> World:
     shape, names = ((nodes, count // nodes), ("replicate", "shard")) if nodes > 1 else ((count,), ("shard",))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
-        dist.distributed_c10d._set_pg_timeout(wait, group)
+        dist.distributed_c10d._set_pg_timeout(patience(device, timeout), group)
     writers = dist.new_group(backend="gloo", timeout=wait)
     return World(own, count, PrefixStore("meetings", store), device, mesh, timeout, writers)
 
 
-def watch_others(world: World) -> None:
-    """Look after the other ranks in a thread, and end this process with one line where one of them is gone.
+def patience(device: torch.device, timeout: float) -> timedelta:
+    """How long a process group waits by itself: where the watching thread has to speak first, a little longer."""
+    return timedelta(seconds=timeout + (GRACE if device.type == "cuda" else 0))
+
+
+def watch_others(world: World, deaf: bool) -> None:
+    """In a thread, say once a second that this rank lives, where its main thread stands and how many collectives it has
+    entered. Where the main thread is deaf, also look after the others, and end this process with one line where one of them
+    is gone or does not come.
 
     On a GPU a collective whose other side is gone raises nothing: the main thread waits within CUDA, where nothing reaches it,
     until NCCL's own watchdog ends the process with a trace that names nobody. A rank is gone when its process is, or when on
-    another machine its thread has been still for --timeout seconds; who left by itself has said so. A rank that lives and does
-    not come is left to that watchdog, which has the same --timeout.
+    another machine its thread has been still for --timeout seconds; who left by itself has said so. It does not come when it
+    has entered fewer collectives than this rank, and neither has entered another one for --timeout seconds.
     """
     others = [r for r in range(world.size) if r != world.rank]
-    moved = dict.fromkeys(
-        others, (-1, time.monotonic())
-    )  # how often each gave a sign, and when that was last seen to change
+    start = time.monotonic()
+    moved = {r: (-1, start) for r in others}  # how often each gave a sign, and when that was last seen to change
+    lags = {
+        r: (False, Counter[str](), Counter[str](), start) for r in others
+    }  # behind this rank, both counts, since when
 
     def gone() -> list[int]:
-        world.store.add(f"pulse/{world.rank}", 1)
         for r in others:
             if (pulse := world.store.add(f"pulse/{r}", 0)) != moved[r][0]:
                 moved[r] = pulse, time.monotonic()
         still = [r for r in others if time.monotonic() > moved[r][1] + world.timeout]
-        missing = {*dead(world, others), *still}
-        return sorted(r for r in missing if not world.store.check([f"left/{r}"]))
+        return [r for r in sorted({*dead(world, others), *still}) if not world.store.check([f"left/{r}"])]
+
+    def late() -> list[int]:
+        mine = entered(world)
+        for r in others:
+            theirs = Counter(seen_at(world, r)["entered"])
+            behind = any(theirs[group] < mine[group] for group in mine.keys() & theirs.keys())
+            if (behind, theirs, mine) != lags[r][:3]:
+                lags[r] = behind, theirs, mine, time.monotonic()
+        found = [r for r in others if lags[r][0] and time.monotonic() > lags[r][3] + world.timeout]
+        return [r for r in found if not world.store.check([f"left/{r}"])]
+
+    def tell_and_end(ranks: list[int], line: str) -> None:
+        if world.rank == min(r for r in range(world.size) if r not in ranks):
+            os.write(2, f"o1core: error: {line}\n".encode())
+        world.store.set(f"left/{world.rank}", "")  # not dead
+        os._exit(2)
 
     def watch() -> None:
         seen: list[int] = []
+        main = threading.main_thread().ident
+        assert main is not None
         with contextlib.suppress(RuntimeError):  # the store is gone, and torchrun with it
             while _world is world:
-                if (found := gone()) and found == seen:  # twice: the main thread may be about to say more
-                    if world.rank == min(r for r in range(world.size) if r not in found):
-                        line = f"o1core: error: {named(found)} died ({WHY_DEAD}); {RERUN}\n"
-                        os.write(2, line.encode())
-                    os._exit(2)
-                seen = found
+                here = place(traceback.walk_stack(sys._current_frames()[main]))
+                world.store.set(f"at/{world.rank}", json.dumps({"place": here, "entered": entered(world)}))
+                world.store.add(f"pulse/{world.rank}", 1)
+                if deaf:
+                    if (found := gone()) and found == seen:  # twice: the main thread may be about to say more
+                        tell_and_end(found, f"{named(found)} died ({WHY_DEAD}); {RERUN}")
+                    if not found and (absent := late()):
+                        tell_and_end(absent, never_came(world, absent, here))
+                    seen = found
                 time.sleep(LOOK_EVERY)
 
     threading.Thread(target=watch, name="watching", daemon=True).start()
+
+
+def entered(world: World) -> Counter[str]:
+    """How many collectives this rank's main thread has entered, by the name of the process group."""
+    found = Counter[str]()
+    for group, name in list(dist.distributed_c10d._world.pg_names.items()):
+        if group is not world.writers:
+            found[name] = group._get_sequence_number_for_group()
+    return found
+
+
+def seen_at(world: World, r: int) -> dict[str, Any]:
+    """What a rank has last said of itself: the place of its main thread and what it has entered."""
+    key = f"at/{r}"
+    return json.loads(world.store.get(key)) if world.store.check([key]) else {"place": "its start", "entered": {}}
+
+
+def place(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """Where a thread stands, from its frames and their lines, the innermost first: the innermost line that is no library's, nor
+    this file's, and the function of torch.distributed that it has called."""
+    called = ""
+    for frame, line in frames:
+        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+        ours = path.is_relative_to(PACKAGE) or not any(path.is_relative_to(folder) for folder in LIBRARIES)
+        if ours and path != Path(__file__) and path.is_absolute():
+            return f"{'/'.join(path.parts[-3:])}:{line} ({called}{name})"
+        if not (ours or called) and path.parent.name == "distributed" and path.stem != "c10d_logger":
+            called = f"{name} in "
+    return "its start"
+
+
+def never_came(world: World, absent: list[int], here: str) -> str:
+    """In one line: who did not come, to what, and where to look."""
+    theirs = "; ".join(f"rank {r} was last seen at {seen_at(world, r)['place']}" for r in absent)
+    return (
+        f"gave up waiting for {named(absent)} after {world.timeout:g} s (--timeout), at {here}; {theirs}: look there, or raise "
+        "--timeout"
+    )
 
 
 def silence() -> None:
@@ -263,7 +335,8 @@ def wait_for(world: World, keys: list[str], what: str) -> None:
         missing = missing_ranks()
         now = [world.store.add(f"signs/{r}", 0) for r in missing]
         if missing and now == signs:
-            raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}")
+            places = ", ".join(f"rank {r} was last seen at {seen_at(world, r)['place']}" for r in missing)
+            raise UserError(f"{what}: waited {world.timeout:g} s (--timeout) for {named(missing)}; {places}")
         signs = now
 
 
@@ -359,9 +432,10 @@ def who_is_missing(error: RuntimeError) -> str:
         missing = [r for r in range(_world.size) if not _world.store.check([f"alive/{r}"])]
         if gone := dead(_world, missing):
             return f"{named(gone)} died ({WHY_DEAD}): {reason}; {RERUN}"
+        if missing and "imed out" in reason:
+            return never_came(_world, missing, place(reversed(list(traceback.walk_tb(error.__traceback__)))))
         if missing:
-            waited = f" after {_world.timeout:g} s (--timeout)" if "imed out" in reason else ""
-            return f"gave up waiting for {named(missing)}{waited}: {reason}"
+            return f"gave up waiting for {named(missing)}: {reason}"
     return f"the connection to another rank broke: {reason}"
 
 

@@ -1,6 +1,7 @@
 """How processes agree, and what they say when one of them does not come."""
 
 import os
+import re
 import signal
 import time
 
@@ -99,7 +100,7 @@ def wait_where_nothing_is_heard(rank_1_is_killed: bool, errors: str) -> str:
     os.dup2(os.open(f"{errors}-{rank()}", os.O_WRONLY | os.O_CREAT), 2)
     world = open_world()
     assert world is not None
-    watch_others(world)
+    watch_others(world, deaf=True)
     gather("a first time")
     if rank() == 1:
         if rank_1_is_killed:
@@ -123,6 +124,33 @@ def test_a_thread_tells_of_a_dead_rank_where_the_main_thread_cannot(tmp_path):
 def test_a_rank_that_waits_gives_up_and_says_for_whom(kind, message):
     with pytest.raises(AssertionError, match=message):
         run_world(hang_on_rank_1, 2, kind, timeout=1)
+
+
+def sleep_on_rank_2(deaf: bool, errors: str) -> None:
+    """Ranks 0 and 1 enter a sum to which rank 2, which lives, never comes. deaf: they do not hear that it fails."""
+    os.dup2(os.open(f"{errors}-{rank()}", os.O_WRONLY | os.O_CREAT), 2)
+    world = open_world()
+    assert world is not None
+    if deaf:
+        watch_others(world, deaf=True)
+    gather("a first time")
+    if rank() == 2:
+        time.sleep(60)
+    torch.distributed.all_reduce(torch.ones(3), async_op=deaf)
+    time.sleep(60)
+
+
+def test_a_rank_that_lives_and_never_comes_is_named_with_the_place_where_it_is(tmp_path):
+    line = (
+        r"gave up waiting for rank 2 after 1 s \(--timeout\), at tests/distributed/test_world.py:\d+ \({}sleep_on_rank_2\); "
+        r"rank 2 was last seen at tests/distributed/test_world.py:\d+ \(sleep_on_rank_2\): look there, or raise --timeout"
+    )
+    with pytest.raises(AssertionError, match=line.format("all_reduce in ")):
+        run_world(sleep_on_rank_2, 3, False, str(tmp_path / "heard"), timeout=1)
+    with pytest.raises(EOFError):  # the process of rank 0 has ended
+        run_world(sleep_on_rank_2, 3, True, str(tmp_path / "deaf"), timeout=1)
+    assert re.fullmatch("o1core: error: " + line.format(""), (tmp_path / "deaf-0").read_text().strip())
+    assert not (tmp_path / "deaf-1").read_text()
 
 
 def dealt(count: int, members: int) -> list[list[int]]:
