@@ -71,6 +71,11 @@ def length_harmonizing_advantage(
     return advantage
 
 
+def within(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """x.clamp with the gradient kept on the edges, where torch's own keeps it up to version 2.13 and drops it since."""
+    return torch.where((x < low) | (x > high), x.detach().clamp(low, high), x)
+
+
 def clipped_surrogate(
     logp: torch.Tensor,
     ref_logp: torch.Tensor,
@@ -95,16 +100,16 @@ def clipped_surrogate(
         log_ratio = (logp[start:end] - ref_logp[start:end])[keep]
         if not len(log_ratio):
             continue
-        per_token = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        per_token = within(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         kl_sum += (per_token.exp() - 1 - per_token).sum().item()
         tokens += len(log_ratio)
         if ratio == "sequence":
             log_ratio = log_ratio.sum()[None]
         elif ratio == "sequence_mean":
             log_ratio = log_ratio.mean()[None]
-        r = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+        r = within(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         over, under = r > 1 + eps_high, r < 1 - eps_low
-        bounded = r.clamp(1 - eps_low, 1 + eps_high)
+        bounded = within(r, 1 - eps_low, 1 + eps_high)
         if ratio == "cispo":
             total = total - (bounded.detach() * advantage[s] * logp[start:end][keep]).sum()
             clipped += (over | under).sum().item()
