@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from o1core.choices import Offload
 from o1core.cli import main
-from o1core.distributed import Offload
 from o1core.training import Updater, update
 from tests.distributed.cases import digest, state_recipe, steps, updater_on
 from tests.distributed.worlds import run_world
