@@ -43,9 +43,10 @@ def torch_fused(hidden: Tensor, weight: Tensor, targets: Tensor, policy: Literal
 
 
 def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    """Its operator with a gradient for each token: at temperature 1, without an id to ignore, with its own schedule."""
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
 
-    return -LigerFusedLinearCrossEntropyLoss(reduction="none")(weight, hidden, targets).float()
+    return -LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets, 1.0, -100, 1, False)[0]
 
 
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -95,9 +96,7 @@ def logp_providers(device: str) -> dict[str, LogProb]:
         "linear_cross_entropy, accurate": partial(torch_fused, policy="accurate"),
     }
     for module, provider in {"trl": trl, "liger_kernel": liger, "cut_cross_entropy": cut_cross_entropy}.items():
-        if device in (("cpu", "cuda") if module == "trl" else ("cuda",)) and importlib.util.find_spec(
-            module
-        ):  # the others know a GPU alone
+        if (module == "trl" or device != "cpu") and importlib.util.find_spec(module):  # the others know a GPU alone
             providers[module] = provider
     return providers
 

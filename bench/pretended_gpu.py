@@ -8,13 +8,17 @@ TRITON_INTERPRET must not be set when triton is imported.
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime import driver
@@ -23,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from o1core.kernels import configs
 
 MULTIPROCESSORS = 132
+CARD, CARD_BYTES = "NVIDIA H100 80GB HBM3", 80 << 30
 
 
 @dataclass(frozen=True)
@@ -109,4 +114,63 @@ def pretended_gpu(capability: int, launched: Launched) -> Iterator[None]:
         )
         stack.enter_context(mock.patch.object(configs, "multiprocessors", lambda device: MULTIPROCESSORS))
         stack.enter_context(mock.patch.dict("os.environ", {"O1CORE_KERNELS": "triton"}))
+        yield
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the tensors of a kind of device that are alive, and their peak: what torch's allocator would say,
+    but for what it rounds up."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.now, self.peak = device, 0, 0
+        self.known = weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
+                self.hold(tensor.untyped_storage())
+        return result
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self.known:
+            self.known.add(storage)
+            self.change(storage.nbytes())
+            weakref.finalize(storage, self.change, -storage.nbytes())
+
+    def change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def forget_peak(self) -> None:
+        self.peak = self.now
+
+
+@contextlib.contextmanager
+def pretended_runtime(capability: int, allocated: Allocated) -> Iterator[None]:
+    """torch.cuda of a card that is not there, whose memory holds what is counted. Nothing waits, and nothing takes time."""
+    event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0)
+    stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
+    properties = SimpleNamespace(total_memory=CARD_BYTES, multi_processor_count=MULTIPROCESSORS)
+    answers: dict[str, Callable[..., Any]] = {
+        "get_device_capability": lambda *_: divmod(capability, 10),
+        "get_device_name": lambda *_: CARD,
+        "current_device": lambda: 0,
+        "device_count": lambda: 2,
+        "mem_get_info": lambda *_: (CARD_BYTES - allocated.now, CARD_BYTES),
+        "memory_reserved": lambda *_: allocated.now,
+        "memory_allocated": lambda *_: allocated.now,
+        "max_memory_allocated": lambda *_: allocated.peak,
+        "reset_peak_memory_stats": lambda *_: allocated.forget_peak(),
+        "get_device_properties": lambda *_: properties,
+        "empty_cache": lambda: None,
+        "synchronize": lambda *_: None,
+        "Event": lambda *_, **__: event,
+        "Stream": lambda *_, **__: stream,
+        "current_stream": lambda *_: stream,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         yield

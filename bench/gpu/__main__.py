@@ -26,10 +26,10 @@ import triton
 
 from o1core.files import read_json, write_atomic, write_json
 
-from . import decode, engine, head, training
+from . import decode, engine, head, peers, sharded, training
 from .measure import TINY, Row, Sizes, card_of
 
-ROWS: dict[str, Row] = {row.name: row for part in (head, decode, engine, training) for row in part.ROWS}
+ROWS: dict[str, Row] = {row.name: row for part in (head, decode, engine, training, sharded, peers) for row in part.ROWS}
 SIZES = {"full": Sizes(), "tiny": TINY}
 START_SECONDS = 120  # that a process may take to import torch and find the device
 
@@ -38,7 +38,7 @@ def run_row(name: str, sizes: Sizes) -> dict[str, Any]:
     """{"found": figures} or {"error": one line}, and the seconds it took."""
     start = time.perf_counter()
     try:
-        result: dict[str, Any] = {"found": ROWS[name].run(sizes)}
+        result: dict[str, Any] = {"found": ROWS[name].measure(sizes)}
     except Exception as error:
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}

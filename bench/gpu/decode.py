@@ -9,10 +9,13 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from o1core import kernels
+from o1core.recipe import Recipe
 from o1core.rollout import SamplingParams
 from o1core.rollout.sampling import sample
+from o1core.runs import Machine, Workload
+from o1core.runs.footprint import sampling
 
-from .measure import BASE, Bar, Found, Row, Sizes, card_of, milliseconds, normal
+from .measure import BASE, CARD_BYTES, FLUSH, Bar, Found, Row, Sizes, card_of, milliseconds, normal, seven_b
 
 THEIR_PAGE = 256  # tokens: the smallest page that torch's attention takes on every card
 REAL: dict[str, Any] = {"temperature": 0.5, "top_p": 0.8}  # what the default recipe samples with
@@ -39,13 +42,21 @@ def paged_inputs(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return queries, keys, values, table, lengths
 
 
+def planned(sizes: Sizes) -> int:
+    """Bytes that the plan of sampling has for one layer's pages, a step's activations and its logits, and of a timing."""
+    recipe, rows = Recipe.of(), sizes.rows
+    workload = Workload(recipe, False, sizes.length - 1, 1, rows, rows, rows)
+    parts = sampling(replace(seven_b(sizes), num_layers=1), workload, Machine(cuda=True, memory=CARD_BYTES), rows, None)
+    return sum(parts.values()) + FLUSH
+
+
 def attention(sizes: Sizes) -> Found:
     """The bytes of keys and values over the time, beside the card's bandwidth."""
     inputs = paged_inputs(sizes)
     ours = kernels.paged_attention(*inputs, sizes.length)
     taken = milliseconds(lambda: kernels.paged_attention(*inputs, sizes.length), sizes)
     moved = 2 * sizes.rows * sizes.length * sizes.kv_heads * sizes.head_size * sizes.dtype.itemsize
-    card = card_of(torch.cuda.get_device_name()) if sizes.device == "cuda" else BASE
+    card = card_of(torch.cuda.get_device_name()) if sizes.on_gpu else BASE
     found: Found = {"GB/s": moved / taken / 1e6, "ms": taken}
     found["of the card's bandwidth"] = moved / taken * 1e3 / card[1] if card else "the card's bandwidth is not known"
     order = torch.randperm(sizes.rows, generator=torch.Generator().manual_seed(14)).to(sizes.device)
@@ -118,7 +129,7 @@ def over_pages(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, len
     }
 
 
-def sampling(sizes: Sizes) -> Found:
+def draws(sizes: Sizes) -> Found:
     """The kernel's ids and the CPU sampler's; two that stand side by side at a boundary of 1e-6 do not count. Logits are fp32
     of a head that is cut at the next multiple of 64 ids, as the engine makes them."""
     columns = -(-sizes.ids // 64) * 64
@@ -180,6 +191,7 @@ ROWS = [
         SHAPE,
         {"of the card's bandwidth": Bar("at least", 0.8), "rows that differ in another order": Bar("at most", 0)},
         attention,
+        planned=planned,
     ),
     Row(
         "against varlen_attn",
@@ -195,7 +207,7 @@ ROWS = [
             "ids that differ": Bar("at most", 0),
             "broken rows": Bar("at most", 0),
         },
-        sampling,
+        draws,
+        planned=planned,
     ),
 ]
-ROWS = [replace(row, on_kernels=True) for row in ROWS]

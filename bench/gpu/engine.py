@@ -14,31 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from o1core import Engine, SamplingParams, Tokenizer, Transformer
 from o1core.model import ModelConfig
+from o1core.recipe import Recipe
 from o1core.rollout import pages
+from o1core.runs import Machine, Workload, plan_run
+from o1core.runs.footprint import CUDA_CONTEXT
 
 from .decode import REAL, SPREAD
-from .measure import Bar, Found, Row, Sizes, integers
+from .measure import CARD_BYTES, Bar, Found, Row, Sizes, generator_of, integers, seven_b
 
 SAMPLES = 8  # completions a prompt
-
-
-def seven_b(sizes: Sizes) -> ModelConfig:
-    """The shape of Qwen2-7B (Marco-o1)."""
-    return ModelConfig(
-        "Qwen2ForCausalLM",
-        sizes.vocab,
-        sizes.hidden,
-        sizes.ffn,
-        sizes.layers,
-        sizes.heads,
-        sizes.kv_heads,
-        sizes.head_size,
-        norm_eps=1e-6,
-        rope_theta=1e6,
-        max_positions=32768,
-        tied=False,
-        dtype=sizes.dtype,
-    )
 
 
 def random_model(config: ModelConfig, sizes: Sizes) -> Transformer:
@@ -47,7 +31,9 @@ def random_model(config: ModelConfig, sizes: Sizes) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config).to(sizes.dtype)
     model.to_empty(device=sizes.device)
-    generator = torch.Generator(sizes.device).manual_seed(0)
+    if sizes.on_gpu:
+        torch.cuda.reset_peak_memory_stats()  # a pretended GPU has counted the one before too
+    generator = generator_of(sizes, 0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
@@ -56,6 +42,17 @@ def random_model(config: ModelConfig, sizes: Sizes) -> Transformer:
             else:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
     return model
+
+
+def planned(sizes: Sizes, layers: int, prompt: int, new_tokens: int, engines: int = 1) -> int:
+    """Bytes that `o1core plan` says sampling takes, of SAMPLES completions a prompt, with a KV cache for each engine. What CUDA
+    itself takes is no tensor's."""
+    completions = sizes.prompts * SAMPLES
+    workload = Workload(Recipe.of(), False, prompt, new_tokens, completions, sizes.prompts, completions)
+    config = replace(seven_b(sizes), num_layers=min(layers, sizes.layers))
+    plan = plan_run(config, workload, Machine(cuda=True, memory=CARD_BYTES), slots=completions)
+    phase = plan.phases[0]
+    return phase.total + (engines - 1) * phase.parts["KV cache"] - CUDA_CONTEXT
 
 
 def endless_engine(model: Transformer, slots: int, sizes: Sizes) -> Engine:
@@ -155,6 +152,9 @@ ROWS = [
         {"ms a step": Bar("at most", 15.8, "bandwidth"), "tokens/s": Bar("at least", 16200, "bandwidth")},
         decode_step,
         limit=100,
+        planned=lambda s: planned(
+            s, s.layers, s.length - s.step_tokens // 2, s.step_tokens + max(s.step_tokens // 8, 1)
+        ),
     ),
     Row(
         "idle GPU",
@@ -162,6 +162,7 @@ ROWS = [
         {"idle": Bar("at most", 0.03)},
         idle_gpu,
         limit=90,
+        planned=lambda s: planned(s, s.layers, min(64, s.length), s.step_tokens),
     ),
     Row(
         "rollouts",
@@ -169,17 +170,20 @@ ROWS = [
         {"tokens/s": Bar("at least", 13000, "bandwidth")},
         throughput,
         limit=100,
+        planned=lambda s: planned(s, s.layers, max(s.length - s.new_tokens, 1), s.new_tokens),
     ),
     Row(
         "batch invariance",
         "4 layers of a 7B model, a prompt's 8 completions in 3 slots and beside {prompts} prompts",
         {"completions that differ": Bar("at most", 0)},
         batch_invariance,
+        planned=lambda s: planned(s, 4, min(100, s.length), min(64, s.new_tokens), engines=2),
     ),
     Row(
         "graphs",
         "4 layers of a 7B model, {prompts} prompts x 8 samples, graphs against their steps, twice with an update between",
         {"completions that differ": Bar("at most", 0)},
         graphs,
+        planned=lambda s: planned(s, 4, min(100, s.length), min(64, s.new_tokens), engines=2),
     ),
 ]

@@ -15,9 +15,11 @@ from bench.kernel_providers import Case, logp_providers, surrogate_of, surrogate
 from o1core import kernels
 from o1core.kernels.dispatch import primitives
 from o1core.kernels.numbers import OnePassBudget, accumulator, add_product
+from o1core.runs import Machine
+from o1core.runs.footprint import scratch_of_head
 from tests.kernels import reference
 
-from .measure import Bar, Found, Row, Sizes, integers, milliseconds, normal
+from .measure import CARD_BYTES, FLUSH, Bar, Found, Row, Sizes, integers, milliseconds, normal, seven_b
 
 AT_MOST_TWICE = Bar("at most", 2.0)
 
@@ -130,6 +132,14 @@ def head_case(sizes: Sizes) -> Case:
     return Case(hidden, weight, targets, upstream, logp, surrogate_rest(n, 0.0, sizes.device))
 
 
+def planned(sizes: Sizes) -> int:
+    """Bytes of the head's inputs and their gradients, of what the plan of an update has for the loss, and of a timing."""
+    config = replace(seven_b(sizes), vocab_size=sizes.head_vocab, hidden_size=sizes.head_hidden)
+    inputs = (sizes.tokens + sizes.head_vocab) * sizes.head_hidden * sizes.dtype.itemsize
+    machine = Machine(cuda=True, memory=CARD_BYTES)
+    return 2 * inputs + scratch_of_head(config, sizes.tokens, machine) + FLUSH
+
+
 def bits(sizes: Sizes) -> Found:
     """Each op twice on the same inputs."""
     case = head_case(sizes)
@@ -238,15 +248,23 @@ ROWS = [
         "each op twice, {check_tokens} tokens x {head_hidden} x {head_vocab:,}",
         {"tensors that differ": Bar("at most", 0)},
         bits,
+        planned=planned,
     ),
-    Row("row order", HEAD + ", rows shuffled, and one alone", {"rows that differ": Bar("at most", 0)}, row_order),
-    Row("forward", HEAD, {"TFLOP/s": Bar("at least", 700, "flops")}, forward),
-    Row("backward", HEAD + ", two passes, 6NVH", {"TFLOP/s": Bar("at least", 690, "flops")}, backward),
+    Row(
+        "row order",
+        HEAD + ", rows shuffled, and one alone",
+        {"rows that differ": Bar("at most", 0)},
+        row_order,
+        planned=planned,
+    ),
+    Row("forward", HEAD, {"TFLOP/s": Bar("at least", 700, "flops")}, forward, planned=planned),
+    Row("backward", HEAD + ", two passes, 6NVH", {"TFLOP/s": Bar("at least", 690, "flops")}, backward, planned=planned),
     Row(
         "one pass",
         HEAD + ", loss and gradients",
         {"ms": Bar("at most", 39, "flops"), "rows at a time / tokens": Bar("at least", 1)},
         one_pass,
+        planned=planned,
     ),
     *(
         Row(
@@ -258,4 +276,3 @@ ROWS = [
         for peer in ("linear_cross_entropy", "liger_kernel", "cut_cross_entropy", "trl")
     ),
 ]
-ROWS = [replace(row, on_kernels=True) for row in ROWS]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from o1core.model import ModelConfig
+
 # By a part of the card's name, the first that fits: dense bf16 FLOP/s (fp32 sums) and bytes a second, as published.
 CARDS = {
     "B200": (2.25e15, 8.0e12),
@@ -24,6 +26,9 @@ CARDS = {
     "RTX 4090": (165e12, 1.008e12),
 }
 BASE = CARDS["H100"]  # whose bars the rows state
+CARD_BYTES = 80 << 30  # of its memory
+HELD = "peak / plan"  # a row's figure: the most that it held of a GPU's memory over what was planned
+FLUSH = 1 << 30  # bytes that are written between two timings, more than a card's L2 cache holds
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Sizes:
     batch: int = 16  # sequences of a training step
     sequence: int = 1025  # tokens of each: the last is never fed
     micro_tokens: int = 8192
+
+    @property
+    def on_gpu(self) -> bool:
+        """Also a pretended one, whose tensors are torch's meta tensors."""
+        return self.device != "cpu"
 
 
 TINY = Sizes(
@@ -130,14 +140,31 @@ Found = dict[str, float | str]  # figure: its value, or why it was left out
 @dataclass(frozen=True)
 class Row:
     """One measurement. what: its sizes in words, with the fields of Sizes in braces; bars: by figure, the others have none;
-    limit: seconds it may take."""
+    limit: seconds it may take; planned: bytes of a GPU that it may hold at its peak, where the product has a plan for what it
+    does."""
 
     name: str
     what: str
     bars: dict[str, Bar]
     run: Callable[[Sizes], Found]
     limit: int = 60
-    on_kernels: bool = False  # it calls kernels and products alone, so that --dry can walk it without numbers
+    planned: Callable[[Sizes], int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.planned is not None:
+            self.bars[HELD] = Bar("at most", 1.0)
+
+    def measure(self, sizes: Sizes) -> Found:
+        """What the row finds, and the most that it held beside what is planned."""
+        if sizes.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if sizes.on_gpu else 0
+        found = self.run(sizes)
+        if self.planned is not None:
+            planned = self.planned(sizes)
+            held = (torch.cuda.max_memory_allocated() - before) / planned if sizes.on_gpu else "no GPU"
+            found |= {"planned GiB": planned / 2**30, HELD: held}
+        return found
 
     def describe(self, sizes: Sizes) -> str:
         return self.what.format(**asdict(sizes))
@@ -177,11 +204,11 @@ def card_of(name: str) -> tuple[float, float] | None:
 def milliseconds(work: Callable[[], object], sizes: Sizes) -> float:
     """The median time of a call. On a GPU by events, behind a write of 1 GiB that empties the L2 cache and gives the host
     time to launch."""
-    if sizes.device != "cuda":
+    if not sizes.on_gpu:
         start = time.perf_counter()
         work()
         return max(time.perf_counter() - start, 1e-9) * 1e3
-    scratch = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    scratch = torch.empty(FLUSH, dtype=torch.int8, device=sizes.device)
     for _ in range(3):
         work()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(sizes.runs)]
@@ -192,6 +219,25 @@ def milliseconds(work: Callable[[], object], sizes: Sizes) -> float:
         end_mark.record()
     torch.cuda.synchronize()
     return median(a.elapsed_time(b) for a, b in marks)
+
+
+def seven_b(sizes: Sizes) -> ModelConfig:
+    """The shape of Qwen2-7B (Marco-o1)."""
+    return ModelConfig(
+        "Qwen2ForCausalLM",
+        sizes.vocab,
+        sizes.hidden,
+        sizes.ffn,
+        sizes.layers,
+        sizes.heads,
+        sizes.kv_heads,
+        sizes.head_size,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_positions=32768,
+        tied=False,
+        dtype=sizes.dtype,
+    )
 
 
 def generator_of(sizes: Sizes, seed: int) -> torch.Generator | None:

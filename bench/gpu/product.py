@@ -10,23 +10,29 @@ are not there.
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.pretended_gpu import pretended_gpu
+from bench.pretended_gpu import Allocated, pretended_gpu, pretended_runtime
 from o1core import Engine, SamplingParams, Tokenizer, Transformer
-from o1core.distributed.states import to_host
+from o1core.distributed import offload, states
 from o1core.kernels import dispatch
 from o1core.kernels.numbers import Clip, Needs, Sequences, Softmax, Upstream
-from o1core.model import ModelConfig
+from o1core.model import ModelConfig, adapted, add_adapters, draw_adapters, fold_adapters, merged_weights
 from o1core.rollout import engine, pages
+from o1core.rollout.engine import prefill
 from o1core.training import reference_logprobs
 from o1core.types import Example
 
@@ -64,26 +70,10 @@ class HostReads(TorchDispatchMode):
 
 @contextlib.contextmanager
 def on_pretended_gpu(launched: Callable[..., None]) -> Iterator[None]:
-    event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None)
-    stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
-    patched = {
-        "get_device_capability": lambda *_: (CAPABILITY // 10, CAPABILITY % 10),
-        "current_device": lambda: 0,
-        "mem_get_info": lambda *_: (8 << 30, 80 << 30),
-        "memory_reserved": lambda *_: 0,
-        "memory_allocated": lambda *_: 0,
-        "get_device_properties": lambda *_: SimpleNamespace(total_memory=80 << 30, multi_processor_count=132),
-        "empty_cache": lambda: None,
-        "synchronize": lambda *_: None,
-        "Event": lambda *_, **__: event,
-        "Stream": lambda *_, **__: stream,
-        "current_stream": lambda *_: stream,
-    }
     dispatch._new_enough.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.enter_context(pretended_gpu(CAPABILITY, launched))
-        for name, value in patched.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(pretended_runtime(CAPABILITY, Allocated("cuda")))
         stack.enter_context(mock.patch.object(pages, "Captured", Captured))
         batches = SimpleNamespace(base=256, holds=True)  # measured on the numbers of a real device
         stack.enter_context(mock.patch.object(engine, "model_sizes", lambda *_: batches))
@@ -141,9 +131,67 @@ def update() -> None:
         master.grad = torch.zeros_like(master)
     optimiser = torch.optim.AdamW(masters, lr=1e-6, fused=True)
     optimiser.step()
-    moments = [optimiser.state[m]["exp_avg"] for m in masters]
-    for tensor in moments:
-        assert to_host(tensor, 1 << 10).device.type == "cpu"
+
+
+def adapters() -> None:
+    """Merged to sample, and the base back."""
+    model = model_on_gpu()
+    add_adapters(model, 4, None, "all", None)
+    draw_adapters(model, 0)
+    with merged_weights(model):
+        prefill(model, [1, 2, 3])
+    ids = torch.zeros(1, 4, dtype=torch.int64, device=GPU)
+    assert model.hidden(ids).device == GPU
+    fold_adapters(model)
+    assert not adapted(model) and model.hidden(ids).device == GPU
+
+
+def offloaded() -> None:
+    """To the host's memory, which is page-locked, and back. Whole storages are moved, which a pretended tensor shares with no
+    other and cannot show: what is copied from and to is another pretended tensor of its size."""
+    tensors = [torch.empty(n, device=GPU) for n in (300, 5)]
+    locks = Counter[str]()
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda place, size, flags: locks.update(register=1) or 0,
+        cudaHostUnregister=lambda place: locks.update(unregister=1),
+    )
+    with contextlib.ExitStack() as stack:
+        for target, name, value in (
+            (offload, "bytes_of", lambda s: torch.empty(s.nbytes(), dtype=torch.uint8, device=GPU)),
+            (torch.UntypedStorage, "data_ptr", lambda s: s._cdata),
+            (torch.UntypedStorage, "device", GPU),
+            (torch.cuda, "is_initialized", lambda: True),
+            (torch.cuda, "cudart", lambda: runtime),
+        ):
+            stack.enter_context(mock.patch.object(target, name, value))
+        host = offload.HostMemory()
+        for part in (tensors[:1], tensors):  # the second takes a larger block
+            with host.holding(part):
+                assert not any(t.untyped_storage().nbytes() for t in part)
+            assert all(t.untyped_storage().nbytes() == t.nbytes for t in part)
+    assert locks == {"register": 2, "unregister": 1}
+
+
+def staged() -> None:
+    """A training state to a file through page-locked buffers. What arrives in the host's memory has no numbers: zeros of its
+    shapes are written, outside the mode that pretends."""
+    tensors = {"a": torch.empty(300, 70, device=GPU), "b": torch.empty(3, dtype=torch.bfloat16, device=GPU)}
+
+    def written(found: dict[str, Tensor], **settings: Any) -> bytes:
+        assert {name: (t.shape, t.dtype, t.device.type) for name, t in found.items()} == {
+            name: (t.shape, t.dtype, "cpu") for name, t in tensors.items()
+        }
+        with unset_fake_temporarily():
+            return save({name: torch.zeros(t.shape, dtype=t.dtype) for name, t in found.items()}, **settings)
+
+    with (
+        TemporaryDirectory() as folder,
+        mock.patch.object(states, "STAGE_BYTES", 1 << 12),
+        mock.patch.object(states, "to_host", mock.Mock(wraps=states.to_host)) as to_host,
+        mock.patch("safetensors.torch.save", written),
+    ):
+        states.save_tensors(tensors, Path(folder))
+        assert to_host.call_count == len(tensors) and list(Path(folder).iterdir()) == [Path(folder, states.SINGLE)]
 
 
 def walk_product() -> str:
@@ -154,5 +202,8 @@ def walk_product() -> str:
     with warnings.catch_warnings(), on_pretended_gpu(lambda kernel, options, build: kernels.add(kernel.fn.__name__)):
         warnings.simplefilter("ignore")  # addresses of tensors that have none
         rollouts()
+        adapters()
         update()
+        offloaded()
+        staged()
     return f"on a pretended cuda:0, {len(kernels)} kernels, torch {torch.__version__}"

@@ -177,9 +177,12 @@ def join(device: torch.device, timeout: float) -> World:
         ) from None
     nodes = count // per_node if per_node and count % per_node == 0 else 1
     shape, names = ((nodes, count // nodes), ("replicate", "shard")) if nodes > 1 else ((count,), ("shard",))
+    set_timeout = (
+        getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    )  # its name before torch 2.14
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for group in mesh.get_all_groups():
-        dist.distributed_c10d._set_pg_timeout(patience(device, timeout), group)
+        set_timeout(patience(device, timeout), group)
     writers = dist.new_group(backend="gloo", timeout=wait)
     return World(own, count, PrefixStore("meetings", store), device, mesh, timeout, writers)
 
