@@ -4,10 +4,12 @@
 
 A call is distinct by its caller and what it calls. Who reads the distinct calls in the order in which they first happen,
 from `prune` on, moves from the caller's file to the callee's, then to the next caller's, and so on: `moves` counts those
-steps that lead to another file, `up` those of them that lead to a higher layer, where a reader has come from. Importing a
-file is not entering it. --list prints the files in the order in which they are entered.
+steps that lead to another file, `up` those of them that lead to a higher layer, where a reader has come from. --list prints
+the files in the order in which they are entered.
 
-Left out on purpose: time. A profile says where the time goes; this says where the reader goes.
+Left out on purpose: what happens while a file is imported (class bodies, tables made of calls), and the stream that every line
+to the terminal goes through, since nobody follows a `print` there. And time: a profile says where that goes; this says where the
+reader goes.
 """
 
 import argparse
@@ -53,10 +55,15 @@ def traced(calls: dict[tuple[Place | None, Place], None]) -> Iterator[None]:
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         callee = place_of(frame) if event == "call" else None
-        if callee is None or callee[1] == "<module>":
+        if callee is None or callee[1].startswith("Lasting."):
             return
-        above, caller = frame.f_back, None
-        while above is not None and (caller := place_of(above)) is None:
+        caller = None
+        above: FrameType | None = frame
+        while above is not None:
+            place = place_of(above) if above is not frame else None
+            caller = caller or place
+            if above.f_code.co_name == "<module>" and place_of(above):
+                return
             above = above.f_back
         calls.setdefault((caller, callee))
 

@@ -113,6 +113,13 @@ class Recipe:
         named = {"reward": self.reward.kind, "grader": self.reward.grader}
         return {f"{key}_print": own_digest(flag(key), text) for key, text in named.items() if text and is_own(text)}
 
+    def phase(self, index: int | None = None, part: int = 0) -> str:
+        """ "3/6": which of a run's phases this is. It evaluates; in each round (its index) it samples (part 0), trains (1) and
+        with --eval-every validates (2), the base before all rounds (-1); and it evaluates (None)."""
+        each = 2 + (self.evaluation.every == "round")  # phases of a round, and before and after all rounds
+        last = each * (1 + (self.sampling.rounds if self.objective.kind != "none" else 0))
+        return f"{last if index is None else each * (index + 1) + part}/{last}"
+
     def evaluation_params(self) -> "SamplingParams":
         """How an evaluation samples."""
         of = self.evaluation

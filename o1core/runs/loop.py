@@ -133,16 +133,9 @@ def train(
     return run.pruned
 
 
-def phase(recipe: Recipe, index: int | None = None, training: bool = False) -> str:
-    """ "3/6": which of a run's phases this is. It evaluates, samples and trains in each round (its index), and evaluates."""
-    rounds = recipe.sampling.rounds if recipe.objective.kind != "none" else 0
-    last = 2 + 2 * rounds
-    return f"{last if index is None else 2 + 2 * index + training}/{last}"
-
-
 def sample_round(policy: Policy, problems: list[Problem], recipe: Recipe, run: RunFolder, index: int) -> Rollouts:
     """The rollouts of a round, sampled or read back."""
-    label = f"{phase(recipe, index)} sample, round {index + 1} of {recipe.sampling.rounds}"
+    label = f"{recipe.phase(index, 0)} sample, round {index + 1} of {recipe.sampling.rounds}"
     rollouts = policy.sample(problems, recipe.round_params(index), run.rollouts(index), label, recipe.prompt.opening)
     warn_of_cuts(label, rollouts.truncated.float().mean().item(), rollouts.limit)
     return rollouts
@@ -201,7 +194,7 @@ class Round:
         settings, save_every = self.recipe.deciding(), self.recipe.execution.save_every
         batches = self.batches(progress.round_index)
         index, rounds = progress.round_index, self.recipe.sampling.rounds
-        label = f"{phase(self.recipe, index, training=True)} train, round {index + 1} of {rounds}"
+        label = f"{self.recipe.phase(index, 1)} train, round {index + 1} of {rounds}"
         todo = tqdm(batches[progress.step :], desc=label, unit="step", initial=progress.step, total=len(batches))
         with open_log(self.run.log) as lines:
             for batch in todo:

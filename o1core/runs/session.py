@@ -29,7 +29,7 @@ from ..training import load_optimiser_modules, open_tracker
 from ..types import Problem
 from .footprint import Workload
 from .job import EMBEDDED, Job, resolve_dtype
-from .loop import phase, sample_round, train
+from .loop import sample_round, train
 from .plan import Plan, Resources, check_fits, plan_line, plan_run
 
 log = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ def prune(job: Job, run: RunFolder, resources: Resources) -> RunResult:
         if trains:
             session.check_memory()
         before, after = SIDES
-        last = phase(job.recipe)
+        last = job.recipe.phase()
         base = session.evaluate(job.model, job.tests, before, f"1/{last.partition('/')[2]} evaluate the base")
         checkpoint = session.train(resume=True) if trains else job.model
         tests = {name: job.instructed(test, training=False) for name, test in job.tests.items()}

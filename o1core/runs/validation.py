@@ -28,7 +28,7 @@ class Validation:
     """The measurements of a run between its rounds. found: of the policy after so many rounds, in their order."""
 
     def __init__(self, policy: Policy, problems: list[Problem], recipe: Recipe, run: RunFolder, send: Send) -> None:
-        self.policy, self.problems, self.run, self.send = policy, problems, run, send
+        self.policy, self.problems, self.recipe, self.run, self.send = policy, problems, recipe, run, send
         self.params, self.keeps = recipe.evaluation_params(), recipe.evaluation.keep == "best"
         self.found: list[Evaluation] = []
 
@@ -56,7 +56,7 @@ class Validation:
         return finished_evaluation(self.run.validation(rounds), self.problems)
 
     def sample(self, rounds: int) -> Evaluation:
-        label = f"validate after round {rounds}" if rounds else "validate the base"
+        label = f"{self.recipe.phase(rounds - 1, 2)} validate {f'after round {rounds}' if rounds else 'the base'}"
         found = self.policy.evaluate(self.problems, self.params, self.run.validation(rounds), label)
         self.send(
             self.policy.steps, {"validation_accuracy": found.accuracy, "validation_mean_tokens": found.mean_tokens}

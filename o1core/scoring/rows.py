@@ -3,18 +3,21 @@
     JSONL or a JSON list   rows of vLLM, of the OpenAI protocol and its batches, of lm-eval, verl and most scripts
     samples.jsonl          our own (run_folder.py)
     .parquet               lighteval's details, MathArena's outputs and any flat table (extra: pyarrow)
-    Inspect's log          as .json
+    Inspect's log          .eval, or as .json
 
 The fields decide, not the file's name. A row is first flattened: what stands inside `doc`, `model_response`, `response.body` or
 `output` comes up. Then each of a Generation's parts is the first of its field names that is there. A row may hold one
 completion or a list of them, and beside a list, lists of tokens, finish reasons and verdicts.
 
-Left out on purpose: Inspect's .eval (`inspect log convert` writes JSON), and completions of several turns.
+Left out on purpose: completions of several turns.
 """
 
 import hashlib
 import json
 import math
+import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -56,7 +59,8 @@ FINISH = ("finish_reason", "finish_reasons", "stop_reason", "stop_reasons")
 MODEL = ("model_name", "model")
 CUT = ("length", "max_tokens", "model_length", "max_length")  # finish reasons of what met a limit of tokens
 FIX = "correct or replace it"
-MOST_LINE = 256 << 20  # bytes of a line: a problem with hundreds of long completions
+MOST_LINE = 256 << 20  # bytes of a line, or of an archive's file: a problem with hundreds of long completions
+ARCHIVED = re.compile(r"samples/[^/]+\.json")  # the samples of an Inspect .eval
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield from parquet_rows(path)
         return
     if path.suffix == ".eval":
-        raise UserError(f"{path}: is Inspect's binary log; write it as JSON: inspect log convert --to json")
+        yield from archived_rows(path)
+        return
     with open_regular(path) as file:
         first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
@@ -115,7 +120,7 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
             return
         line = file.readline(MOST_LINE)
         if first[:1] == b"{" and not is_whole(line):  # one object over many lines
-            yield from inspect_rows(read_json(path), path)
+            yield from log_rows(read_json(path), path)
             return
         at = 1
         while line:
@@ -124,7 +129,7 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 value = parse_json(decode(line, f"{path}, line {at}"), f"{path}, line {at}", FIX)
                 if is_inspect(value):
-                    yield from inspect_rows(value, path)
+                    yield from log_rows(value, path)
                 else:
                     yield f"{path}, line {at}", value
             line, at = file.readline(MOST_LINE), at + 1
@@ -143,29 +148,60 @@ def is_inspect(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("samples"), list) and isinstance(value.get("eval"), dict)
 
 
-def inspect_rows(value: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The samples of an Inspect log as rows."""
+def log_rows(value: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The samples of an Inspect log that is JSON, as rows."""
     if not is_inspect(value):
         raise UserError(f"{path}: is one object, and no log of Inspect; write a JSON list, or one row a line")
     for at, sample in enumerate(value["samples"], 1):
         where = f"{path}, samples[{at}]"
-        output = sample.get("output") if isinstance(sample, dict) else None
-        if not isinstance(output, dict):
-            raise UserError(f"{where}: has no output; score a log whose samples are done")
-        scores = sample.get("scores") or {}
-        first = next(iter(scores.values()), None) if isinstance(scores, dict) else None
-        yield (
-            where,
-            {
-                "id": sample.get("id"),
-                "question": asked(sample.get("input")),
-                "choices": output.get("choices") or [],
-                "target": sample.get("target"),
-                "usage": output.get("usage"),
-                "correct": first.get("value") if isinstance(first, dict) else None,
-                "model": value["eval"].get("model"),
-            },
-        )
+        yield where, inspect_row(sample, value["eval"], where)
+
+
+def archived_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The samples of an Inspect .eval as rows: a zip archive with header.json and a file for each sample."""
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = sorted(name for name in archive.namelist() if ARCHIVED.fullmatch(name))
+                header = unpacked(archive, "header.json", path)
+                if not isinstance(header, dict) or not isinstance(header.get("eval"), dict) or not names:
+                    raise UserError(f"{path}: is no finished log of Inspect; score a log whose samples are done")
+                for name in names:
+                    where = f"{path}, {name}"
+                    yield where, inspect_row(unpacked(archive, name, path), header["eval"], where)
+        except NotImplementedError:  # newer logs are packed in a way that only later Pythons read
+            raise UserError(
+                f"{path}: is packed with Zstandard; write it as JSON: inspect log convert --to json"
+            ) from None
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
+            raise UserError(f"{path}: is damaged, or no log of Inspect: {error}; {FIX}") from None
+
+
+def unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+    """The JSON of an archive's file. The size that an archive states may be a lie, so no more than it is read."""
+    with archive.open(name) as file:
+        raw = file.read(MOST_LINE + 1)
+    if len(raw) > MOST_LINE:
+        raise UserError(f"{path}, {name}: holds more than {MOST_LINE >> 20} MiB; {FIX}")
+    return parse_json(decode(raw, f"{path}, {name}"), f"{path}, {name}", FIX)
+
+
+def inspect_row(sample: Any, task: dict[str, Any], where: str) -> dict[str, Any]:
+    """A sample of an Inspect log as a row."""
+    output = sample.get("output") if isinstance(sample, dict) else None
+    if not isinstance(output, dict):
+        raise UserError(f"{where}: has no output; score a log whose samples are done")
+    scores = sample.get("scores") or {}
+    first = next(iter(scores.values()), None) if isinstance(scores, dict) else None
+    return {
+        "id": sample.get("id"),
+        "question": asked(sample.get("input")),
+        "choices": output.get("choices") or [],
+        "target": sample.get("target"),
+        "usage": output.get("usage"),
+        "correct": first.get("value") if isinstance(first, dict) else None,
+        "model": task.get("model"),
+    }
 
 
 def flattened(row: dict[str, Any]) -> dict[str, Any]:

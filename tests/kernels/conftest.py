@@ -2,7 +2,7 @@
 
 import pytest
 
-from o1core.kernels import torch_linear
+from o1core.kernels import linear_kl, torch_linear
 
 
 @pytest.fixture
@@ -41,3 +41,5 @@ def small_blocks(monkeypatch):
     }
     for name, value in sizes.items():
         monkeypatch.setattr(torch_linear, name, value)
+    monkeypatch.setattr(linear_kl, "SCRATCH_BYTES", 2 * 4 * 11 * 8)  # two rows and three ids at a time
+    monkeypatch.setattr(linear_kl, "WIDENED_BYTES", 3 * 5 * 4)

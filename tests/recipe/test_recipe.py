@@ -177,3 +177,12 @@ def test_an_unknown_recipe_names_those_that_ship(capsys):
 def test_every_method_fits_the_recipes_that_ship(method):
     for name in (path.stem for path in SHIPPED.glob("*.json")):
         Recipe.of(**read_recipe(name, method))
+
+
+def test_phases_count_the_evaluations_between_rounds():
+    plain, validated = Recipe.of(rounds=2), Recipe.of(rounds=2, eval_every="round", validation_problems=8)
+    parts = [plain.phase(index, part) for index in (0, 1) for part in (0, 1)]
+    assert [*parts, plain.phase()] == ["2/6", "3/6", "4/6", "5/6", "6/6"]
+    parts = [validated.phase(-1, 2)] + [validated.phase(index, part) for index in (0, 1) for part in (0, 1, 2)]
+    assert [*parts, validated.phase()] == [f"{n}/9" for n in range(2, 10)]
+    assert Recipe.of(objective="none", instruction="fast").phase() == "2/2"

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from math import comb
 from pathlib import Path
 
@@ -47,6 +48,26 @@ def lighteval_details(path: Path) -> Path:
     return path
 
 
+def archive(files: dict[str, object]) -> bytes:
+    """A zip of JSON files, as Inspect packs an .eval."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, value in files.items():
+            file.writestr(name, json.dumps(value))
+    return packed.getvalue()
+
+
+def inspect_archive(path: Path) -> Path:
+    """The Inspect log as the .eval that Inspect itself writes."""
+    log = json.loads((FILES / "inspect.json").read_text())
+    samples = {f"samples/{s['id']}_epoch_{s['epoch']}.json": s for s in log.pop("samples")}
+    path.write_bytes(archive({"_journal/start.json": {}, **samples, "header.json": log}))
+    return path
+
+
+MADE = {"lighteval.parquet": lighteval_details, "inspect.eval": inspect_archive}
+
+
 @pytest.mark.parametrize(
     "name, counted, states_cuts, options",
     [
@@ -57,11 +78,12 @@ def lighteval_details(path: Path) -> Path:
         ("verl.jsonl", False, False, {}),
         ("inspect.json", True, True, {}),
         ("ours.jsonl", True, True, {}),
+        ("inspect.eval", True, True, {}),
         ("lighteval.parquet", True, False, {}),
     ],
 )
 def test_every_format_comes_to_the_same_figures(name, counted, states_cuts, options, tmp_path):
-    path = lighteval_details(tmp_path / name) if name.endswith("parquet") else FILES / name
+    path = MADE[name](tmp_path / name) if name in MADE else FILES / name
     (score,) = score_file(path, Judge(**options))
     assert (score.problems, score.samples) == (3, 2)
     assert score.answers.correct.tolist() == RIGHT and score.accuracy.mean == pytest.approx(3 / 6)
@@ -75,7 +97,7 @@ def test_every_format_comes_to_the_same_figures(name, counted, states_cuts, opti
         assert score.ockscore == pytest.approx(50 - 10 * np.log10(21 / 10_000))
     else:
         assert score.mean_tokens is score.ockscore is None
-    assert score.disagree == (0 if name in ("verl.jsonl", "inspect.json", "ours.jsonl") else None)
+    assert score.disagree == (0 if name in ("verl.jsonl", "inspect.json", "inspect.eval", "ours.jsonl") else None)
 
 
 def test_a_file_of_several_models_has_a_score_for_each():
@@ -333,7 +355,10 @@ def test_what_is_wrong_is_said_in_one_line(rows, flags, message, tmp_path, capsy
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("log.eval", b"PK", "is Inspect's binary log; write it as JSON"),
+        ("log.eval", b"PK", "log.eval: is damaged, or no log of Inspect"),
+        ("log.eval", archive({"header.json": {"eval": {}}}), "log.eval: is no finished log of Inspect"),
+        ("log.eval", archive({"header.json": {"eval": {}}, "samples/1.json": {"id": 1}}), "1.json: has no output"),
+        ("log.eval", archive({"header.json": {}}).replace(b"\x08\x00", b"\x5d\x00"), "is packed with Zstandard"),
         ("x.parquet", b"PAR1", "cannot be read as parquet"),
         ("one.json", b'{\n "a": 1\n}\n', "is one object, and no log of Inspect"),
         ("half.jsonl", b'{"id": 1, "output": "5", "answer": "5"}\n{"id": ', "half.jsonl, line 2: not valid JSON"),

@@ -59,6 +59,9 @@
     const set = sets[Number(setBox.value)];
     const alone = set.problems.every((p) => p.after_all === null);
     which.parentElement.hidden = alone;
+    for (const option of order.options) option.hidden = alone && ["cut", "grown"].includes(option.value);
+    if (order.selectedOptions[0].hidden) order.value = "long";
+    order.querySelector("[value=long]").textContent = alone ? "longest first" : "longest before first";
     const text = search.value.trim().toLowerCase();
     const found = set.problems.filter(
       (p) => kinds[alone ? "all" : which.value](p) && shown(p) && (p.question + " " + p.id).toLowerCase().includes(text));
