@@ -23,7 +23,7 @@ from torch.distributed import TCPStore
 from torch.distributed.run import get_args_parser
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.compiled_kernels import read_record, unfit
+from bench.compiled_kernels import Record, read_record, unfit
 from bench.machine_code import read_machine_code
 from bench.pretended_gpu import CARD_BYTES, Allocated, Build, pretended_gpu, pretended_runtime
 from o1core.kernels import checks
@@ -82,14 +82,14 @@ def by_torchrun(command: list[str], **settings: Any) -> None:
         shutil.copy(f"{folder}/0.json", f"{folder}/{r}.json")
 
 
-def walk(row: Row) -> str:
-    """Run a row's code; how it was run. Raises what it raises, and RuntimeError for a kernel that should not ship or for
-    memory beyond the plan."""
-    known, seen, allocated = read_record(), set[str](), Allocated("meta")
+def walk(row: Row, known: dict[str, Record]) -> str:
+    """Run a row's code; how it was run. known: kernels that were compiled, to which others are added. Raises what it raises,
+    and RuntimeError for a kernel that should not ship or for memory beyond the plan."""
+    seen, allocated = set[str](), Allocated("meta")
 
     def launched(kernel: Any, options: dict[str, Any], build: Build) -> None:
-        if build.key not in seen and build.key not in known:
-            record = {"target": f"sm_{CAPABILITY}"} | read_machine_code(build.compile(), CAPABILITY)
+        if build.key not in known:
+            known[build.key] = record = {"target": f"sm_{CAPABILITY}"} | read_machine_code(build.compile(), CAPABILITY)
             if found := unfit(record):
                 raise RuntimeError(f"{kernel.fn.__name__}: {'; '.join(found)}")
         seen.add(build.key)
@@ -119,7 +119,8 @@ def walk(row: Row) -> str:
 def walk_all(rows: list[Row]) -> int:
     """The exit status: 1 where a row or the product failed."""
     failed = 0
-    parts: dict[str, Callable[[], str]] = {row.name: partial(walk, row) for row in rows}
+    known = read_record()
+    parts: dict[str, Callable[[], str]] = {row.name: partial(walk, row, known) for row in rows}
     for name, work in (parts | {"the product": walk_product}).items():
         try:
             print(f"{name}: {work()}", flush=True)
