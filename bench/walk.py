@@ -7,9 +7,9 @@ from `prune` on, moves from the caller's file to the callee's, then to the next 
 steps that lead to another file, `up` those of them that lead to a higher layer, where a reader has come from. --list prints
 the files in the order in which they are entered.
 
-Left out on purpose: what happens while a file is imported (class bodies, tables made of calls), and the stream that every line
-to the terminal goes through, since nobody follows a `print` there. And time: a profile says where that goes; this says where the
-reader goes.
+Left out on purpose: what happens while a file is imported (class bodies, tables made of calls), and the stream that every
+line to the terminal goes through, since nobody follows a `print` there. And time: a profile says where that goes; this says
+where the reader goes.
 """
 
 import argparse

@@ -255,7 +255,7 @@ def watch_others(world: World, deaf: bool) -> None:
 def entered(world: World) -> Counter[str]:
     """How many collectives this rank's main thread has entered, by the name of the process group."""
     found = Counter[str]()
-    groups: dict[Any, str] = dist.distributed_c10d._world.pg_names
+    groups: dict[Any, Any] = dist.distributed_c10d._world.pg_names
     for group, name in list(groups.items()):
         if group is not world.writers:
             found[name] = group._get_sequence_number_for_group()
