@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from o1core.distributed.states import to_host
+from o1core.distributed import load_tensors
+from o1core.distributed.states import BackgroundSave, save_tensors, to_host
 from tests.distributed.cases import load_and_go_on, save_and_go_on
+from tests.distributed.streams import OnGpu, streams
 from tests.distributed.worlds import run_world
 
 KINDS = ["adamw", "adam-mini"]
@@ -44,3 +46,20 @@ def test_what_goes_through_small_buffers_arrives_whole(shape, dtype):
     copy = to_host(tensor, 64)
     assert (torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()) or not copy.numel()
     assert copy.shape == tensor.shape
+
+
+def test_a_gpus_state_is_copied_on_a_stream_of_its_own_after_what_was_launched_before_it(tmp_path, monkeypatch):
+    """On the second GPU of the machine. The update that was launched last is not done yet when saving begins, and no copy is
+    done before somebody waits for it."""
+    monkeypatch.setattr("o1core.distributed.states.STAGE_BYTES", 256)
+    weights = {"a": torch.zeros(9, 30), "b": torch.zeros(5, dtype=torch.bfloat16)}
+    tensors = {name: w.as_subclass(OnGpu) for name, w in weights.items()}
+    with streams() as training:
+        training.queue += [lambda w=w: w.fill_(7) for w in weights.values()]
+        saving = BackgroundSave(lambda: save_tensors(tensors, tmp_path), torch.device("cuda", 1))
+        training.queue += [lambda w=w: w.fill_(9) for w in weights.values()]  # launched later: nobody waits for it here
+        saving.wait()
+        assert len(OnGpu.copies) == 5 + 1 and set(OnGpu.copies) == {("beside", 1)}
+    found = {name: torch.empty_like(w) for name, w in weights.items()}
+    load_tensors(found, tmp_path)
+    assert all((t == 7).all() for t in found.values())
