@@ -1,17 +1,17 @@
 """The product on a pretended cuda:0: a part of `python -m bench.gpu --dry` under a build of torch that knows CUDA.
 
-torch's FakeTensorMode takes device="cuda" there: tensors have a place and no numbers, and a tensor that was left on the CPU,
-or an operator that has no CUDA kernel, raises as it would on the day. Walked is what the trainer does with a model: prefill,
-decode steps by pages (kernels stopped before their launch, graphs that run their step), sampling, packing, reference
-log-probs, the loss and its backward pass by hand (the autograd engine asks for a driver), a fused optimiser step, and the
-copy of its moments to the host. A CPU build refuses such tensors. Left out on purpose: offload, which resizes storages that
-are not there.
+torch's FakeTensorMode takes device="cuda" there: tensors have a place and no numbers. A tensor that was left on the CPU raises
+as it would on the day, and so does an operator that has no CUDA kernel, or a captured step that waits for the device. Walked is
+what the trainer does with a model: prefill, decode steps by pages (kernels stopped before their launch, graphs that run their
+step), sampling, merging of adapters, packing, reference log-probs, the loss and its backward pass by hand (the autograd engine
+asks for a driver), a fused optimiser step, offload, and the staging of a training state. A CPU build refuses such tensors.
 """
 
 import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.pretended_gpu import Allocated, pretended_gpu, pretended_runtime
 from o1core import Engine, SamplingParams, Tokenizer, Transformer
@@ -49,8 +50,20 @@ aten = torch.ops.aten
 READS = (aten.item.default, aten._local_scalar_dense.default, aten.nonzero.default)
 
 
+KEYS = ("CUDA", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
+
+
+@cache
+def runs_on_gpu(function: Any) -> bool:
+    """Whether an operator has a CUDA kernel, is made of others, or asks for a property (prim)."""
+    if function.namespace == "prim":
+        return True
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key) for key in KEYS)
+
+
 class HostReads(TorchDispatchMode):
-    """Copies to the host are zeros there, as FakeTensorMode cannot know them; inside a captured step they raise."""
+    """Copies to the host are zeros there, as FakeTensorMode cannot know them; inside a captured step they raise. So does an
+    operator that has no CUDA kernel, of which FakeTensorMode asks for a shape alone."""
 
     capturing = False
 
@@ -63,6 +76,9 @@ class HostReads(TorchDispatchMode):
             return 0
         if function in (aten.pin_memory.default, aten._pin_memory.default):
             return args[0]
+        on_gpu = any(isinstance(x, Tensor) and x.device.type == "cuda" for x in tree_leaves((args, kwargs)))
+        if on_gpu and not runs_on_gpu(function):
+            raise NotImplementedError(f"{function} has no CUDA kernel")
         if kwargs.get("pin_memory"):
             kwargs = kwargs | {"pin_memory": False}
         return function(*args, **kwargs)

@@ -128,6 +128,25 @@ def test_every_row_is_walked_on_a_pretended_gpu():
     )
 
 
+FAULTS = {
+    "torch.ones(3, device=product.GPU) + torch.ones(3)": "device",
+    "product.Captured()(lambda *numbers: torch.ones(3, device=product.GPU).sum().item(), 0, 1, 1)": "captured step",
+    "torch.ops.aten.histogram.bin_ct(torch.ones(3, device=product.GPU))": "no CUDA kernel",
+}
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this build of torch knows no CUDA")
+def test_on_a_pretended_gpu_the_faults_of_a_first_day_raise():
+    code = ["import torch", "from bench.gpu import product", "with product.on_pretended_gpu(lambda *_: None):"]
+    for fault in FAULTS:
+        code += [" try:", f"  {fault}", "  print('passed')", " except Exception as error:", "  print(repr(error))"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], env=environment, capture_output=True, text=True)
+    told = done.stdout.splitlines()
+    assert len(told) == len(FAULTS), done.stdout + done.stderr
+    assert all(word in line for word, line in zip(FAULTS.values(), told)), told
+
+
 def test_a_peer_that_is_not_installed_is_skipped_and_a_stand_in_shows_that_its_row_is_right():
     from bench.gpu.stand_ins import stand_ins
 
