@@ -99,8 +99,9 @@ def sample_of(recorded: dict[str, Record]) -> set[str]:
 def unfit(record: Record) -> list[str]:
     """What no kernel may have: spilled registers, more shared memory than the chip has."""
     found, limit = [], SHARED_LIMIT[int(record["target"].removeprefix("sm_"))]
-    if record["spill_bytes"] or record["spill_instructions"]:
-        found.append(f"spills {record['spill_bytes']} bytes in {record['spill_instructions']} instructions")
+    instructions = record.get("spill_instructions", 0)  # where they were counted
+    if record["spill_bytes"] or instructions:
+        found.append(f"spills {record['spill_bytes']} bytes in {instructions} instructions")
     if record["shared_bytes"] > limit:
         found.append(f"{record['shared_bytes']} bytes of shared memory, the chip has {limit}")
     return found

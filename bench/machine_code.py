@@ -19,19 +19,25 @@ SHARED_LIMIT = {
 WARPS_AN_SM = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64}
 
 
+def resources(compiled: Any) -> dict[str, int]:
+    """What it takes of a chip. Its instructions cost the disassembler a third of a second."""
+    usage = _printed(compiled.asm["cubin"], "-res-usage")
+    registers, stack, local = (int(re.findall(rf"\b{key}:(\d+)", usage)[0]) for key in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spill_bytes": stack + local, "shared_bytes": compiled.metadata.shared}
+
+
 def read_machine_code(compiled: Any, capability: int) -> dict[str, Any]:
-    code = _disassemble(compiled.asm["cubin"])
-    registers, stack, local = (int(re.findall(rf"\b{key}:(\d+)", code)[0]) for key in ("REG", "STACK", "LOCAL"))
+    code, taken = _printed(compiled.asm["cubin"], "-sass"), resources(compiled)
     # "/*0a10*/  @!P0 LDG.E.128 R4, ..." -> LDG.E.128
     instructions = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code))
 
     def count(pattern: str) -> int:
         return sum(number for name, number in instructions.items() if re.match(pattern, name))
 
-    shared, num_warps = compiled.metadata.shared, compiled.metadata.num_warps
+    registers, shared, num_warps = taken["registers"], taken["shared_bytes"], compiled.metadata.num_warps
     return {
         "registers": registers,
-        "spill_bytes": stack + local,
+        "spill_bytes": taken["spill_bytes"],
         "spill_instructions": count(r"(LDL|STL)\b"),
         "shared_bytes": shared,
         "occupancy": num_warps * _blocks_an_sm(capability, registers, shared, num_warps) / WARPS_AN_SM[capability],
@@ -68,13 +74,13 @@ def _access(name: str, width: int) -> str:
     return name + suffix[width]
 
 
-def _disassemble(cubin: bytes) -> str:
-    """Resource usage and machine code, as the disassembler in Triton's wheel prints them."""
+def _printed(cubin: bytes, what: str) -> str:
+    """Resource usage or machine code, as the disassembler in Triton's wheel prints it."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 

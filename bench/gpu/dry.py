@@ -24,7 +24,7 @@ from torch.distributed.run import get_args_parser
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.compiled_kernels import Record, read_record, unfit
-from bench.machine_code import read_machine_code
+from bench.machine_code import resources
 from bench.pretended_gpu import CARD_BYTES, Allocated, Build, pretended_gpu, pretended_runtime
 from o1core.kernels import checks
 from o1core.rollout import engine
@@ -89,7 +89,7 @@ def walk(row: Row, known: dict[str, Record]) -> str:
 
     def launched(kernel: Any, options: dict[str, Any], build: Build) -> None:
         if build.key not in known:
-            known[build.key] = record = {"target": f"sm_{CAPABILITY}"} | read_machine_code(build.compile(), CAPABILITY)
+            known[build.key] = record = {"target": f"sm_{CAPABILITY}"} | resources(build.compile())
             if found := unfit(record):
                 raise RuntimeError(f"{kernel.fn.__name__}: {'; '.join(found)}")
         seen.add(build.key)
