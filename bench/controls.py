@@ -65,6 +65,7 @@ def recipes(problems: int, samples: int, rounds: int, longest: int) -> dict[str,
         "warmup": 0.1,
         "grad_clip": 1.0,
         "save_every": 2,
+        "micro_tokens": 2048,
     }
     surrogate = shared | {"ratio": "token", "eps_low": 0.5, "eps_high": 1.0, "picked": samples // 2, "batch": 64}
     sft = shared | {"objective": "sft", "picked": 2, "batch": 16, "lr": 2e-4}

@@ -399,7 +399,7 @@ class ExecutionSettings(Settings):
     micro_tokens: int | None = setting(
         None,
         "tokens per forward and backward pass; a prompt counts once for its completions (none: as many as fit, up to "
-        f"{MOST_MICRO_TOKENS:,})",
+        f"{MOST_MICRO_TOKENS:,}, on a CPU 4,096)",
         low=1,
         high=TOKENS,
     )

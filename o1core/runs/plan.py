@@ -35,6 +35,7 @@ from .footprint import (
 
 GIB = 1 << 30
 OF_MACHINE = ("tensor_parallel", "offload")
+MOST_ON_CPU = 4096  # tokens of a micro-batch: larger ones took all the memory of a machine that others use too
 FRAGMENTS = 1.4  # what a process may hold on a CPU, as a multiple of what is alive, where freed memory is kept
 GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % of the bytes a second of its memory
 
@@ -109,7 +110,9 @@ def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: i
         most = range(1, 1 + min(MOST_SLOTS, share(workload.completions, machine)))
         slots = max(1, bisect(most, without + room, key=lambda n: sample_phase(config, workload, machine, n).total))
     asked = workload.recipe.execution.micro_tokens
-    for micro_tokens in [asked] if asked else halves(MOST_MICRO_TOKENS, workload.packed(1, workload.pair)):
+    least = workload.packed(1, workload.pair)
+    largest = MOST_MICRO_TOKENS if machine.cuda else max(MOST_ON_CPU, least)
+    for micro_tokens in [asked] if asked else halves(largest, least):
         phases = footprint(config, workload, machine, slots, micro_tokens, pages)
         if max(phase.total for phase in phases[1:] or phases) <= machine.memory / (1 if machine.cuda else FRAGMENTS):
             break

@@ -111,7 +111,7 @@ def test_a_small_model_is_trained_on_24_gb_with_the_settings_of_the_paper(machin
     """SmolLM2-135M: 16,384 tokens a micro-batch are too many on a CPU, and fewer are taken."""
     recipe = Recipe.of(**read_recipe("paper"))
     found = plan_run(replace(SMOL, dtype=dtype), Workload.of(recipe), machine)
-    assert found.fits and 3072 <= found.micro_tokens <= 16384
+    assert found.fits and 3072 <= found.micro_tokens <= (16384 if machine.cuda else 4096)
     asked = plan_run(replace(SMOL, dtype=dtype), Workload.of(recipe.replace(micro_tokens=65536)), machine)
     assert not asked.fits, "what is asked for is not changed"
 
