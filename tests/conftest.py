@@ -44,8 +44,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         option.dist = "loadfile" if option.dist == "no" else option.dist
-        # Files of few tests would come last, and those are the slow ones: one process would end alone.
-        option.loadscopereorder = False
 
 
 def pytest_configure() -> None:
