@@ -255,7 +255,7 @@ def test_lost_rollouts_of_a_finished_evaluation_are_sampled_again(finished, side
 def test_what_decides_no_result_may_change_and_the_run_says_so(stopped, caplog):
     command, run = stopped
     assert main([*command, "--micro-tokens", "64", "--slots", "3", "--save-every", "5", "--checkpointing"]) == 0
-    assert "micro_tokens was 16384 and is now 64; the last bits of the weights may differ" in caplog.text
+    assert "micro_tokens was 4096 and is now 64; the last bits of the weights may differ" in caplog.text
     assert json.loads(run.settings.read_text())["micro_tokens"] == 64
 
 
