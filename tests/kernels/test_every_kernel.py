@@ -13,7 +13,7 @@ from tests.kernels.triton_cases import leaf, needs_interpreter
 # Lanes past the end of a row or batch compute on what masked loads put there, and nothing of it is stored.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-SMALL = 12  # numbers of the leaves, up to which every entry of the Jacobian is compared, not a random direction of it
+SMALL = 16  # numbers of the leaves, up to which every entry of the Jacobian is compared, not a random direction of it
 
 
 @pytest.fixture
