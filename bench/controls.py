@@ -13,8 +13,9 @@ without those that bench.qwen_gsm8k trains on or chooses by. Rows:
     imitation      sft on samples made to begin with an opening, which is trained with them
     opening        no training: the base's answers are made to begin so
 
-It prints a table with paired 95 % intervals over the test's problems, and the paper's row against each other one. The same
-figures are in OUT/figures.json. Interrupted runs resume: rerun the same command; a row that --only leaves out is named.
+It prints a table with paired 95 % intervals over the test's problems: each row against the base, and the paper's row less each
+other one. The same figures are in OUT/figures.json. Interrupted runs resume: rerun the same command; a row that --only leaves
+out is named.
 """
 
 import argparse
@@ -23,9 +24,9 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -100,8 +101,9 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    write_json(args.out / "figures.json", figures(base, rows))
-    print(table(base, rows))
+    found = compare(base, rows)
+    write_json(args.out / "figures.json", {"problems": len(base.problems)} | to_json(found))
+    print(f"{len(base.problems)} problems, greedy, paired 95 % intervals\n\n{table(found)}")
     missing = [name for name in names if name not in rows]
     if missing:
         print(f"\nNot run: {', '.join(missing)}.")
@@ -150,59 +152,61 @@ def measure(args: argparse.Namespace, resources: Resources) -> tuple[Answers, di
     variants = [Variant(name, name, recipe) for name, recipe in of_row.items() if name in args.only]
     opener = partial(open_job, args.model, str(args.out / f"{TRAIN}.jsonl"), [test], args.dtype)
     runs = StudyFolder(args.out / "runs")
-    rows, base = {}, None
+
+    def untrained(opening: str) -> Answers:
+        recipe = Recipe.of(
+            eval_problems=args.tests, prompt="boxed", max_new_tokens=args.max_new_tokens, opening=opening
+        )
+        job = open_evaluation(args.model, test, args.dtype, recipe)
+        return answers_of(opened(job, args.out / "untrained", resources))
+
     if variants:
         run_variants("controls", opener, variants, 1, runs.path, resources)
-        rows = {v.label: read_side(runs.run(0, v.label), SIDES[1], TEST) for v in variants}
-        base = read_side(runs.run(0, variants[0].label), SIDES[0], TEST)
-    if OPENED in args.only or base is None:
-        recipe = Recipe.of(eval_problems=args.tests, prompt="boxed", max_new_tokens=args.max_new_tokens)
-        for opening in ("", OPENING) if base is None else (OPENING,):
-            job = open_evaluation(args.model, test, args.dtype, recipe.replace(opening=opening))
-            found = answers_of(opened(job, args.out / "untrained", resources))
-            if opening:
-                rows[OPENED] = found
-            else:
-                base = found
-    assert base is not None
+    rows = {v.label: read_side(runs.run(0, v.label), SIDES[1], TEST) for v in variants}
+    if OPENED in args.only:
+        rows[OPENED] = untrained(OPENING)
+    base = read_side(runs.run(0, variants[0].label), SIDES[0], TEST) if variants else untrained("")
     return base, rows
 
 
-def figures(base: Answers, rows: dict[str, Answers]) -> dict[str, Any]:
-    """What figures.json holds: accuracy and tokens of every row, its differences to the base, and the paper's row less each
-    other one; every difference with the ends of its interval."""
-    found: dict[str, Any] = {"problems": len(base.problems), "base": row_figures(base, None)}
-    found |= {name: row_figures(answers, paired(base, answers)) for name, answers in rows.items()}
-    if PAPER in rows:
-        others = {name: answers for name, answers in rows.items() if name != PAPER}
-        found["paper less"] = {name: to_json(paired(answers, rows[PAPER])) for name, answers in others.items()}
+@dataclass(frozen=True)
+class Found:
+    """Accuracy (a fraction) and mean tokens; what changed against the base (None: of the base itself); and the paper's row less
+    this one (None: of itself, or without it)."""
+
+    accuracy: float
+    tokens: float
+    change: Paired | None = None
+    paper_less: Paired | None = None
+
+
+def compare(base: Answers, rows: dict[str, Answers]) -> dict[str, Found]:
+    """The base and every row, by name."""
+    paper = rows.get(PAPER)
+    found = {"base": Found(float(base.correct.mean()), float(base.lengths.mean()))}
+    for name, answers in rows.items():
+        less = None if paper is None or name == PAPER else paired(answers, paper)
+        plain = float(answers.correct.mean()), float(answers.lengths.mean())
+        found[name] = Found(*plain, paired(base, answers), less)
     return found
 
 
-def row_figures(answers: Answers, change: Paired | None) -> dict[str, Any]:
-    plain = {"accuracy": float(answers.correct.mean()), "tokens": float(answers.lengths.mean())}
-    return plain if change is None else plain | {"change": to_json(change)}
+def table(found: dict[str, Found]) -> str:
+    """Markdown, a line for each."""
+    lines = [
+        f"| | accuracy | tokens | points | tokens | cut | AES | {PAPER} less it: points | tokens |",
+        "|---" * 9 + "|",
+    ]
+    for name, row in found.items():
+        cells = [name, f"{100 * row.accuracy:.1f} %", f"{row.tokens:.1f}", *differences(row.change)]
+        score = f"{row.change.aes:.2f}" if row.change and row.change.aes else ""
+        cells += [f"{100 * (1 - row.tokens / found['base'].tokens):.1f} %" if row.change else "", score]
+        lines.append(f"| {' | '.join([*cells, *differences(row.paper_less)])} |")
+    return "\n".join(lines)
 
 
-def table(base: Answers, rows: dict[str, Answers]) -> str:
-    """Markdown: every row against the base, then the paper's row against each other one."""
-    lines = ["| | accuracy | tokens | points | tokens | cut | AES |", "|---|---|---|---|---|---|---|"]
-    lines.append(f"| base | {100 * base.correct.mean():.1f} % | {base.lengths.mean():.1f} | | | | |")
-    for name, answers in rows.items():
-        change = paired(base, answers)
-        cut = 100 * (1 - answers.lengths.mean() / base.lengths.mean())
-        cells = [name, f"{100 * answers.correct.mean():.1f} %", f"{answers.lengths.mean():.1f}"]
-        cells += [*differences(change), f"{cut:.1f} %", f"{change.aes:.2f}" if change.aes else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    if PAPER in rows:
-        lines += ["", f"| {PAPER} less | points | tokens |", "|---|---|---|"]
-        others = {name: answers for name, answers in rows.items() if name != PAPER}
-        lines += [f"| {' | '.join([n, *differences(paired(a, rows[PAPER]))])} |" for n, a in others.items()]
-    return f"{len(base.problems)} problems, greedy, paired 95 % intervals\n\n" + "\n".join(lines)
-
-
-def differences(change: Paired) -> list[str]:
-    return [f"{change.accuracy.scaled(100):+.1f}", f"{change.tokens:+.1f}"]
+def differences(change: Paired | None) -> list[str]:
+    return ["", ""] if change is None else [f"{change.accuracy.scaled(100):+.1f}", f"{change.tokens:+.1f}"]
 
 
 if __name__ == "__main__":
