@@ -14,6 +14,7 @@ Left out on purpose: completions of several turns.
 
 import hashlib
 import json
+import lzma
 import math
 import re
 import zipfile
@@ -60,6 +61,15 @@ MODEL = ("model_name", "model")
 CUT = ("length", "max_tokens", "model_length", "max_length")  # finish reasons of what met a limit of tokens
 FIX = "correct or replace it"
 MOST_LINE = 256 << 20  # bytes of a line, or of an archive's file: a problem with hundreds of long completions
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    OSError,
+)  # what zipfile raises
 ARCHIVED = re.compile(r"samples/[^/]+\.json")  # the samples of an Inspect .eval
 
 
@@ -173,7 +183,7 @@ def archived_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(
                 f"{path}: is packed with Zstandard; write it as JSON: inspect log convert --to json"
             ) from None
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: is damaged, or no log of Inspect: {error}; {FIX}") from None
 
 

@@ -48,13 +48,20 @@ def lighteval_details(path: Path) -> Path:
     return path
 
 
-def archive(files: dict[str, object]) -> bytes:
+def archive(files: dict[str, object], packing: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A zip of JSON files, as Inspect packs an .eval."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(packed, "w", packing) as file:
         for name, value in files.items():
             file.writestr(name, json.dumps(value))
     return packed.getvalue()
+
+
+def damaged(packing: int) -> bytes:
+    """An archive whose first file's contents are not what its packing makes: each packing has an error of its own."""
+    whole = archive({"header.json": {"eval": {}}}, packing)
+    start = whole.index(b"header.json") + len(b"header.json")
+    return whole[:start] + bytes(12) + whole[start + 12 :]
 
 
 def inspect_archive(path: Path) -> Path:
@@ -359,6 +366,8 @@ def test_what_is_wrong_is_said_in_one_line(rows, flags, message, tmp_path, capsy
         ("log.eval", archive({"header.json": {"eval": {}}}), "log.eval: is no finished log of Inspect"),
         ("log.eval", archive({"header.json": {"eval": {}}, "samples/1.json": {"id": 1}}), "1.json: has no output"),
         ("log.eval", archive({"header.json": {}}).replace(b"\x08\x00", b"\x5d\x00"), "is packed with Zstandard"),
+        ("log.eval", damaged(zipfile.ZIP_LZMA), "log.eval: is damaged, or no log of Inspect"),
+        ("log.eval", damaged(zipfile.ZIP_BZIP2), "log.eval: is damaged, or no log of Inspect"),
         ("x.parquet", b"PAR1", "cannot be read as parquet"),
         ("one.json", b'{\n "a": 1\n}\n', "is one object, and no log of Inspect"),
         ("half.jsonl", b'{"id": 1, "output": "5", "answer": "5"}\n{"id": ', "half.jsonl, line 2: not valid JSON"),
