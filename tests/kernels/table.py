@@ -25,7 +25,8 @@ EPS = 1e-6
 class Case:
     """ours and plain take (*leaves, *rest) and return a tensor or several; leaves are differentiated.
 
-    rows: whether the first leaf's rows are computed apart, as those of `rest` are. on: the backends that have the op.
+    rows: whether the first leaf's rows are computed apart, as those of `rest` are. wide: whether what comes out has the
+    accumulator's dtype, and not the inputs'. on: the backends that have the op.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case:
     leaves: tuple[Tensor, ...]
     rest: tuple[Tensor, ...] = ()
     rows: bool = False
+    wide: bool = True
     on: tuple[str, ...] = field(default=("torch", "triton"))
 
     def inputs(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -83,12 +85,13 @@ def elementwise() -> list[Case]:
     def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
         return kernels.rms_norm(x, weight, EPS)
 
+    case = partial(Case, rows=True, wide=False)
     return [
-        Case("rms_norm", rms_norm, plain_rms_norm, (normal(3, 5, 24), normal(24, seed=1)), rows=True),
-        Case("rms_norm, one wide row", rms_norm, plain_rms_norm, (normal(1, 130), normal(130, seed=1)), rows=True),
-        Case("rotate", kernels.rotate, plain_rotate, (wide,), angles(3, 1, 5), rows=True),
-        Case("rotate, an angle a row", kernels.rotate, plain_rotate, (normal(4, 2, 16),), angles(4, 1, 8), rows=True),
-        Case("swiglu", kernels.swiglu, plain_swiglu, (normal(2, 3, 2 * 70, scale=3.0),), rows=True),
+        case("rms_norm", rms_norm, plain_rms_norm, (normal(3, 5, 24), normal(24, seed=1))),
+        case("rms_norm, one wide row", rms_norm, plain_rms_norm, (normal(1, 130), normal(130, seed=1))),
+        case("rotate", kernels.rotate, plain_rotate, (wide,), angles(3, 1, 5)),
+        case("rotate, an angle a row", kernels.rotate, plain_rotate, (normal(4, 2, 16),), angles(4, 1, 8)),
+        case("swiglu", kernels.swiglu, plain_swiglu, (normal(2, 3, 2 * 70, scale=3.0),)),
     ]
 
 
@@ -114,6 +117,16 @@ def log_probs() -> list[Case]:
     hidden, weight, targets = head(3, BLOCK_V + 5, 3)
     ops = (of.linear_logprob for of in (kernels, reference))
     found.append(Case("linear_logprob without entropy", *ops, (hidden, weight), (targets,), rows=True))
+    ops = (of.gather_logprob for of in (kernels, reference))
+    found.append(Case("gather_logprob without entropy", *ops, (normal(7, 13),), (ids(7, 13),), rows=True))
+    for n, v, known in ((37, 301, 290), (64, 257, None)):
+        hidden, weight, _ = head(n, v, 48)
+        ops = (partial(of.linear_logprob, vocab_size=known, entropy=True) for of in (kernels, reference))
+        inputs = (hidden, 3 * weight), (ids(n, known or v),)
+        found.append(Case(f"linear_logprob {n} x {v} around 0, far apart", *ops, *inputs, rows=True, on=("torch",)))
+    ops = (partial(of.gather_logprob, temperature=0.7, vocab_size=200, entropy=True) for of in (kernels, reference))
+    inputs = (normal(33, 205, scale=40.0),), (ids(33, 200),)
+    found.append(Case("gather_logprob 33 x 205 around 0, far apart", *ops, *inputs, rows=True, on=("torch",)))
     for level in (0.0, 90.0, -120.0):
         hidden, weight, targets = head(21, 3 * BLOCK_V - 5, 24, level=level)
         ops = (partial(of.linear_logprob, entropy=True) for of in (kernels, reference))

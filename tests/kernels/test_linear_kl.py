@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from o1core import kernels
@@ -22,6 +23,18 @@ def test_by_hand():
     hidden, weight = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[math.log(3)], [0]], dtype=torch.float64)
     kl = kernels.linear_reverse_kl(hidden, weight, hidden, torch.zeros(2, 1, dtype=torch.float64))
     assert kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_gradcheck_in_one_block():
+    hidden, weight, *teacher = case()
+    assert gradcheck(lambda h, w: kernels.linear_reverse_kl(h, w, *teacher, vocab_size=11), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_padding_of_the_weight_has_no_gradient(dtype, small_blocks):
+    hidden, weight, *teacher = case(dtype=dtype)
+    kernels.linear_reverse_kl(hidden, weight, *teacher, vocab_size=11).sum().backward()
+    assert not weight.grad[11:].any() and weight.grad[:11].any()
 
 
 def test_it_is_zero_between_a_head_and_itself():
