@@ -55,16 +55,14 @@ def traced(calls: dict[tuple[Place | None, Place], None]) -> Iterator[None]:
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         callee = place_of(frame) if event == "call" else None
-        if callee is None or callee[1].startswith("Lasting."):
+        if callee is None or callee[1] == "<module>" or callee[1].startswith("Lasting."):
             return
-        caller = None
-        above: FrameType | None = frame
+        caller, above = None, frame.f_back
         while above is not None:
-            place = place_of(above) if above is not frame else None
-            caller = caller or place
-            if above.f_code.co_name == "<module>" and place_of(above):
+            place = place_of(above)
+            if place is not None and place[1] == "<module>":
                 return
-            above = above.f_back
+            caller, above = caller or place, above.f_back
         calls.setdefault((caller, callee))
 
     sys.setprofile(note)

@@ -4,6 +4,7 @@ from .methods import METHODS
 from .recipe import MAY_CHANGE, SHIPPED, SPECS, Recipe, Spec, read_recipe
 from .settings import (
     MOST_MICRO_TOKENS,
+    MOST_ON_CPU,
     EvaluationSettings,
     ExecutionSettings,
     ObjectiveSettings,
@@ -20,6 +21,7 @@ __all__ = [
     "MAY_CHANGE",
     "METHODS",
     "MOST_MICRO_TOKENS",
+    "MOST_ON_CPU",
     "SHIPPED",
     "SPECS",
     "EvaluationSettings",

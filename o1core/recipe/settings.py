@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COUNT, TOKENS = 10**8, 10**9  # upper bounds that only a typing error exceeds
 MOST_MICRO_TOKENS = 16384  # more of them in one pass gain nothing
+MOST_ON_CPU = 4096  # of them: more took all the memory of a machine that others use too
 SHARES = (  # (reward, setting): constants of a formula that are fractions there
     *(("grpo-lambda", "lam"), ("grpo-lambda", "alpha"), ("arora-zanette", "alpha")),
     *(("overlong", "alpha"), ("lead", "memory_rate")),
@@ -399,7 +400,7 @@ class ExecutionSettings(Settings):
     micro_tokens: int | None = setting(
         None,
         "tokens per forward and backward pass; a prompt counts once for its completions (none: as many as fit, up to "
-        f"{MOST_MICRO_TOKENS:,}, on a CPU 4,096)",
+        f"{MOST_MICRO_TOKENS:,}, on a CPU {MOST_ON_CPU:,})",
         low=1,
         high=TOKENS,
     )

@@ -17,7 +17,7 @@ from ..choices import Offload
 from ..distributed import ALONE, Team, gather, neighbours, processes
 from ..errors import UserError
 from ..model import ModelConfig
-from ..recipe import MOST_MICRO_TOKENS, flag
+from ..recipe import MOST_MICRO_TOKENS, MOST_ON_CPU, flag
 from ..report import Cell, Column, Table
 from ..rollout import MOST_SLOTS, fit_cache, free_memory
 from ..training import check_installed
@@ -35,7 +35,6 @@ from .footprint import (
 
 GIB = 1 << 30
 OF_MACHINE = ("tensor_parallel", "offload")
-MOST_ON_CPU = 4096  # tokens of a micro-batch: larger ones took all the memory of a machine that others use too
 FRAGMENTS = 1.4  # what a process may hold on a CPU, as a multiple of what is alive, where freed memory is kept
 GPU_FLOPS, GPU_BANDWIDTH = 1.25e14, 1.4e12  # 40 % of an A800's bf16 rate, 70 % of the bytes a second of its memory
 
