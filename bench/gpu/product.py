@@ -33,7 +33,7 @@ from o1core.kernels import dispatch
 from o1core.kernels.numbers import Clip, Needs, Sequences, Softmax, Upstream
 from o1core.model import ModelConfig, adapted, add_adapters, draw_adapters, fold_adapters, merged_weights
 from o1core.rollout import engine, pages
-from o1core.rollout.engine import prefill
+from o1core.rollout.prefill import prefill
 from o1core.training import reference_logprobs
 from o1core.types import Example
 

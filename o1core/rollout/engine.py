@@ -4,48 +4,38 @@ Continuous batching over a fixed number of slots: a row that ends leaves at once
 prompt of K samples is prefilled once, without its last token, and its cache given to each of them; that last token is
 the first one decoded, so every new token comes from the same step. One loop serves both caches: lanes (lanes.py), which a
 CPU's products read in place, and pages (pages.py), which hold as many rows as their tokens fit, as a GPU needs. With pages
-a row may have to start again, and on a GPU the host reads a step's tokens while the next one runs. Left out on purpose:
-prompts prefilled together (it would change their shapes for a hundredth of the time) and speculative decoding.
+prompts go through the steps that decode, a row may have to start again, and on a GPU the host reads a step's tokens while
+the next one runs. Left out on purpose: speculative decoding.
 
 A completion depends on (seed, prompt, sample index) alone: not on the number of slots, the order of arrival or what is
 decoded beside it. This holds to the bit for one machine, cache and number of threads, by the shapes that a row is computed
-in: its prompt is prefilled alone, its attention has a shape by its own length, and products run on batches of fixed sizes
-(row_bits.py). Where a library treats the rows of a batch differently, the engine warns that the last bits may differ.
-Nothing here ran on a GPU: there the code is that of a CPU with other kernels, and graphs around them.
+in: its prompt is prefilled alone (with pages each token is a row of its own), its attention has a shape by its own length,
+and products run on batches of fixed sizes (row_bits.py). Where a library treats the rows of a batch differently, the engine
+warns that the last bits may differ. Nothing here ran on a GPU: there the code is that of a CPU with other kernels, and graphs
+around them.
 """
 
 import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ..distributed import ALONE, Team, deal
 from ..errors import UserError
 from ..kernels import refused_heads, runs_triton
-from ..model import (
-    DeltaInputs,
-    DeltaState,
-    ModelConfig,
-    Tokenizer,
-    Transformer,
-    causal_attention,
-    empty_state,
-    run_sequence,
-)
+from ..model import ModelConfig, Tokenizer, Transformer
 from ..types import Completion
 from .lanes import LaneCache, LaneDecoder, cache_bytes
 from .memory import free_memory
-from .pages import PagedCache, PageDecoder, page_bytes, pages_of, to_device
+from .pages import PagedCache, PageDecoder, page_bytes, pages_of
 from .row import Read, Row
 from .row_bits import GPU_ROWS, BatchSizes, Product, expert_sizes, model_sizes, packed_model
 from .sampling import SamplingParams, stream_key
-from .states import DeltaStates, state_bytes
+from .states import state_bytes
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +49,41 @@ CacheKind = Literal["lanes", "pages"]
 Decoder = LaneDecoder | PageDecoder
 
 
-@dataclass
 class Queue:
-    """The completions that are still to start, as (prompt, sample): first those that start again."""
+    """The completions that are still to start, first those that start again. order: indices of prompts, asked for as they are
+    needed."""
 
-    prompts: list[list[int]]
-    pairs: Iterator[tuple[int, int]]
-    again: deque[tuple[int, int]] = field(default_factory=deque)
-    # The prompt being admitted, its keys, values and state.
-    prefilled: tuple[int, Tensor, Tensor, DeltaState | None] | None = None
+    def __init__(self, prompts: list[list[int]], order: Iterable[int], params: SamplingParams, context: int) -> None:
+        self.prompts, self.order, self.params, self.context = prompts, iter(order), params, context
+        self.rows: deque[Row] = deque()
 
-    def next(self) -> tuple[int, int] | None:
-        return self.again.popleft() if self.again else next(self.pairs, None)
+    def first(self) -> Row | None:
+        """The next row; None where nobody waits."""
+        return self.rows[0] if self.rows or self._more() else None
+
+    def ahead(self) -> Iterator[tuple[int, list[int]]]:
+        """The prompts of the rows in their order, each once where its samples stand together: (index, ids)."""
+        last, seen = None, 0
+        while seen < len(self.rows) or self._more():
+            prompt, seen = self.rows[seen].prompt, seen + 1
+            if prompt != last:
+                yield prompt, self.prompts[prompt]
+            last = prompt
+
+    def again(self, rows: list[Row]) -> None:
+        """Rows that lost their place, with what is known of them."""
+        self.rows.extendleft(row.again(self.prompts[row.prompt]) for row in reversed(rows))
+
+    def _more(self) -> bool:
+        """Ask for another prompt; whether there is one."""
+        i = next(self.order, None)
+        if i is None:
+            return False
+        prompt = self.prompts[i]
+        limit = min(self.params.max_new_tokens, self.context - len(prompt))
+        keys = (stream_key(self.params.seed, prompt, k) for k in range(self.params.n))
+        self.rows.extend(Row(i, k, key, len(prompt) - 1, prompt[-1], limit) for k, key in enumerate(keys))
+        return True
 
 
 class Engine:
@@ -120,9 +133,9 @@ class Engine:
         longest = min(max(map(len, prompts), default=0) + params.max_new_tokens, context)
         cache = self._reserve(longest, len(prompts) * params.n)
         batches = self._batches()
-        pairs = ((i, k) for i in (range(len(prompts)) if order is None else order) for k in range(params.n))
+        queue = Queue(prompts, range(len(prompts)) if order is None else order, params, context)
         with packed_model(self.model, self.vocab) as head:
-            yield from self._serve(Queue(prompts, pairs), params, self._decoder(cache, head, batches, params))
+            yield from self._serve(queue, self._decoder(cache, head, batches, params))
 
     def stream_dealt(
         self, prompts: list[list[int]], params: SamplingParams
@@ -139,18 +152,18 @@ class Engine:
         if self.model.embed.is_cuda:
             torch.cuda.empty_cache()
 
-    def _serve(self, queue: Queue, params: SamplingParams, decoder: Decoder) -> Iterator[tuple[int, list[Completion]]]:
+    def _serve(self, queue: Queue, decoder: Decoder) -> Iterator[tuple[int, list[Completion]]]:
         """Admit, decode and hand over until nobody waits."""
-        cache = decoder.cache
+        cache, samples = decoder.cache, queue.params.n
         finished: dict[int, dict[int, Completion]] = {}
         under_way: deque[tuple[list[Row], Read]] = deque()
         while True:
-            self._admit(queue, params, cache)
+            self._admit(queue, decoder)
             restarted = cache.make_room()
             self.restarts += len(restarted)
-            queue.again.extendleft((row.prompt, row.sample) for row in reversed(restarted))
+            queue.again(restarted)
             rows = cache.rows()
-            if rows:
+            if rows or cache.behind:
                 under_way.append((rows, self._step(decoder, rows)))
             elif not under_way:
                 cache.clear()
@@ -160,26 +173,17 @@ class Engine:
             for row in ended:
                 of_prompt = finished.setdefault(row.prompt, {})
                 of_prompt[row.sample] = row.completion()
-                if len(of_prompt) == params.n:
-                    yield row.prompt, [of_prompt[k] for k in range(params.n)]
+                if len(of_prompt) == samples:
+                    yield row.prompt, [of_prompt[k] for k in range(samples)]
                     del finished[row.prompt]
 
-    def _admit(self, queue: Queue, params: SamplingParams, cache: LaneCache | PagedCache) -> None:
+    def _admit(self, queue: Queue, decoder: Decoder) -> None:
         """Rows for all slots, as far as completions wait and the cache has room for them."""
-        context = self.model.config.max_positions
-        for _ in range(cache.slots - len(cache.rows())):
-            pair = queue.next()
-            if pair is None:
-                return
-            i, k = pair
-            prompt = queue.prompts[i]
-            if queue.prefilled is None or queue.prefilled[0] != i:
-                queue.prefilled = (i, *self._prefill(prompt[:-1]))
-            limit = min(params.max_new_tokens, context - len(prompt))
-            row = Row(i, k, stream_key(params.seed, prompt, k), len(prompt) - 1, prompt[-1], limit)
-            if not cache.add(row, *queue.prefilled[1:]):
-                queue.again.appendleft(pair)
-                return
+        while not decoder.cache.full and (row := queue.first()) is not None:
+            if not decoder.admit(row, queue.prompts[row.prompt]):
+                break
+            queue.rows.popleft()
+        decoder.look_ahead(queue.ahead())
 
     def _batches(self) -> BatchSizes:
         """How a step's rows are cut into batches. Warns once where the module's promise cannot be kept."""
@@ -212,7 +216,7 @@ class Engine:
                 held = None
                 held = LaneCache(config, slots, longest, dtype, device)
         else:
-            most = slots * pages_of(longest)
+            most = most_pages(slots, longest)
             pages = most if pages is None else min(pages, most)
             if not isinstance(held, PagedCache) or not held.holds(pages, longest) or held.slots < slots:
                 held = self._held = None
@@ -234,9 +238,6 @@ class Engine:
         self._held = decoder if decoder.graphs else None
         return decoder
 
-    def _prefill(self, ids: list[int]) -> tuple[Tensor, Tensor, DeltaState | None]:
-        return prefill(self.model, ids)
-
     def _step(self, decoder: Decoder, rows: list[Row]) -> Read:
         """Launch a decode step for every row."""
         read = decoder.launch(rows)
@@ -251,33 +252,6 @@ class Engine:
             if row.open:
                 row.append(token, logprob, self.eos)
         return [row for row in taken if not row.open]
-
-
-@torch.inference_mode()
-def prefill(model: Transformer, ids: list[int]) -> tuple[Tensor, Tensor, DeltaState | None]:
-    """Keys and values [L, Hkv, T, D] of a prompt, and the state that it leaves in the layers of the delta rule: tail
-    [L, C, kernel - 1], memory [L, Hv, K, V]."""
-    config, weight = model.config, model.embed
-    attention = {layer: i for i, layer in enumerate(config.attention_layers)}
-    shape = (len(attention), config.num_kv_heads, len(ids), config.head_dim)
-    keys, values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
-    states = DeltaStates(config, 0, weight.dtype, weight.device) if config.delta else None
-    if ids:
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            i = attention[layer]
-            keys[i], values[i] = k[0].transpose(0, 1), v[0].transpose(0, 1)
-            return causal_attention(layer, q, k, v)
-
-        def recur(layer: int, inputs: DeltaInputs) -> Tensor:
-            assert states is not None
-            i = states.index[layer]
-            out, (states.tails[i], states.memories[i]) = run_sequence(inputs, empty_state(inputs))
-            return out
-
-        tokens = to_device(torch.tensor([ids]), weight.device)
-        model(tokens, torch.arange(len(ids), device=weight.device), attend, recur=recur)
-    return keys, values, DeltaState(states.tails[:, 0], states.memories[:, 0]) if states else None
 
 
 def cache_kind(config: ModelConfig, device: torch.device) -> CacheKind:
@@ -326,7 +300,12 @@ def fit_cache(
         if slots > GPU_ROWS:
             slots -= slots % GPU_ROWS
     pages = max(0, room - slots * state) // page
-    return slots, max(pages_of(longest), min(pages, slots * pages_of(longest)))
+    return slots, max(pages_of(longest), min(pages, most_pages(slots, longest)))
+
+
+def most_pages(slots: int, longest: int) -> int:
+    """Pages that so many rows can have, and the prompt whose samples come."""
+    return (slots + 1) * pages_of(longest)
 
 
 @cache

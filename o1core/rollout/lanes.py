@@ -17,7 +17,7 @@ but pages run at .4 of the speed of lanes for tiny-o1 and at SmolLM2-135M's widt
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..distributed import ALONE, Team, share_tokens
 from ..model import Attend, DeltaState, ModelConfig, Recur, Transformer
+from .prefill import prefill
 from .row import Read, Row
 from .row_bits import ATTENTION_ROWS, BatchSizes, Product, attention_sizes, cancelling
 from .sampling import SamplingParams, sample, uniforms
@@ -100,12 +101,21 @@ class LaneCache:
         """All rows in the order in which a decode step computes them."""
         return [row for lane in self.lanes.values() for row in lane.rows]
 
+    @property
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return sum(len(lane.rows) for lane in self.lanes.values()) == self.slots
+
+    @property
+    def behind(self) -> int:
+        """Tokens that are known and not computed yet: none."""
+        return 0
+
     @torch.inference_mode()
-    def add(self, row: Row, keys: Tensor, values: Tensor, state: DeltaState | None = None) -> bool:
+    def add(self, row: Row, keys: Tensor, values: Tensor, state: DeltaState | None = None) -> None:
         """Take a row whose first tokens have keys and values [L, Hkv, T, D] and left a state. There is room for every slot."""
         self.states.add(row, state)
         self.lane_for(row.length + 1).add(row, keys, values)
-        return True
 
     def make_room(self) -> list[Row]:
         """Nothing to do: a lane has room for its rows, and keep moves those that filled it."""
@@ -179,6 +189,18 @@ class LaneDecoder:
     ) -> None:
         self.model, self.head, self.cache, self.batches, self.params = model, head, cache, batches, params
         self.team = team
+        # The prompt whose samples come, with its keys, values and state.
+        self.prefilled: tuple[int, Tensor, Tensor, DeltaState | None] | None = None
+
+    def admit(self, row: Row, prompt: list[int]) -> bool:
+        """Take a row. prompt: its ids, which are computed once for all of its samples."""
+        if self.prefilled is None or self.prefilled[0] != row.prompt:
+            self.prefilled = row.prompt, *prefill(self.model, prompt[:-1])
+        self.cache.add(row, *self.prefilled[1:])
+        return True
+
+    def look_ahead(self, prompts: Iterator[tuple[int, list[int]]]) -> None:
+        """Nothing to do: a prompt is computed when its first sample comes."""
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:

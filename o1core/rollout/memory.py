@@ -1,4 +1,5 @@
-"""Main memory: how much is free, and keeping what was freed (on Linux each large tensor is otherwise faulted in again)."""
+"""Memory: how much of the main one is free, keeping what was freed (on Linux each large tensor is otherwise faulted in again),
+and the way to a device."""
 
 import contextlib
 import ctypes
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
 LARGE = 32 << 20  # bytes, the highest threshold that glibc takes
@@ -116,3 +118,11 @@ def total_memory() -> int:
 def read_table(path: Path) -> dict[str, int]:
     """The first two columns of a text file of the kernel."""
     return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on their way to the device, which they reach before what is launched next. A GPU's host does not
+    wait for that."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)

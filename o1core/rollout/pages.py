@@ -2,12 +2,18 @@
 
 A page holds 64 tokens of all layers. A row takes its next page when its tokens fill the last one; the host knows all
 lengths, so it allots pages without asking the device. The full pages of a prompt are shared by its samples, and counted;
-the last, partly filled one is written for each sample anew. A page is free when nobody owns it any more.
+the last, partly filled one is copied for each sample. A page is free when nobody owns it any more.
 
-Where no page is free, the newest row loses its pages and starts again later. Its bits depend on its key alone, so the
-second start finds the same tokens, and the oldest row always ends. After that nobody is admitted until a row has left. Left
-out on purpose: pages swapped out to the host's memory (a restart costs less than it seems: the newest row has done least),
-and a prompt's pages found again by their contents (each prompt comes once).
+Rows are computed in batches of a fixed size (row_bits.py), so that every product has the same shape: 256 on a GPU, where
+fewer rows would read the weights for as long. Prompts go through the same batches, each token as a row of its own that
+attends to the pages before it: in places that decoding leaves free, and in a batch more where a slot waits for them. So a
+token's bits do not depend on what is computed beside it, and several prompts, or parts of them, fill a batch together. It
+suits prompts of hundreds of tokens: a row reads its keys by itself, which is a T-th of what a long prompt's T rows would share.
+
+Where no page is free, prompts that nobody has begun with leave, then the newest row, which goes on later: what was read
+of it is computed once more like a prompt, to the same bits, and the oldest row always ends. After that nobody is admitted
+until a row has left. Left out on purpose: pages swapped out to the host's memory (a restart costs less than it seems: the
+newest row has done least), and a prompt's pages found again by their contents (each prompt comes once).
 
 In a decode step the host says what to compute and does not look at what comes out. A step's tokens are taken on the device
 from what the step before has sampled, its random numbers are made there, and its results are read when the next step is
@@ -15,14 +21,14 @@ under way. What the host knows is sent with every step in two small copies: each
 the step before, and the pages. So one row too many is computed where a row ends with its end-of-text token: the host learns
 of it a step later, and drops what was sampled after it.
 
-Rows are computed in batches of a fixed size (row_bits.py), so that every product has the same shape: 256 on a GPU, where
-fewer rows would read the weights for as long. On a CPU the same code runs with the kernels' torch twins and reads its
-results at once. CUDA graphs need Triton's kernels, which nothing has to wait for. A team's all-reduces are part of its graphs:
-its ranks capture and replay the same steps in the same order. Nothing here ran on a GPU.
+On a CPU the same code runs with the kernels' torch twins and reads its results at once. CUDA graphs need Triton's kernels,
+which nothing has to wait for. A team's all-reduces are part of its graphs: its ranks capture and replay the same steps in the
+same order. Nothing here ran on a GPU.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +38,8 @@ from ..distributed import Team, share_tokens
 from ..errors import UserError
 from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
 from ..model import Attend, DeltaState, ModelConfig, Transformer, rotate
+from .memory import to_device
+from .prefill import prefill
 from .row import Read, Row
 from .row_bits import BatchSizes, Product
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
@@ -42,7 +50,7 @@ FIELDS = (  # of what is sent
     "length",
     "steps",
     "place in the step before",
-    "token of a row's first step",
+    "token, where the host knows it",
     "place of its states",
 )
 
@@ -75,6 +83,22 @@ class PagePool:
             assert self.owners[page] >= 0
             if self.owners[page] == 0:
                 self.free.append(page)
+
+
+@dataclass(eq=False)
+class Prefix:
+    """Tokens that are known before they are computed, and the pages that their keys and values go to: a prompt's, which its
+    samples share, or those of a row that goes on. done: tokens that launched steps have computed; state: what a hybrid's prompt
+    leaves."""
+
+    tokens: list[int]
+    pages: list[int]
+    done: int = 0
+    state: DeltaState | None = None
+
+    @property
+    def behind(self) -> int:
+        return len(self.tokens) - self.done
 
 
 class PagedCache:
@@ -113,54 +137,117 @@ class PagedCache:
         self.states.clear()
         self._rows: list[Row] = []
         self._pages: dict[Row, list[int]] = {}  # in the order in which the rows came
-        self._prompt: tuple[int, list[int]] | None = None  # the prompt whose samples come, and its full pages
+        self.prompts: dict[int, Prefix] = {}  # whose samples come or are to come, by index
+        self.returning: dict[Row, Prefix] = {}  # rows of which more is known than the prompt, until it is computed
+        self._newest: int | None = None  # the prompt whose sample came last
         self._crowded = False  # whether a row had to start again and none has left since
 
     def rows(self) -> list[Row]:
         """All rows in the order in which a decode step computes them."""
         return list(self._rows)
 
+    @property
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return len(self._pages) == self.slots
+
+    @property
+    def behind(self) -> int:
+        """Tokens that are known and not computed yet."""
+        return sum(prefix.behind for prefix in self._prefixes())
+
+    def _prefixes(self) -> list[Prefix]:
+        """Rows that wait for themselves first."""
+        return [*self.returning.values(), *self.prompts.values()]
+
+    def begin(self, prompt: int, tokens: list[int], ahead: bool = False) -> Prefix | None:
+        """Pages for a prompt's tokens, to be computed; those that it has where it was begun. None where there is no room for
+        it now. ahead: nobody waits for it yet, so each row keeps a page to grow by."""
+        if prompt not in self.prompts:
+            needed = pages_of(len(tokens))
+            if self._crowded and self._pages:
+                return None
+            if not ahead:
+                self._leave_for(needed)
+            if len(self.pool.free) < needed + ahead * (len(self._pages) + 1):
+                return None
+            self.prompts[prompt] = Prefix(tokens, [self.pool.take() for _ in range(needed)])
+        return self.prompts[prompt]
+
     @torch.inference_mode()
-    def add(self, row: Row, keys: Tensor, values: Tensor, state: DeltaState | None = None) -> bool:
-        """Take a row whose first tokens have keys and values [L, Hkv, T, D] and left a state; False where there is no room for
-        it now."""
-        if self._crowded and self._rows:
+    def fill(self, prefix: Prefix, keys: Tensor, values: Tensor, state: DeltaState | None) -> None:
+        """A prompt that was computed by itself: keys and values [L, Hkv, T, D], and the state that it has left."""
+        for i, page in enumerate(prefix.pages):
+            part = slice(i * PAGE_TOKENS, (i + 1) * PAGE_TOKENS)
+            tokens = keys[:, :, part].shape[2]
+            self.keys[:, page, :, :tokens] = keys[:, :, part]
+            self.values[:, page, :, :tokens] = values[:, :, part]
+        prefix.done, prefix.state = len(prefix.tokens), state
+
+    @torch.inference_mode()
+    def add(self, row: Row, tokens: list[int]) -> bool:
+        """Take a row that has these tokens, which begin with its prompt's; False where that is not computed yet or there is
+        no room for the row now."""
+        prefix = self.prompts[row.prompt]
+        if prefix.behind or (self._crowded and self._pages):
             return False
-        if self._prompt is not None and self._prompt[0] != row.prompt:
-            self._leave_prompt()
-        full = row.length // PAGE_TOKENS
-        needed = 1 if self._prompt else full + 1
-        if len(self.pool.free) < needed:
+        if self._newest != row.prompt:
+            self._leave(self._newest)
+        shared = len(prefix.tokens) // PAGE_TOKENS
+        partial = prefix.pages[shared:]
+        own = pages_of(len(tokens) + 1) - shared
+        self._leave_for(own, but=row.prompt)
+        if len(self.pool.free) >= own:
+            pages = self.pool.share(prefix.pages[:shared]) + [self.pool.take() for _ in range(own)]
+            if partial:
+                to, source = pages[shared], partial[0]
+                self.keys[:, to], self.values[:, to] = self.keys[:, source], self.values[:, source]
+        elif len(self.pool.free) >= own - len(partial):
+            # The row takes the prompt's pages over; the next sample has to wait for new ones.
+            del self.prompts[row.prompt]
+            pages = prefix.pages + [self.pool.take() for _ in range(own - len(partial))]
+        else:
             return False
-        if self._prompt is None:
-            self._prompt = row.prompt, [self.pool.take() for _ in range(full)]
-            self._write(self._prompt[1], keys, values, 0)
-        pages = self.pool.share(self._prompt[1])
-        pages.append(self.pool.take())
-        if row.length % PAGE_TOKENS:
-            self._write(pages[full:], keys, values, full * PAGE_TOKENS)
-        self.table[len(self._rows), : len(pages)] = pages
-        self._rows.append(row)
-        self._pages[row] = pages
-        self.states.add(row, state)
+        self._newest, self._pages[row] = row.prompt, pages
+        self.states.add(row, prefix.state)
+        if len(tokens) > len(prefix.tokens):
+            self.returning[row] = Prefix(tokens, pages, len(prefix.tokens))
+        else:
+            self._go_on(row)
         return True
 
+    def take_behind(self, most: int) -> list[tuple[Prefix, range]]:
+        """Up to `most` of the tokens that are behind, first come, first served, to be computed by the next step: places in
+        their prefix. What is then whole can go on after it."""
+        found = []
+        for prefix in self._prefixes():
+            part = range(prefix.done, min(len(prefix.tokens), prefix.done + most))
+            if part:
+                found.append((prefix, part))
+                prefix.done, most = part.stop, most - len(part)
+        for row in [row for row, prefix in self.returning.items() if not prefix.behind]:
+            del self.returning[row]
+            self._go_on(row)
+        return found
+
     def make_room(self) -> list[Row]:
-        """A page for the next token of every row. Returns the rows that had to leave for it, oldest first: they start again."""
+        """A page for the next token of every row. Returns the rows that had to leave for it, oldest first: they go on later,
+        those of a hybrid from their start, as its steps would give other bits in chunks."""
         restarted: list[Row] = []
         places = {row: i for i, row in enumerate(self._rows)}
         for row in list(self._pages):
             if row.restarted or row.length < PAGE_TOKENS * len(self._pages[row]):
                 continue
+            self._leave_for(1)
             while not self.pool.free:
-                if self._prompt is not None:
-                    self._leave_prompt()
-                    continue
                 newest = next(r for r in reversed(self._pages) if not r.restarted)
                 newest.restarted = self._crowded = True
                 restarted.append(newest)
+                self.returning.pop(newest, None)
                 self.pool.give_back(self._pages[newest])
                 self._pages[newest] = []
+                if self.states.index:
+                    newest.ids, newest.logprobs = [], []
             if not row.restarted:
                 page = self.pool.take()
                 self.table[places[row], len(self._pages[row])] = page
@@ -202,31 +289,35 @@ class PagedCache:
 
         return attend
 
-    def _write(self, pages: list[int], keys: Tensor, values: Tensor, start: int) -> None:
-        """Fill pages with the tokens from `start` on of keys and values [L, Hkv, T, D], as far as they go."""
-        for page in pages:
-            end = min(start + PAGE_TOKENS, keys.shape[2])
-            self.keys[:, page, :, : end - start] = keys[:, :, start:end]
-            self.values[:, page, :, : end - start] = values[:, :, start:end]
-            start = end
+    def _go_on(self, row: Row) -> None:
+        """A row that is decoded from the next step on."""
+        pages = self._pages[row]
+        self.table[len(self._rows), : len(pages)] = pages
+        self._rows.append(row)
 
     def _drop(self, is_live: Callable[[Row], bool]) -> bool:
         """Drop rows, the last one taking the place of each; whether there was one to drop."""
-        before = len(self._rows)
-        for i in reversed(range(before)):
-            row = self._rows[i]
-            if not is_live(row):
-                self.pool.give_back(self._pages.pop(row))
-                self.states.drop(row)
+        before = len(self._pages)
+        for row in [row for row in self._pages if not is_live(row)]:
+            self.pool.give_back(self._pages.pop(row))
+            self.states.drop(row)
+        for i in reversed(range(len(self._rows))):
+            if self._rows[i] not in self._pages:
                 self._rows[i] = self._rows[-1]
                 self.table[i] = self.table[len(self._rows) - 1]
                 self._rows.pop()
-        return len(self._rows) < before
+        return len(self._pages) < before
 
-    def _leave_prompt(self) -> None:
-        assert self._prompt is not None
-        self.pool.give_back(self._prompt[1])
-        self._prompt = None
+    def _leave(self, prompt: int | None) -> None:
+        """Give back what a prompt still owns."""
+        if prompt in self.prompts:
+            self.pool.give_back(self.prompts.pop(prompt).pages)
+
+    def _leave_for(self, pages: int, but: int | None = None) -> None:
+        """Give prompts' pages back, the newest first, until so many are free: they can be computed again."""
+        for prompt in reversed(list(self.prompts)):
+            if len(self.pool.free) < pages and prompt != but:
+                self._leave(prompt)
 
 
 class PageDecoder:
@@ -250,12 +341,15 @@ class PageDecoder:
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         self.triton = runs_triton(device) and refused_heads(*heads) is None
         self.lookahead = int(device.type == "cuda")
+        self.by_itself = (
+            config.delta is not None
+        )  # how a prompt is computed: a token at a time would take as many steps
         # A step is run once before it is captured, which would move the states of a hybrid's rows on twice.
         captures = device.type == "cuda" and self.triton and config.delta is None
         self.graphs = Captured() if captures else None
         self.assumed = self.assumptions(params)
-        rows = -(-len(cache.table) // batches.base) * batches.base
-        self.live = 0  # rows of the step that are no padding
+        rows = (-(-len(cache.table) // batches.base) + 1) * batches.base  # and one for tokens that are behind
+        self.decoded = 0  # rows of the step whose next token is sampled
         self._places: dict[Row, int] = {}  # of the rows of the step before
         with torch.inference_mode():
             self.sent = torch.zeros(len(FIELDS), rows, dtype=torch.int64, device=device)
@@ -277,17 +371,38 @@ class PageDecoder:
 
     def begin(self, head: Product, batches: BatchSizes, params: SamplingParams) -> None:
         """Another call of the engine, with other rows and seeds."""
-        self.head, self.batches, self.params, self.live, self._places = head, batches, params, 0, {}
+        self.head, self.batches, self.params, self.decoded, self._places = head, batches, params, 0, {}
+
+    def admit(self, row: Row, prompt: list[int]) -> bool:
+        """Take a row, or its prompt's tokens (ids) to be computed with the next steps; whether the row was taken."""
+        prefix = self.cache.begin(row.prompt, prompt[:-1])
+        if prefix is None:
+            return False
+        if self.by_itself and prefix.state is None:
+            self.cache.fill(prefix, *prefill(self.model, prefix.tokens))
+        return self.cache.add(row, (prompt + row.ids)[:-1])
+
+    def look_ahead(self, prompts: Iterable[tuple[int, list[int]]]) -> None:
+        """Begin with prompts until a batch of tokens waits, where rows have pages to spare."""
+        for index, prompt in prompts:
+            enough = self.by_itself or self.cache.behind >= self.batches.base
+            if enough or self.cache.begin(index, prompt[:-1], ahead=True) is None:
+                return
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:
-        """Start one step for all rows of the cache, which have room for a token. Returns what reads its ids and log-probs."""
-        self._send(rows)
-        sizes = self.batches.cut(len(rows)) if self.ids.device.type == "cpu" else self._whole_batches(len(rows))
+        """Start one step for all rows of the cache, which have room for a token, and for tokens that are behind: as many as
+        there are places left, and a batch more where a slot waits. Returns what reads the rows' ids and log-probs."""
+        cache, base = self.cache, self.batches.base
+        waits = not cache.full or bool(cache.returning)
+        behind = cache.take_behind(-len(rows) % base + waits * base)
+        live = self._send(rows, behind)
+        sizes = self.batches.cut(live) if self.ids.device.type == "cpu" else [base] * -(-live // base)
+        lengths = [row.length + 1 for row in rows] + [at + 1 for _, part in behind for at in part]
         first = 0
         for size in sizes:
-            longest = max((row.length + 1 for row in rows[first : first + size]), default=1)
-            numbers = first, size, rounded_splits(longest, SPLIT_TOKENS, self.cache.splits)
+            longest = max(lengths[first : first + size], default=1)
+            numbers = first, size, rounded_splits(longest, SPLIT_TOKENS, cache.splits)
             if self.graphs is None:
                 self._compute(*numbers)
             else:
@@ -297,23 +412,30 @@ class PageDecoder:
         self._places = {row: i for i, row in enumerate(rows)}
         return self._results(len(rows))
 
-    def _whole_batches(self, rows: int) -> list[int]:
-        return [self.batches.base] * -(-rows // self.batches.base)
-
-    def _send(self, rows: list[Row]) -> None:
-        """What the step needs to know, and the tokens that it is fed."""
-        self.live = len(rows)
-        facts = np.zeros(self.sent.shape, dtype=np.int64)
+    def _send(self, rows: list[Row], behind: list[tuple[Prefix, range]]) -> int:
+        """What the step needs to know, and the tokens that it is fed: first the rows', then those that are behind. Returns how
+        many there are."""
+        self.decoded = len(rows)
         place = self.cache.states.place
         columns = [(row.length + 1, row.steps, self._places.get(row, -1), row.token, place(row)) for row in rows]
-        facts[1:, : self.live] = np.array(columns, dtype=np.int64).T
-        facts[0, : self.live] = np.array([row.key for row in rows], dtype=np.uint64).view(np.int64)
+        columns += [(at + 1, 0, -1, prefix.tokens[at], 0) for prefix, part in behind for at in part]
+        live = len(columns)
+        facts = np.zeros(self.sent.shape, dtype=np.int64)
+        facts[1:, :live] = np.array(columns, dtype=np.int64).T
+        facts[0, : self.decoded] = np.array([row.key for row in rows], dtype=np.uint64).view(np.int64)
+        table = np.zeros((live, self.table.shape[1]), dtype=np.int32)
+        table[: self.decoded] = self.cache.table[: self.decoded]
+        first = self.decoded
+        for prefix, part in behind:
+            table[first : first + len(part), : len(prefix.pages)] = prefix.pages
+            first += len(part)
         device = self.ids.device
         self.sent.copy_(to_device(torch.from_numpy(facts), device))
-        self.table[: self.live] = to_device(torch.from_numpy(self.cache.table[: self.live]), device)
-        _, lengths, _, places, prompt_tokens, _ = self.sent
+        self.table[:live] = to_device(torch.from_numpy(table), device)
+        _, lengths, _, places, tokens, _ = self.sent
         self.lengths.copy_(lengths)
-        torch.where(places < 0, prompt_tokens, self.ids[places.clamp(min=0)], out=self.tokens)
+        torch.where(places < 0, tokens, self.ids[places.clamp(min=0)], out=self.tokens)
+        return live
 
     def _compute(self, first: int, rows: int, splits: int) -> None:
         """The step of a batch: hidden states, logits, random numbers, tokens. Writes nothing that it reads, but pages."""
@@ -326,9 +448,9 @@ class PageDecoder:
             p = self.params
             found = sample_tokens(logits, u, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
             self.ids[part], self.logprobs[part], self.flags[part] = found
-        else:
-            part = slice(first, min(first + rows, self.live))
-            count = part.stop - part.start
+        elif first < self.decoded:
+            count = min(rows, self.decoded - first)
+            part = slice(first, first + count)
             self.ids[part], self.logprobs[part] = sample(logits[:count], u[:count], self.params)
 
     def _results(self, count: int) -> Read:
@@ -395,14 +517,6 @@ def rounded_splits(longest: int, split: int, most: int) -> int:
     `most`, so that few graphs serve all lengths."""
     needed = max(1, -(-longest // split))
     return min(most, 1 << (needed - 1).bit_length())
-
-
-def to_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers of the host on their way to the device, which they reach before what is launched next. A GPU's host does not
-    wait for that."""
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.to(device, non_blocking=True)
 
 
 def pages_of(tokens: int) -> int:

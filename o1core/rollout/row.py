@@ -14,7 +14,7 @@ class Row:
 
     length: tokens in its cache once every launched step has run; steps: how many were launched; token: the last one that
     was read, and before the first step the prompt's last. Where the host looks a step ahead, ids has one token fewer than
-    there were steps. restarted: the row lost its pages, and a new one starts in its place.
+    there were steps. restarted: the row lost its pages, and a new one starts in its place (`again`).
     """
 
     prompt: int
@@ -43,6 +43,12 @@ class Row:
             self.finish_reason = "stop"
         elif len(self.ids) == self.limit:
             self.finish_reason = "length"
+
+    def again(self, prompt: list[int]) -> "Row":
+        """The row that goes on from the tokens that were read. prompt: its ids."""
+        tokens, steps = prompt + self.ids, len(self.ids)
+        counts = len(tokens) - 1, tokens[-1], self.limit, steps
+        return Row(self.prompt, self.sample, self.key, *counts, list(self.ids), list(self.logprobs))
 
     @property
     def open(self) -> bool:

@@ -9,7 +9,9 @@ import torch
 import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.errors import UserError
+from o1core.rollout import lanes
 from o1core.rollout.lanes import attention
+from o1core.rollout.prefill import prefill
 from o1core.rollout.row_bits import attention_sizes
 from o1core.rollout.sampling import sample, stream_key, uniforms
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
@@ -41,19 +43,15 @@ def prompts_of(lengths: list[int]) -> list[list[int]]:
 
 
 class Watched(Engine):
-    """An engine that notes the rows of every decode step and the tokens of every prefill."""
+    """An engine that notes the rows of every decode step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.steps, self.prefills = [], []
+        self.steps = []
 
     def _step(self, decoder, rows):
         self.steps.append(len(rows))
         return super()._step(decoder, rows)
-
-    def _prefill(self, ids):
-        self.prefills.append(len(ids))
-        return super()._prefill(ids)
 
 
 # Prompts around the first two lanes' ends, and one of one token. Their completions cross 64, 128 and 256 tokens.
@@ -227,10 +225,11 @@ def test_a_finished_row_leaves_at_once_and_another_takes_its_place(loaded, slots
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64])
-def test_the_prompt_of_k_samples_is_prefilled_once(loaded, slots):
-    engine = Watched(*loaded, slots=slots)
-    engine.generate(prompts_of([10, 1, 70]), SamplingParams(n=5, max_new_tokens=4))
-    assert sorted(engine.prefills) == [0, 9, 69]  # the last token of a prompt is the first one decoded
+def test_the_prompt_of_k_samples_is_prefilled_once(loaded, slots, monkeypatch):
+    prefilled = []
+    monkeypatch.setattr(lanes, "prefill", lambda model, ids: prefilled.append(len(ids)) or prefill(model, ids))
+    Engine(*loaded, slots=slots).generate(prompts_of([10, 1, 70]), SamplingParams(n=5, max_new_tokens=4))
+    assert sorted(prefilled) == [0, 9, 69]  # the last token of a prompt is the first one decoded
 
 
 def test_prompts_come_as_soon_as_all_their_completions_are_there(loaded):

@@ -9,6 +9,7 @@ import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.cli import main
 from o1core.errors import UserError
+from o1core.rollout import engine as engine_module
 from o1core.rollout.pages import PageDecoder
 from tests.campaigns.bits import WIDTHS, Words, real_widths
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
@@ -71,7 +72,7 @@ def test_pages_and_lanes_sample_the_same_tokens(exact, from_lanes, use, lookahea
     found = engine.generate(prompts_of(LENGTHS), PARAMS)
     assert ids_of(found) == ids_of(from_lanes)
     assert [[c.finish_reason for c in group] for group in found] == [[c.finish_reason for c in g] for g in from_lanes]
-    assert (engine.restarts > 1) == (pages is not None)
+    assert (engine.restarts > 0) == (pages is not None)
     assert set(engine._cache.pool.owners) == {0}
 
 
@@ -80,6 +81,50 @@ def test_the_order_of_arrival_changes_nothing(exact, from_lanes, use, lookahead)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(3)).tolist()
     found = dict(Engine(*exact, slots=7, pages=6).stream(prompts_of(LENGTHS), PARAMS, order))
     assert ids_of([found[i] for i in range(4)]) == ids_of(from_lanes)
+
+
+class Counted(PageDecoder):
+    """Notes of each step how many tokens it samples, and how many it computes of what is known."""
+
+    steps: list[tuple[int, int]]
+
+    def _send(self, rows, behind):
+        self.steps.append((len(rows), sum(len(part) for _, part in behind)))
+        return super()._send(rows, behind)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    monkeypatch.setenv("O1CORE_CACHE", "pages")
+    monkeypatch.setattr(Counted, "steps", [], raising=False)
+    monkeypatch.setattr(engine_module, "PageDecoder", Counted)
+    return Counted.steps
+
+
+def test_a_row_that_starts_again_samples_no_token_twice(exact, from_lanes, steps):
+    engine = Engine(*exact, slots=4, pages=4)
+    assert ids_of(engine.generate(prompts_of(LENGTHS), PARAMS)) == ids_of(from_lanes)
+    assert engine.restarts > 1
+    assert sum(sampled for sampled, _ in steps) == sum(len(c.ids) for group in from_lanes for c in group)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_prompts_are_computed_once_in_places_that_decoding_leaves_free(exact, steps, samples, monkeypatch):
+    """Eleven prompts of 40 tokens, six rows at once: a batch has 64 places, so the first step computes 64 known tokens, and
+    the samples of the prompt that it ended are decoded beside the next ones. There are pages enough to begin ahead."""
+    monkeypatch.setattr(engine_module, "most_pages", lambda slots, longest: 60)
+    prompts = prompts_of([41] * 11)
+    Engine(*exact, slots=6).generate(prompts, SamplingParams(n=samples, max_new_tokens=30, seed=5))
+    assert steps[0] == (0, 64) and steps[1][0] == samples
+    assert sum(known for _, known in steps) == 11 * 40
+    assert max(sampled + known for sampled, known in steps) <= 128
+
+
+def test_a_step_with_all_slots_taken_has_no_batch_more(exact, steps):
+    """Sixty-four rows fill the batch, so what was begun ahead waits; while a slot waits there is a second batch."""
+    Engine(*exact, slots=64, pages=400).generate(prompts_of([3] * 90), SamplingParams(max_new_tokens=5, seed=5))
+    assert all(known == 0 for sampled, known in steps if sampled == 64)
+    assert sum(known for _, known in steps) == 90 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -83,8 +83,8 @@ def test_slots_follow_from_the_pages_and_their_mean_length(room, slots, expected
 
     assert fit(room, slots=slots) == expected
     assert fit(1900) == (256, 1900)  # not 475: whole batches of rows
-    assert fit(99_000) == (512, 8192)
-    assert fit(99_000, completions=24) == (24, 384)  # no more than are asked for
+    assert fit(99_000) == (512, 513 * 16)  # a prompt whose samples come has pages of its own
+    assert fit(99_000, completions=24) == (24, 25 * 16)  # no more than are asked for
 
 
 @pytest.mark.parametrize(
