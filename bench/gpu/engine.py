@@ -118,6 +118,18 @@ def throughput(sizes: Sizes) -> Found:
     return {"tokens/s": len(asked) * SAMPLES * sizes.new_tokens / seconds(engine, asked, sizes.new_tokens)}
 
 
+def evaluation(sizes: Sizes) -> Found:
+    """One short answer each to more problems than there are slots, whose prompts go through the steps that decode."""
+    slots = sizes.prompts * SAMPLES
+    engine = endless_engine(random_model(seven_b(sizes), sizes), slots, sizes)
+    asked = integers(sizes.ids, 4 * slots, min(100, sizes.length), sizes=sizes, seed=21).tolist()
+    params = SamplingParams(n=1, max_new_tokens=min(200, sizes.new_tokens), **REAL)
+    engine.generate(asked[: sizes.prompts], params)
+    start = time.perf_counter()
+    engine.generate(asked, params)
+    return {"answers/s": len(asked) / (time.perf_counter() - start)}
+
+
 def batch_invariance(sizes: Sizes) -> Found:
     """Completions of four layers alone in their batch, and beside others."""
     model = random_model(replace(seven_b(sizes), num_layers=min(4, sizes.layers)), sizes)
@@ -171,6 +183,14 @@ ROWS = [
         throughput,
         limit=100,
         planned=lambda s: planned(s, s.layers, max(s.length - s.new_tokens, 1), s.new_tokens),
+    ),
+    Row(
+        "evaluation",
+        SEVEN_B + ", problems of 100 tokens, an answer of 200 each, four times as many as are answered at once",
+        {"answers/s": Bar("at least", 90, "bandwidth")},
+        evaluation,
+        limit=60,
+        planned=lambda s: planned(s, s.layers, min(100, s.length), min(200, s.new_tokens)),
     ),
     Row(
         "batch invariance",
