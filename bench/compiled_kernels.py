@@ -37,10 +37,10 @@ from .pretended_gpu import Build, pretended_gpu
 from .roofline import print_roofline
 
 TARGETS = (80, 86, 89, 90, 100)
-PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention")
+PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention", "delta_walk")
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
 ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
-STREAMS = (*PRODUCTS, *ELEMENTWISE, "kept_gradient", "gather_forward", "gather_backward")
+STREAMS = (*PRODUCTS, *ELEMENTWISE, "delta_step", "kept_gradient", "gather_forward", "gather_backward")
 RECORD = Path(__file__).parent / "results/compiled_kernels.json"
 Record = dict[str, Any]
 
@@ -154,12 +154,15 @@ TITLES = {
     "rotate": "rotary embedding, and its gradient",
     "swiglu": "SwiGLU",
     "swiglu_backward": "its gradient",
+    "delta_step": "delta rule, a decode step",
+    "delta_walk": "its walk over chunks",
     "sample": "sampling without a filter",
     "sample_candidates": "sampling with a filter",
     "sample_row": "the same of a flat row",
 }
 FLAGS = {
     "ENTROPY": "entropy",
+    "BACKWARD": "backwards",
     "KEEP": "kept",
     "PICK": "some rows",
     "GREEDY": "greedy",
@@ -175,7 +178,11 @@ def table(records: list[Record]) -> list[str]:
         if r["dtype"] != ("fp32" if r["kernel"].startswith(("surrogate", "sample")) else "bf16"):
             continue
         flags = [FLAGS[key] for key, value in r["flags"].items() if value and key in FLAGS]
-        flags += [f"{key.lower()} {value}" for key, value in r["flags"].items() if key in ("LEVEL", "GROUP", "HALF")]
+        flags += [
+            f"{key.lower()} {value}"
+            for key, value in r["flags"].items()
+            if key in ("LEVEL", "GROUP", "HALF", "REPEATS")
+        ]
         flags += ["no mask"] if r["flags"].get("HAS_MASK") is False else []
         numbers = (
             r["registers"],

@@ -21,6 +21,7 @@ ROWS = (1, 8192, 4097)
 DECODED = (1, 256, 77)  # rows of a decode step
 HEADS = ((152064, 151665, 3584), (151936, 151646, 896), (128256, 128256, 4096), (151936, 151669, 5120))  # V, ids, H
 GROUPS = ((28, 4, 128), (14, 2, 64), (40, 8, 128), (32, 8, 128))  # query heads, key heads, head size
+DELTA = ((16, 32), (16, 48), (16, 16))  # key and value heads of 128 numbers: Qwen3.5-9B and 35B-A3B, 27B, 0.8B
 BLOCKS = ((3584, 18944), (896, 4864), (5120, 27648), (4096, 14336))  # hidden size and MLP size, by the groups' order
 SAMPLED: tuple[dict[str, Any], ...] = (
     {},
@@ -115,6 +116,22 @@ def elementwise(dtype: torch.dtype, rows: int, width: int, ffn: int, heads: int,
         out.backward(torch.empty_like(out))
 
 
+def delta(dtype: torch.dtype, rows: int, key_heads: int, value_heads: int) -> None:
+    """The delta rule: a decode step of a layer's product and the bf16 convolution, states float32; and the walk over as many
+    tokens, forward and backward."""
+    channels, wide = (2 * key_heads + value_heads) * 128, torch.promote_types(dtype, torch.float32)
+    mixed = meta(rows, channels + value_heads * 130, dtype=dtype)[:, :channels]
+    decay, beta = (meta(rows, value_heads, dtype=wide) for _ in range(2))
+    tails, memories = meta(rows + 1, channels, 3, dtype=dtype), meta(rows + 1, value_heads, 128, 128, dtype=wide)
+    kernel, places = meta(channels, 4, dtype=dtype), meta(rows, dtype=torch.int64)
+    kernels.delta_step(mixed, decay, beta, kernel, tails, memories, places)
+    shape = (2, -(-rows // 64), value_heads)
+    values, keys, kept = (meta(*shape, 64, 128, dtype=wide, grad=True) for _ in range(3))
+    fade, memory = meta(*shape, dtype=wide, grad=True), meta(2, value_heads, 128, 128, dtype=wide, grad=True)
+    found = kernels.delta_walk(values, keys, kept, fade, memory)
+    torch.autograd.grad(found, (values, keys, kept, fade, memory), [torch.empty_like(o) for o in found])
+
+
 def sampling(dtype: torch.dtype, rows: int, ids: int) -> None:
     """Logits as the engine makes them, fp32 of a head that is cut at the next multiple of 64 ids."""
     logits, uniforms = meta(rows, -(-ids // 64) * 64, dtype=dtype)[:, :ids], meta(rows, dtype=torch.float64)
@@ -141,6 +158,8 @@ def cases(capability: int) -> Iterator[Case]:
     for rows in DECODED:
         for group in GROUPS:
             yield case("bf16", decode, rows, *group)
+        for heads in DELTA:
+            yield case("bf16", delta, rows, *heads)
         for _, ids, _ in HEADS:
             yield case("fp32", sampling, rows, ids)
     if capability in (80, 90):
@@ -151,4 +170,5 @@ def cases(capability: int) -> Iterator[Case]:
             yield case(kind, stored_logits, 4097, *HEADS[0][:2])
             yield case(kind, decode, 256, *GROUPS[0])
             yield case(kind, elementwise, 4097, *BLOCKS[0], *GROUPS[0])
+            yield case(kind, delta, 256, *DELTA[0])
         yield case("bf16", sampling, 256, HEADS[0][1])  # who calls the op with logits of a product of its own

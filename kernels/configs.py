@@ -97,6 +97,13 @@ SAMPLE_ROW = {  # where a row is read many times, or has more than 2 bytes a num
 }
 SURROGATE = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 16}, 1, 1)}
 
+# Of the delta rule, whose memory [K, V] goes through a program's registers BLOCK_V columns at a time, beside the keys of
+# BLOCK_T tokens of a chunk; the walk by bytes a number.
+DELTA_STEP = Launch({"BLOCK_V": 32}, 4, 1)
+DELTA_WALK = {
+    4: Launch({"BLOCK_V": 16, "BLOCK_T": 32}, 4, 1, "tf32x3"),
+    8: Launch({"BLOCK_V": 16, "BLOCK_T": 32}, 8, 1, "ieee"),
+}
 SWIGLU = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 64}, 1, 1)}
 # A program of RMSNorm works on so many numbers at a time: several narrow rows (the heads of Qwen3) or one wide one.
 NORM_NUMBERS = {"gpu": 4096, "interpreter": 64}
@@ -158,6 +165,23 @@ def rotation(device: torch.device, heads: int, half: int) -> Launch:
     heads, half = triton.next_power_of_2(heads), triton.next_power_of_2(half)
     warps = 1 if target(device) == "interpreter" else max(1, min(4, heads * half // 256))
     return Launch({"BLOCK_HEADS": heads, "BLOCK_HALF": half}, warps, 1)
+
+
+def delta_step(device: torch.device, size: int) -> Launch:
+    """For memories of `size` keys, which a program holds whole."""
+    target(device)
+    return _with_keys(DELTA_STEP, size)
+
+
+def delta_walk(device: torch.device, dtype: torch.dtype, size: int, tokens: int) -> Launch:
+    """The same, for chunks of so many tokens, a multiple of 16."""
+    target(device)
+    launch = _with_keys(DELTA_WALK[dtype.itemsize], size)
+    return launch._replace(constants=launch.constants | {"BLOCK_T": min(launch.constants["BLOCK_T"], tokens & -tokens)})
+
+
+def _with_keys(launch: Launch, size: int) -> Launch:
+    return launch._replace(constants=launch.constants | {"BLOCK_K": max(16, triton.next_power_of_2(size))})
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

@@ -1,6 +1,6 @@
 """Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is fourteen functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+A backend is sixteen functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
 only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
 because importing a submodule `linear_logprob` would replace the function of that name in the package. The tuples: numbers.py.
 
@@ -33,6 +33,8 @@ float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size
     rms_norm, rotate, swiglu: as in elementwise.py, without a gradient
     rms_norm_backward(x, weight, eps, grad, need_weight) -> d_x, d_weight or None
     swiglu_backward(gate_up, grad) -> d_gate_up
+    delta_step: as in delta.py, of arguments that were checked
+    delta_walk(added, read, written, fade, memory, more or None) -> as torch_delta.walk
 
 A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
 exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
@@ -47,7 +49,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import torch_elementwise, torch_linear, torch_loss, torch_pages
+from . import torch_delta, torch_elementwise, torch_linear, torch_loss, torch_pages
 from .numbers import OnePassBudget
 
 
@@ -67,6 +69,8 @@ class Primitives(NamedTuple):
     rotate: Callable
     swiglu: Callable
     swiglu_backward: Callable
+    delta_step: Callable
+    delta_walk: Callable
 
 
 TORCH = Primitives(
@@ -85,12 +89,14 @@ TORCH = Primitives(
     torch_elementwise.rotate,
     torch_elementwise.swiglu,
     torch_elementwise.swiglu_backward,
+    torch_delta.step,
+    torch_delta.walk,
 )
 
 
 @cache
 def triton_primitives() -> Primitives:
-    from . import triton_decode, triton_elementwise, triton_gather, triton_linear, triton_surrogate
+    from . import triton_decode, triton_delta, triton_elementwise, triton_gather, triton_linear, triton_surrogate
 
     return Primitives(
         triton_linear.forward,
@@ -108,6 +114,8 @@ def triton_primitives() -> Primitives:
         triton_elementwise.rotate,
         triton_elementwise.swiglu,
         triton_elementwise.swiglu_backward,
+        triton_delta.step,
+        triton_delta.walk,
     )
 
 

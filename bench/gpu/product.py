@@ -11,6 +11,7 @@ import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,8 +32,17 @@ from o1core import Engine, SamplingParams, Tokenizer, Transformer
 from o1core.distributed import offload, states
 from o1core.kernels import dispatch
 from o1core.kernels.numbers import Clip, Needs, Sequences, Softmax, Upstream
-from o1core.model import ModelConfig, adapted, add_adapters, draw_adapters, fold_adapters, merged_weights
-from o1core.rollout import engine, pages
+from o1core.model import (
+    DeltaConfig,
+    ExpertConfig,
+    ModelConfig,
+    adapted,
+    add_adapters,
+    draw_adapters,
+    fold_adapters,
+    merged_weights,
+)
+from o1core.rollout import engine, pages, row_bits
 from o1core.rollout.prefill import prefill
 from o1core.training import reference_logprobs
 from o1core.types import Example
@@ -40,6 +50,14 @@ from o1core.types import Example
 CAPABILITY = 90
 GPU = torch.device("cuda", 0)
 CONFIG = ModelConfig("Qwen2ForCausalLM", 512, 64, 96, 2, 4, 2, 16, 1e-6, 1e4, 2048, True, torch.bfloat16)
+HYBRID = replace(
+    CONFIG,
+    architecture="Qwen3_5MoeForCausalLM",
+    ffn_size=0,
+    rotary_factor=0.25,
+    experts=ExpertConfig(8, 2, 32, True, (0, 1), 32),
+    delta=DeltaConfig(2, 4, 32, 32, 4, (0,)),
+)
 EXAMPLES = [
     Example("p", torch.arange(n, dtype=torch.int32), torch.arange(9, dtype=torch.int32), torch.zeros(9), 1.0, False)
     for n in (3, 5)
@@ -92,7 +110,8 @@ def on_pretended_gpu(launched: Callable[..., None]) -> Iterator[None]:
         stack.enter_context(pretended_runtime(CAPABILITY, Allocated("cuda")))
         stack.enter_context(mock.patch.object(pages, "Captured", Captured))
         batches = SimpleNamespace(base=256, holds=True)  # measured on the numbers of a real device
-        stack.enter_context(mock.patch.object(engine, "model_sizes", lambda *_: batches))
+        for room, sizes in ((engine, "model_sizes"), (engine, "expert_sizes"), (row_bits, "expert_sizes")):
+            stack.enter_context(mock.patch.object(room, sizes, lambda *_: batches))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda *_: None))  # there is none
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(HostReads())
@@ -102,6 +121,9 @@ def on_pretended_gpu(launched: Callable[..., None]) -> Iterator[None]:
 class Captured:
     """Runs each step as if it were captured."""
 
+    def __init__(self, places: Tensor | None) -> None:
+        pass
+
     def __call__(self, step: Any, *numbers: int) -> None:
         HostReads.capturing = True
         try:
@@ -110,27 +132,28 @@ class Captured:
             HostReads.capturing = False
 
 
-def model_on_gpu() -> Transformer:
+def model_on_gpu(config: ModelConfig = CONFIG) -> Transformer:
     with torch.device("meta"):
-        model = Transformer(CONFIG)
+        model = Transformer(config)
     for module in model.modules():  # one by one: what moves a module as a whole does not take pretended tensors
         for name, p in module._parameters.items():
             if p is not None:
-                weight = torch.empty(p.shape, dtype=CONFIG.dtype, device=GPU)
+                weight = torch.empty(p.shape, dtype=config.dtype, device=GPU)
                 module._parameters[name] = torch.nn.Parameter(weight)
     return model
 
 
-def rollouts() -> None:
+def rollouts(config: ModelConfig) -> None:
     tokenizer = SimpleNamespace(eos_ids=(), size=500)
-    sampler = Engine(model_on_gpu(), cast(Tokenizer, tokenizer), slots=3)
+    sampler = Engine(model_on_gpu(config), cast(Tokenizer, tokenizer), slots=3)
     sampler.generate([[1, 2, 3], list(range(70))], SamplingParams(n=2, max_new_tokens=3, temperature=0.5, top_p=0.8))
 
 
 def update() -> None:
     """A training step but for autograd's walk: each Function's backward by hand, on the gradient that the loss has made."""
-    model = model_on_gpu()
-    reference_logprobs(model, 500, EXAMPLES, 64)
+    for config in (HYBRID, CONFIG):
+        model = model_on_gpu(config)
+        reference_logprobs(model, 500, EXAMPLES, 64)
     hidden = model.hidden(torch.zeros(2, 12, dtype=torch.int64, device=GPU)).flatten(0, 1).detach()
     weight, targets = model.lm_head.detach(), torch.zeros(24, dtype=torch.int64, device=GPU)
     run, softmax = dispatch.primitives(GPU), Softmax(1.0, 500)
@@ -217,7 +240,8 @@ def walk_product() -> str:
     kernels: set[str] = set()
     with warnings.catch_warnings(), on_pretended_gpu(lambda kernel, options, build: kernels.add(kernel.fn.__name__)):
         warnings.simplefilter("ignore")  # addresses of tensors that have none
-        rollouts()
+        rollouts(CONFIG)
+        rollouts(HYBRID)
         adapters()
         update()
         offloaded()

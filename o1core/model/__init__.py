@@ -15,9 +15,9 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
-from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence, run_token
+from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence
 from .download import Found, find_model
-from .experts import GroupedLinear
+from .experts import GroupedLinear, stays_on_device
 from .folder import checkpoint_file, read_text
 from .lora import (
     AdaptedLinear,
@@ -79,9 +79,9 @@ __all__ = [
     "read_text",
     "rotate",
     "run_sequence",
-    "run_token",
     "save_adapter",
     "save_checkpoint",
+    "stays_on_device",
     "stored_tensors",
     "weight_files",
     "write_checkpoint",

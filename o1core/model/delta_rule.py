@@ -5,9 +5,9 @@ with the token's query:
 
     S <- exp(g) S;   S <- S + beta k (v - k^T S)^T;   o = S^T q / sqrt(K)
 
-with q and k scaled to length 1, beta in (0, 1) and g <= 0. `recurrent` is that definition, a token at a time, as decoding
-runs it. `chunked` computes 64 tokens at a time with products of matrices, for training and prefill; autograd gives its
-exact gradient. Both compute in float32 whatever the weights' dtype, and no state crosses from one sequence to the next.
+with q and k scaled to length 1, beta in (0, 1) and g <= 0. Decoding runs that, a token at a time (kernels.delta_step).
+`chunked` computes 64 tokens at a time with products of matrices, for training and prefill, with its exact gradient. Both
+compute in float32 whatever the weights' dtype, and no state crosses from one sequence to the next.
 
 Before it, q, k and v pass through a convolution over the last few tokens, each channel for itself; the last tokens' inputs
 are its state, the `tail`.
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels import delta_walk
+from ..kernels.torch_delta import split_heads
 from .config import DeltaConfig, ModelConfig
 from .elementwise import at_least_float32, silu
 from .trees import Trees
 
 CHUNK = 64
-LENGTH_EPS = 1e-6  # beside the squared length of q and k
 
 
 class DeltaState(NamedTuple):
@@ -137,7 +138,7 @@ def run_sequence(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | No
     c, tail = inputs.config, state.tail
     fed = torch.cat((tail, inputs.mixed.transpose(1, 2)), dim=2)  # [B, C, kernel - 1 + T]
     convolved = F.conv1d(at_least_float32(fed), at_least_float32(inputs.kernel), groups=fed.shape[1])
-    q, k, v = split_heads(F.silu(convolved).transpose(1, 2), c)
+    q, k, v = split_heads(F.silu(convolved).transpose(1, 2), c.value_heads, c.key_dim, c.value_dim)
     # Padding has beta 0 and does not fade, so it leaves the memory as it was.
     out, memory = chunked(q, k, v, inputs.decay, inputs.beta, state.memory)
     ends = lengths or [inputs.mixed.shape[1]] * len(fed)
@@ -150,58 +151,17 @@ def rerun(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | None) -> 
     return checkpoint(run_sequence, inputs, state, lengths, use_reentrant=False, preserve_rng_state=False)
 
 
-def run_token(inputs: DeltaInputs, state: DeltaState) -> tuple[Tensor, DeltaState]:
-    """One token of each of R sequences, mixed [R, C]: the output float32 [R, Hv, V] and the states after it. A row's
-    bits do not depend on the others: nothing but products and sums number by number, and sums in one fixed order."""
-    c = inputs.config
-    fed = torch.cat((state.tail, inputs.mixed[..., None]), dim=2)  # [R, C, kernel]
-    taps = zip(at_least_float32(fed).unbind(2), at_least_float32(inputs.kernel[:, 0]).unbind(1))
-    convolved = sum((x * w for x, w in taps), start=inputs.decay.new_zeros(()))
-    q, k, v = split_heads(silu(convolved), c)
-    out, memory = recurrent_step(q, k, v, inputs.decay, inputs.beta, state.memory)
-    return out, DeltaState(fed[..., 1:], memory)
-
-
-def split_heads(x: Tensor, c: DeltaConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k [..., Hv, K] and v [..., Hv, V] of x [..., C]: q and k scaled to length 1, those of a key head
-    repeated for each of its value heads, q divided by sqrt(K)."""
-    q, k, v = x.split(c.widths, dim=-1)
-    q, k = (part.unflatten(-1, (c.key_heads, c.key_dim)) for part in (q, k))
-    q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + LENGTH_EPS) for part in (q, k))
-    repeats = c.value_heads // c.key_heads
-    q, k = (part.repeat_interleave(repeats, dim=-2) for part in (q * c.key_dim**-0.5, k))
-    return q, k, v.unflatten(-1, (c.value_heads, c.value_dim))
-
-
-def recurrent_step(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One token: q, k [R, Hv, K], v [R, Hv, V], decay and beta [R, Hv], memory [R, Hv, K, V]. Returns the output
-    [R, Hv, V] and the new memory."""
-    memory = memory * decay.exp()[..., None, None]
-    correction = (v - (memory * k[..., None]).sum(-2)) * beta[..., None]
-    memory = memory + k[..., None] * correction[..., None, :]
-    return (memory * q[..., None]).sum(-2), memory
-
-
-def recurrent(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: q, k [B, T, Hv, K], v [B, T, Hv, V], decay and beta [B, T, Hv], a token at a time."""
-    outputs = []
-    for t in range(q.shape[1]):
-        out, memory = recurrent_step(q[:, t], k[:, t], v[:, t], decay[:, t], beta[:, t], memory)
-        outputs.append(out)
-    return torch.stack(outputs, dim=1), memory
-
-
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """What `recurrent` computes, `chunk` tokens at a time (arXiv 2406.06484, section 3, with the decays of 2412.06464).
+    """The rule over q, k [B, T, Hv, K], v [B, T, Hv, V], decay and beta [B, T, Hv] from memory [B, Hv, K, V], `chunk` tokens at
+    a time (arXiv 2406.06484, section 3, with the decays of 2412.06464): outputs [B, T, Hv, V] and the last memory.
 
     Within a chunk, token i's correction u_i depends on those before it: u_i = beta_i (v_i - k_i^T S_i), where S_i is the
     memory M at the chunk's start, faded, and what tokens j < i have added. That is a triangular system, (1 + L) U = beta V -
     beta K' M with L_ij = beta_i exp(G_i - G_j) k_i k_j for j < i, G the sum of decays since the start and K' the keys faded
-    by exp(G). It is solved for all chunks at once; the walk over chunks that follows only multiplies.
+    by exp(G). It is solved for all chunks at once, and so are the outputs; only the walk between them goes from chunk to
+    chunk (kernels.delta_walk).
     """
     length, padding = q.shape[1], -q.shape[1] % chunk
     # Tokens of padding have beta 0 and do not fade: they change neither the memory nor an output before them.
@@ -219,11 +179,7 @@ def chunked(
     right = torch.cat((v * beta[..., None], weighted * faded), dim=-1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     values, keys = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
-    within, across = q @ k.mT * fading, q * faded
     kept = k * (total[..., -1:] - total).exp()[..., None]
-    outputs = []
-    for i in range(q.shape[1]):
-        correction = values[:, i] - keys[:, i] @ memory
-        outputs.append(across[:, i] @ memory + within[:, i] @ correction)
-        memory = memory * total[:, i, :, -1:, None].exp() + kept[:, i].mT @ correction
-    return torch.stack(outputs, dim=1).transpose(2, 3).flatten(1, 2)[:, :length], memory
+    corrections, memories, end = delta_walk(values, keys, kept, total[..., -1].exp(), memory)
+    found = (q * faded) @ memories + (q @ k.mT * fading) @ corrections
+    return found.transpose(2, 3).flatten(1, 2)[:, :length], end

@@ -69,6 +69,12 @@ class Experts(nn.Module):
         return weights.to(logits.dtype), chosen
 
 
+def stays_on_device(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a GPU multiplies groups without asking the host how large they are: torch's grouped product does so in bf16 on an
+    H100 or B200, and copies the sizes to the host elsewhere."""
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
 def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """x_g weight_g^T for each group g of rows: x [N, in] sorted by group, weight [G out, in], counts int64 [G]. [N, out]."""
     matrices = weight.view(len(counts), -1, weight.shape[1])

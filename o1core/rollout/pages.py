@@ -37,7 +37,7 @@ from torch import Tensor
 from ..distributed import Team, share_tokens
 from ..errors import UserError
 from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
-from ..model import Attend, DeltaState, ModelConfig, Transformer, rotate
+from ..model import Attend, DeltaState, ModelConfig, Transformer, rotate, stays_on_device
 from .memory import to_device
 from .prefill import prefill
 from .row import Read, Row
@@ -344,9 +344,9 @@ class PageDecoder:
         self.by_itself = (
             config.delta is not None
         )  # how a prompt is computed: a token at a time would take as many steps
-        # A step is run once before it is captured, which would move the states of a hybrid's rows on twice.
-        captures = device.type == "cuda" and self.triton and config.delta is None
-        self.graphs = Captured() if captures else None
+        captures = device.type == "cuda" and self.triton
+        if config.experts is not None:
+            captures = captures and stays_on_device(device, model.embed.dtype)
         self.assumed = self.assumptions(params)
         rows = (-(-len(cache.table) // batches.base) + 1) * batches.base  # and one for tokens that are behind
         self.decoded = 0  # rows of the step whose next token is sampled
@@ -357,6 +357,7 @@ class PageDecoder:
             self.tokens, self.ids = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
             self.lengths, self.flags = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(2))
             self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.graphs = Captured(self.sent[5]) if captures else None
 
     def assumptions(self, params: SamplingParams) -> tuple[object, ...]:
         """What a graph has taken for granted beside this decoder's own tensors: where weights lie, and how tokens are drawn. A
@@ -438,7 +439,7 @@ class PageDecoder:
         return live
 
     def _compute(self, first: int, rows: int, splits: int) -> None:
-        """The step of a batch: hidden states, logits, random numbers, tokens. Writes nothing that it reads, but pages."""
+        """The step of a batch: hidden states, logits, random numbers, tokens. Of what it reads it writes pages and states."""
         part = slice(first, first + rows)
         attend = self.cache.decode_attention(self.model, self.table[part], self.lengths[part], splits * SPLIT_TOKENS)
         recur = self.cache.states.recur(self.sent[5, part])
@@ -483,10 +484,11 @@ class Captured:
     is given back or something moves (PageDecoder.assumptions).
 
     The step is handed over with each call and not kept: a step that its owner keeps would keep the owner, and with it the
-    cache, past its time.
+    cache, past its time. places: where the rows' states lie, which the step moves on in place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Tensor) -> None:
+        self.places = places
         self.graphs: dict[tuple[int, int, int], torch.cuda.CUDAGraph] = {}
 
     def __call__(self, step: Step, first: int, rows: int, splits: int) -> None:
@@ -497,12 +499,11 @@ class Captured:
         self.graphs[numbers].replay()
 
     def _capture(self, step: Step, numbers: tuple[int, int, int]) -> torch.cuda.CUDAGraph:
-        """A graph of the step. The step runs once before: kernels are compiled then, and libraries take their workspaces.
-        It does no harm: what a step writes does not change what it reads."""
+        """A graph of the step."""
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            step(*numbers)
+            self._rehearse(step, numbers)
         torch.cuda.current_stream().wait_stream(beside)
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
@@ -510,6 +511,14 @@ class Captured:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step(*numbers)
         return graph
+
+    def _rehearse(self, step: Step, numbers: tuple[int, int, int]) -> None:
+        """Run a step before it is captured: kernels are compiled then, and libraries take their workspaces. It does no harm,
+        for what a step writes does not change what it reads; but for states, so those are nobody's meanwhile."""
+        of_rows = self.places.clone()
+        self.places.zero_()
+        step(*numbers)
+        self.places.copy_(of_rows)
 
 
 def rounded_splits(longest: int, split: int, most: int) -> int:

@@ -9,7 +9,8 @@ fill a batch use it.
 import torch
 from torch import Tensor
 
-from ..model import DeltaInputs, DeltaState, ModelConfig, Recur, run_token
+from ..kernels import delta_step
+from ..model import DeltaInputs, DeltaState, ModelConfig, Recur
 from .row import Row
 
 
@@ -47,9 +48,8 @@ class DeltaStates:
         """The `recur` of one decode step of the rows at places, int64 [R]. It moves their states on."""
 
         def recur(layer: int, inputs: DeltaInputs) -> Tensor:
-            tails, memories = self.tails[self.index[layer]], self.memories[self.index[layer]]
-            out, (tails[places], memories[places]) = run_token(inputs, DeltaState(tails[places], memories[places]))
-            return out
+            i, kernel = self.index[layer], inputs.kernel[:, 0]
+            return delta_step(inputs.mixed, inputs.decay, inputs.beta, kernel, self.tails[i], self.memories[i], places)
 
         return recur
 

@@ -130,7 +130,7 @@ def test_every_row_is_walked_on_a_pretended_gpu():
 
 FAULTS = {
     "torch.ones(3, device=product.GPU) + torch.ones(3)": "device",
-    "product.Captured()(lambda *numbers: torch.ones(3, device=product.GPU).sum().item(), 0, 1, 1)": "captured step",
+    "product.Captured(None)(lambda *numbers: torch.ones(3, device=product.GPU).sum().item(), 0, 1, 1)": "captured step",
     "torch.ops.aten.histogram.bin_ct(torch.ones(3, device=product.GPU))": "no CUDA kernel",
 }
 

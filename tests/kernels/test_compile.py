@@ -18,10 +18,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 HEAD_PRODUCTS = ("partial_sums", "logit_gradient")
-PRODUCTS = (*HEAD_PRODUCTS, "paged_attention")
+PRODUCTS = (*HEAD_PRODUCTS, "paged_attention", "delta_walk")
+STATES = ("delta_step", "delta_walk")
 ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
-MATRIX_READERS = (*ELEMENTWISE, "kept_gradient", "gather_forward", "gather_backward", "sample", "sample_candidates")
-MATRIX_WRITERS = (*ELEMENTWISE, "logit_gradient", "kept_gradient", "gather_backward")
+MATRIX_READERS = (
+    *ELEMENTWISE,
+    *STATES,
+    "kept_gradient",
+    "gather_forward",
+    "gather_backward",
+    "sample",
+    "sample_candidates",
+)
+MATRIX_WRITERS = (*ELEMENTWISE, *STATES, "logit_gradient", "kept_gradient", "gather_backward")
 SAMPLER_INSTRUCTIONS = 30_000  # a thread, for one row of the largest vocabulary
 
 

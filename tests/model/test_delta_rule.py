@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from o1core.model import DeltaConfig, DeltaInputs, DeltaState, empty_state, run_sequence, run_token
-from o1core.model.delta_rule import chunked, recurrent
+from o1core.kernels import delta_step
+from o1core.kernels.torch_delta import recurrent_step
+from o1core.model import DeltaConfig, DeltaInputs, empty_state, run_sequence
+from o1core.model.delta_rule import chunked
 
 C = DeltaConfig(key_heads=2, value_heads=4, key_dim=8, value_dim=6, kernel=4, layers=(0,))
 
@@ -28,6 +30,15 @@ def heads(inputs: DeltaInputs) -> list[torch.Tensor]:
     memory = torch.randn(shape[0], 4, 8, 6, dtype=torch.float64, generator=g)
     k = k / k.norm(dim=-1, keepdim=True)
     return [t.requires_grad_() for t in (q, k, v, inputs.decay, inputs.beta, memory)]
+
+
+def recurrent(q, k, v, decay, beta, memory):
+    """The definition, a token at a time."""
+    outputs = []
+    for t in range(q.shape[1]):
+        out, memory = recurrent_step(q[:, t], k[:, t], v[:, t], decay[:, t], beta[:, t], memory)
+        outputs.append(out)
+    return torch.stack(outputs, dim=1), memory
 
 
 @pytest.mark.parametrize("length", [1, 3, 63, 64, 65, 129])
@@ -74,13 +85,14 @@ def part(inputs: DeltaInputs, rows: slice) -> DeltaInputs:
 def test_tokens_one_by_one_are_the_sequence_and_do_not_notice_each_other():
     """A decode step's rows are a multiple of 8 (rollout/row_bits.py)."""
     inputs = drawn(70, batch=24, dtype=torch.float32)
-    whole, _ = run_sequence(inputs, empty_state(inputs))
-    state = empty_state(inputs)
-    fewer = DeltaState(*(t[:8] for t in state))
+    whole, end = run_sequence(inputs, empty_state(inputs))
+    states, fewer = ([t.contiguous() for t in empty_state(inputs)] for _ in range(2))
+    places = torch.arange(24)
     for t in range(70):
-        token = DeltaInputs(inputs.mixed[:, t], inputs.decay[:, t], inputs.beta[:, t], inputs.kernel, C)
-        out, state = run_token(token, state)
-        of_fewer = {name: getattr(token, name)[:8] for name in ("mixed", "decay", "beta")}
-        first, fewer = run_token(token._replace(**of_fewer), fewer)
-        assert torch.equal(first, out[:8]) and torch.equal(fewer.memory, state.memory[:8])
+        token = [of[:, t] for of in (inputs.mixed, inputs.decay, inputs.beta)]
+        out = delta_step(*token, inputs.kernel[:, 0], *states, places)
+        first = delta_step(*(of[:8] for of in token), inputs.kernel[:, 0], *fewer, places[:8])
+        assert torch.equal(first, out[:8]) and torch.equal(fewer[1][:8], states[1][:8])
         torch.testing.assert_close(out, whole[:, t], rtol=1e-5, atol=1e-5)
+    for mine, exact in zip(states, end):
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ class PretendedGraphs(Captured):
         decoder = step.__self__
         captured.append(numbers)
         assumed = decoder.assumptions(decoder.params)
+        self._rehearse(step, numbers)
 
         def replay():
             assert decoder.assumptions(decoder.params) == assumed
@@ -25,4 +26,4 @@ class PretendedGraphs(Captured):
 class Graphed(PageDecoder):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
-        self.graphs = PretendedGraphs()
+        self.graphs = PretendedGraphs(self.sent[5])

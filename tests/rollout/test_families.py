@@ -6,9 +6,11 @@ import torch
 import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.model import Transformer, initialise
+from o1core.rollout import engine
 from o1core.rollout.row_bits import expert_sizes, product_sizes
 from tests.machine import skip_where_a_row_is_rounded_by_its_place
 from tests.model.test_families import SHAPES
+from tests.rollout.graphed import Graphed, captured
 from tests.rollout.test_bits import another_order_for_every_shape, library, prompts_of  # noqa: F401 - a fixture
 
 LENGTHS = [1, 3, 63, 64, 65, 129]
@@ -47,6 +49,14 @@ def test_pages_and_rows_that_start_again_sample_the_same_text(loaded, expected, 
     assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
     roomy = Engine(*loaded, slots=8)
     assert roomy.generate(prompts_of(LENGTHS), PARAMS) == found and roomy.restarts == 0
+
+
+def test_steps_that_are_captured_move_each_state_once(loaded, expected, monkeypatch):
+    monkeypatch.setenv("O1CORE_CACHE", "pages")
+    monkeypatch.setattr(engine, "PageDecoder", Graphed)
+    captured.clear()
+    found = Engine(*loaded, slots=8).generate(prompts_of(LENGTHS), PARAMS)
+    assert captured and [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
 
 
 @torch.inference_mode()

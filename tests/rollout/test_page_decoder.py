@@ -211,10 +211,19 @@ def test_graphs_are_captured_once_and_replayed(monkeypatch):
             graph=graph,
         ),
     )
-    captured = Captured()
+    places, seen_places = torch.tensor([3, 1]), []
+    captured = Captured(places)
+
+    def step(*numbers):
+        calls.append(numbers)
+        seen_places.append(places.tolist())
+
     for numbers in ((0, 256, 1), (256, 256, 1), (0, 256, 1)):
-        captured(lambda *seen: calls.append(seen), *numbers)
+        captured(step, *numbers)
     assert capturing == [None, "pool"]
+    assert seen_places == [[0, 0], [3, 1]] * 2, (
+        "a rehearsal moves nobody's states, and what is captured those of the rows"
+    )
     first, second = (0, 256, 1), (256, 256, 1)
     assert calls == [first, ("replay", first), second, ("replay", second), ("replay", first)]
 
