@@ -12,8 +12,8 @@ does not hold on a machine (cut_keeps_bits), the last lane is whole.
 
 Why a CPU has lanes beside the pages of a GPU (pages.py): its products need a row's keys side by side, so pages are
 gathered first, and for small models that copy costs more than attention itself. Both caches sample the same completions,
-but pages run at .4 of the speed of lanes for tiny-o1 and at SmolLM2-135M's widths, at .8 for Qwen2.5-0.5B's
-(bench/results/rollouts.md).
+but pages run at .45 of the speed of lanes for tiny-o1, at .4 at SmolLM2-135M's widths and at .75 at Qwen2.5-0.5B's, where
+prompts are short (bench/results/rollouts.md).
 """
 
 import itertools
