@@ -29,17 +29,21 @@ def _convolved(
     TAPS: tl.constexpr,
     ACC: tl.constexpr,
 ) -> tl.tensor:
-    """SiLU of the convolution of a row's channels with what came before, which moves up by one place."""
+    """SiLU of the convolution of a row's channels with what came before, which moves up by one place.
+
+    Where there are fewer channels than threads, several warps hold the same ones: each loads, one stores. So all have read
+    before anything moves.
+    """
     total = tl.zeros(channel.shape, ACC)
-    for tap in tl.static_range(TAPS - 1):
-        at = tail + channel * (TAPS - 1) + tap
+    fed = tl.tuple(())
+    for tap in tl.static_range(TAPS):
+        at = new + channel if tap == TAPS - 1 else tail + channel * (TAPS - 1) + tap
         x = tl.load(at, mask=inside, other=0.0)
         total += x.to(ACC) * tl.load(weight + channel * TAPS + tap, mask=inside, other=0.0).to(ACC)
-        if tap > 0:
-            tl.store(at - 1, x, mask=inside)
-    x = tl.load(new + channel, mask=inside, other=0.0)
-    total += x.to(ACC) * tl.load(weight + channel * TAPS + TAPS - 1, mask=inside, other=0.0).to(ACC)
-    tl.store(tail + channel * (TAPS - 1) + TAPS - 2, x, mask=inside)
+        fed += (x,)
+    tl.debug_barrier()
+    for tap in tl.static_range(TAPS - 1):
+        tl.store(tail + channel * (TAPS - 1) + tap, fed[tap + 1], mask=inside)
     return total * tl.sigmoid(total)
 
 

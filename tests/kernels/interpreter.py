@@ -80,7 +80,8 @@ def dot_by_rows():
 
 @dataclass(frozen=True)
 class Access:
-    """One load or store: addresses of the numbers that its mask lets through, and the shape of the block."""
+    """One load or store: addresses of the numbers that its mask lets through, and the shape of the block. Or a barrier, of
+    no address."""
 
     kind: str
     addresses: np.ndarray
@@ -113,11 +114,19 @@ def accesses(fake: bool = False, program: int | None = None):
         note("store", pointers, mask)
         return None if fake else store(self, pointers, value, mask, *rest)
 
+    def seen_barrier(self):
+        seen.append(Access("barrier", np.empty(0, dtype=np.uint64), ()))
+
     def one_program(self, axis):
         handle = program_id(self, axis)
         return handle if program is None else TensorHandle(np.array([program], dtype=np.int32), tl.int32)
 
-    with _replaced(create_masked_load=seen_load, create_masked_store=seen_store, create_get_program_id=one_program):
+    with _replaced(
+        create_masked_load=seen_load,
+        create_masked_store=seen_store,
+        create_barrier=seen_barrier,
+        create_get_program_id=one_program,
+    ):
         yield seen
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from o1core.kernels import delta_step, delta_walk
+from tests.kernels import interpreter
 from tests.kernels.triton_cases import DEVICE, leaf, needs_interpreter, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # lanes past the end compute on zeros
@@ -87,6 +88,27 @@ def test_rows_that_fill_a_batch_share_the_place_of_nobody(backend):
     alone = states(heads, 2, torch.float32)
     first = delta_step(*(t[:1] for t in given[:3]), given[3], *alone, torch.tensor([1], device=DEVICE))
     assert torch.equal(first, out[:1]) and all(torch.equal(a[1], b[1]) for a, b in zip(alone, held))
+
+
+@needs_interpreter
+def test_every_warp_has_read_a_tail_before_it_moves_up(on_triton):
+    """Warps that hold the same channels each load them, and one stores them; the interpreter, which has no warps, would not
+    notice if that one came first."""
+    heads, read, moved = HEADS["two, of odd sizes"], set(), 0
+    held = states(heads, 3, torch.bfloat16)
+    first, end = held[0].data_ptr(), held[0].data_ptr() + held[0].nbytes
+    with interpreter.accesses() as seen:
+        delta_step(*token(heads, 2, torch.bfloat16), *held, torch.tensor([2, 1], device=DEVICE))
+    for access in seen:
+        of_tails = {int(at) for at in access.addresses if first <= at < end}
+        if access.kind == "load":
+            read |= of_tails
+        elif access.kind == "store":
+            assert not read & of_tails
+            moved += len(of_tails)
+        else:
+            read.clear()
+    assert moved == 2 * held[0][0].numel()
 
 
 def walk_inputs(sizes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
