@@ -84,6 +84,7 @@ class Policy:
     grader: str | None = None
     micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
     reference_by: str = "trainer"  # or "sampler": whose they are
+    replay_router: bool = False  # whether they are computed by the experts that sampled
     trained: Transformer = field(init=False)
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
@@ -99,13 +100,15 @@ class Policy:
         folder: Path | str | None = None,
         label: str = "sample",
         opening: str = "",
+        routes: bool = True,
         **settings: Any,
     ) -> Rollouts:
         """Sample and grade n completions of each problem.
 
         params: how to sample, or `settings` of SamplingParams such as n=16. folder: keeps them; problems that it holds are
         not sampled again, so an interrupted call resumes. opening: text that each completion begins with; its tokens count
-        towards the limit, and since the sampler had no choice about them their log-probs are 0.
+        towards the limit, and since the sampler had no choice about them their log-probs are 0. routes: whether a mixture's
+        experts are kept beside the tokens, for an update.
 
         Ranks share the problems, and read each other's from the folder, which all of them must see. Completions are
         graded a shard at a time; answers that hung or killed their grader count as wrong and are logged. The engine's
@@ -119,12 +122,18 @@ class Policy:
         made_with = {"steps": self.steps, "opening": opening} | vars(params)
         with folder_or_temporary(folder, label) as path, self.sampling(), merged_weights(self.model):
             store = RolloutFolder(path, label, made_with)
-            self._sample([p for p in problems if p.id not in store.held], params, store, begin, len(problems))
+            self._sample([p for p in problems if p.id not in store.held], params, store, begin, len(problems), routes)
             groups = store.whole([p.id for p in problems])
         return Rollouts(groups, params.max_new_tokens, self._reference(self.steps, opening))
 
     def _sample(
-        self, todo: list[Problem], params: SamplingParams, store: RolloutFolder, begin: list[int], total: int
+        self,
+        todo: list[Problem],
+        params: SamplingParams,
+        store: RolloutFolder,
+        begin: list[int],
+        total: int,
+        routes: bool,
     ) -> None:
         """Add to the store what it lacks: `todo` of `total` problems. begin: the opening's tokens."""
         prompts = self.tokenizer.prompts(todo, self.model.config.max_positions)
@@ -151,7 +160,7 @@ class Policy:
                 pending.clear()
 
             for i, completions in stream:
-                pending.append((todo[i], prompts[i], [begun_with(begin, c) for c in completions]))
+                pending.append((todo[i], prompts[i], [begun_with(begin, c, routes) for c in completions]))
                 seen.update(sampled=params.n, tokens=sum(len(begin) + len(c.ids) for c in completions))
                 show()
                 bar.update(params.n)
@@ -179,7 +188,7 @@ class Policy:
             for c in completions:
                 verdict = next(verdicts)
                 ids, logprobs = torch.tensor(c.ids, dtype=torch.int32), torch.tensor(c.logprobs, dtype=torch.float32)
-                samples.append(Sample(ids, logprobs, c.finish_reason, verdict.answer, verdict.correct))
+                samples.append(Sample(ids, logprobs, c.finish_reason, verdict.answer, verdict.correct, c.routes))
             groups.append(Group(problem.id, torch.tensor(prompt, dtype=torch.int32), tuple(samples), problem.budget))
         return groups
 
@@ -200,7 +209,7 @@ class Policy:
             folder.begin(problems)
         held = set() if folder is None else problems_held(folder.rollouts)
         start = time.perf_counter()
-        rollouts = self.sample(problems, params, None if folder is None else folder.rollouts, label)
+        rollouts = self.sample(problems, params, None if folder is None else folder.rollouts, label, routes=False)
         seconds = time.perf_counter() - start
         sampled = sum(s.length for g in rollouts.groups if g.problem not in held for s in g.samples)
         found = evaluation_of(rollouts.groups, seconds, sampled)
@@ -218,7 +227,13 @@ class Policy:
     def reference(self, examples: list[Example]) -> list[Tensor]:
         """float32 log-probs [L] of each example under the weights as they are, by the trainer's forward; or with reference_by
         "sampler" its own, where both agree. Raises UserError where it kept none."""
-        by_trainer = partial(reference_logprobs, self.trained, self.tokenizer.size, micro_tokens=self.micro_tokens)
+        by_trainer = partial(
+            reference_logprobs,
+            self.trained,
+            self.tokenizer.size,
+            micro_tokens=self.micro_tokens,
+            replay=self.replay_router,
+        )
         return sampler_logprobs(examples, by_trainer) if self.reference_by == "sampler" else by_trainer(examples)
 
     def _reference(self, steps: int, opening: str) -> Callable[[list[Example]], list[Tensor]]:
@@ -256,9 +271,10 @@ def opening_ids(tokenizer: Tokenizer, opening: str, limit: int) -> list[int]:
     return ids
 
 
-def begun_with(begin: list[int], rest: Completion) -> Completion:
-    """The completion that begins with tokens which were not sampled."""
-    return dataclasses.replace(rest, ids=begin + rest.ids, logprobs=[0.0] * len(begin) + rest.logprobs)
+def begun_with(begin: list[int], rest: Completion, routes: bool) -> Completion:
+    """The completion that begins with tokens which were not sampled. routes: whether it keeps them."""
+    logprobs = [0.0] * len(begin) + rest.logprobs
+    return dataclasses.replace(rest, ids=begin + rest.ids, logprobs=logprobs, routes=rest.routes if routes else None)
 
 
 class Trainer:
@@ -298,6 +314,7 @@ class Trainer:
         )
         policy.trained, policy.sampling = model, self.sampling
         policy.micro_tokens, policy.reference_by = self.updater.micro_tokens, recipe.objective.reference
+        policy.replay_router = recipe.optimiser.replay_router
 
     def step(self, batch: list[Example], lr: float | None = None) -> dict[str, float]:
         """One optimiser step on a batch of rollouts.score(...).pick(...).split(...). lr: default the optimiser's.

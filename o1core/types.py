@@ -9,7 +9,7 @@ Tokens, never text, pass between rooms, so what was sampled is what is trained o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,22 +35,27 @@ class Completion:
     """What was sampled. ids include the end-of-text token; logprobs, in nats, are the sampler's, one a token.
 
     finish_reason: "stop" after an end-of-text token, "length" where max_new_tokens or the context ran out.
+    routes: of a mixture of experts, which of them computed the token before each sampled one: uint8 (int16 where there are more
+    than 256) [S, L, chosen] of the last S tokens, which are those that were sampled, and L layers.
     """
 
     ids: list[int]
     logprobs: list[float]
     finish_reason: str
+    routes: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion: ids int32 [L] with the end-of-text token, the sampler's logprobs float32 [L], and its verdict."""
+    """One completion: ids int32 [L] with the end-of-text token, the sampler's logprobs float32 [L], its verdict, and a
+    Completion's routes."""
 
     ids: Tensor
     logprobs: Tensor
     finish_reason: str
     answer: str | None
     correct: bool
+    routes: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -83,7 +88,7 @@ class Example:
     advantage: its weight in the surrogate; DPO: 1 for the better and -1 for the worse sample of a pair; SFT: 1.
     reward: what it earned, for the log. reference: float32 [L], log-probs under the policy that sampled it, by the trainer's
     own forward; they are there once all of a round are picked, before its first step. taught: reads hidden states [L, H]
-    of CRISP's teacher.
+    of CRISP's teacher. routes: a Completion's.
     """
 
     problem: str
@@ -95,6 +100,7 @@ class Example:
     reward: float = 0.0
     reference: Tensor | None = None
     taught: Callable[[], Tensor] | None = None
+    routes: Tensor | None = None
 
     @property
     def tokens(self) -> int:

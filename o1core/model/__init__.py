@@ -17,7 +17,7 @@ from .checkpoint import (
 from .config import DTYPES, DeltaConfig, ExpertConfig, ModelConfig, check_trained, read_config
 from .delta_rule import DeltaInputs, DeltaState, Recur, causal_recurrence, empty_state, run_sequence
 from .download import Found, find_model
-from .experts import GroupedLinear, stays_on_device
+from .experts import Choose, GroupedLinear, Routes, keep_choice, stays_on_device
 from .folder import checkpoint_file, read_text
 from .lora import (
     AdaptedLinear,
@@ -41,6 +41,7 @@ __all__ = [
     "AdaptedLinear",
     "Attend",
     "Block",
+    "Choose",
     "DeltaConfig",
     "DeltaInputs",
     "DeltaState",
@@ -50,6 +51,7 @@ __all__ = [
     "ModelConfig",
     "Piece",
     "Recur",
+    "Routes",
     "Tokenizer",
     "Transformer",
     "Trees",
@@ -66,6 +68,7 @@ __all__ = [
     "fold_adapters",
     "gets_adapters",
     "initialise",
+    "keep_choice",
     "layer_of",
     "layout",
     "load",

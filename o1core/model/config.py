@@ -201,9 +201,11 @@ class ModelConfig:
         return self.family.qk_norm
 
 
-def check_trained(config: ModelConfig, rank: int | None, last_layers: int | None) -> None:
+def check_trained(config: ModelConfig, rank: int | None, last_layers: int | None, replay_router: bool = False) -> None:
     """Raise UserError where the model has not what is to be trained. rank: of adapters (None: there are none);
-    last_layers: None is all."""
+    last_layers: None is all; replay_router: whether the experts that sampled are asked for."""
+    if replay_router and config.experts is None:
+        raise UserError("--replay-router: this model has no experts")
     if rank is not None and rank > config.hidden_size:
         raise UserError(f"--lora-rank: {rank} is above the model's hidden size {config.hidden_size}; use a smaller one")
     if last_layers is not None and last_layers > config.num_layers:

@@ -5,7 +5,13 @@ the experts that were chosen on a CPU. In a decode step the rollout engine cuts 
 (rollout/row_bits.py), so a token's bits do not depend on who else was sent there; on a GPU that rests on the grouped
 product, which is not tested there. Left out on purpose: the auxiliary loss (an update here moves a trained model a little, and
 the router is frozen unless asked for), capacity limits (no token is ever dropped) and noise.
+
+Two experts that score nearly alike may change places when a product rounds otherwise, and a token is then computed by others
+than the ones that sampled it. So the rollout engine keeps which ones it used, an update says how many it agrees with, and
+takes them instead of its own where it is asked to (routing replay, arXiv 2507.18071 and 2510.11370).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +19,13 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .elementwise import at_least_float32, silu
+
+Choose = Callable[[int, Tensor], Tensor]  # (layer, experts int64 [..., chosen] of each token) -> those that compute it
+
+
+def keep_choice(layer: int, chosen: Tensor) -> Tensor:
+    """The router's own."""
+    return chosen
 
 
 class GroupedLinear(nn.Linear):
@@ -44,10 +57,10 @@ class Experts(nn.Module):
             self.shared_gate_up = nn.Linear(hidden, 2 * c.shared_size, bias=False)
             self.shared_down = nn.Linear(c.shared_size, hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, choose: Choose = keep_choice, layer: int = 0) -> Tensor:
         """The sum of the chosen experts' outputs, weighted, of x [..., H]."""
         flat = x.reshape(-1, x.shape[-1])
-        weights, chosen = self.choose(flat)
+        weights, chosen = self.route(flat, choose, layer)
         order = chosen.flatten().argsort(stable=True)  # a place for each pair of token and expert, by expert
         # bincount would wait for the device to learn the largest number.
         counts = order.new_zeros(self.router.out_features).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
@@ -60,13 +73,36 @@ class Experts(nn.Module):
             out = out + self.shared_router(flat).sigmoid() * self.shared_down(silu(gate) * up)
         return out.view(x.shape)
 
-    def choose(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, flat: Tensor, choose: Choose, layer: int) -> tuple[Tensor, Tensor]:
         """The weights [N, chosen] and the numbers, int64, of the experts of tokens [N, H]."""
         logits = self.router(flat)
-        weights, chosen = at_least_float32(logits).softmax(-1).topk(self.config.chosen)
+        scores = at_least_float32(logits).softmax(-1)
+        chosen = choose(layer, scores.topk(self.config.chosen).indices)
+        weights = scores.gather(-1, chosen)
         if self.config.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights.to(logits.dtype), chosen
+
+
+class Routes:
+    """`choose` of an update: counts how often the router chooses the experts that sampled, in any order, and with `replay`
+    takes theirs, weighted by the router's own scores of them.
+
+    sampled: int16 [N, L, chosen], of the packed rows and the layers with experts; -1 where it is not known (a prompt's tokens).
+    counts float64 [2]: pairs of a token and a layer that are alike, and all that were compared.
+    """
+
+    def __init__(self, sampled: Tensor, layers: tuple[int, ...], replay: bool) -> None:
+        self.sampled, self.replay = sampled, replay
+        self.index = {layer: i for i, layer in enumerate(layers)}
+        self.counts = torch.zeros(2, dtype=torch.float64, device=sampled.device)
+
+    def __call__(self, layer: int, chosen: Tensor) -> Tensor:
+        theirs = self.sampled[:, self.index[layer]].long()
+        known = theirs[:, :1] >= 0
+        alike = known & (theirs.sort().values == chosen.sort().values).all(-1, keepdim=True)
+        self.counts += torch.stack((alike.sum(), known.sum()))
+        return torch.where(known, theirs, chosen) if self.replay else chosen
 
 
 def stays_on_device(device: torch.device, dtype: torch.dtype) -> bool:

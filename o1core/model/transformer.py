@@ -19,7 +19,7 @@ from ..kernels.torch_elementwise import by_rows
 from .config import ModelConfig
 from .delta_rule import DeltaRule, Recur, causal_recurrence, tree_recurrence
 from .elementwise import product_of, rms_norm
-from .experts import Experts
+from .experts import Choose, Experts, keep_choice
 from .rope import rotary, rotate
 from .trees import Attend, Trees, causal_attention, tree_attention
 
@@ -51,7 +51,14 @@ class Block(nn.Module):
             self.down = nn.Linear(c.ffn_size, c.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None, attend: Attend, recur: Recur, layer: int, lean: bool = False
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        attend: Attend,
+        recur: Recur,
+        choose: Choose,
+        layer: int,
+        lean: bool = False,
     ) -> Tensor:
         """lean: what products multiply is made again in the backward pass (elementwise.product_of)."""
         if self.delta is not None:
@@ -59,7 +66,7 @@ class Block(nn.Module):
         else:
             x = x + self.attention(x, rotation, attend, layer, lean)
         if self.experts is not None:
-            return x + self.experts(self.normed(x, self.mlp_norm))
+            return x + self.experts(self.normed(x, self.mlp_norm), choose, layer)
         gate_up = product_of(self.gate_up, self.normed, x, self.mlp_norm, lean=lean)
         return x + product_of(self.down, swiglu, gate_up, lean=lean)
 
@@ -111,12 +118,14 @@ class Transformer(nn.Module):
         attend: Attend,
         recompute: bool = False,
         recur: Recur = causal_recurrence,
+        choose: Choose = keep_choice,
     ) -> Tensor:
         """Hidden states after the last norm.
 
         ids: int64, any shape [...]; positions: int64, broadcastable to it (None: `attend` rotates q and k itself); attend:
         see the module's docstring, q [..., Hq, D], k and v [..., Hkv, D] -> [..., Hq, D]. recompute: gradient
-        checkpointing, a block at a time. recur: of the delta rule's layers (DeltaInputs).
+        checkpointing, a block at a time. recur: of the delta rule's layers (DeltaInputs); choose: sees and may change which
+        experts compute a token.
         Returns [..., H] in the weights' dtype.
         """
         # The embedding is a plain parameter and no nn.Embedding: where it is tied, it is the head too.
@@ -124,9 +133,9 @@ class Transformer(nn.Module):
         rotation = None if positions is None else self.rotation(positions, x.dtype)
         for layer, block in enumerate(self.blocks):
             if recompute:  # keep a block's input alone, and run the block again when its gradient is due
-                x = checkpoint(block, x, rotation, attend, recur, layer, use_reentrant=False)
+                x = checkpoint(block, x, rotation, attend, recur, choose, layer, use_reentrant=False)
             else:
-                x = block(x, rotation, attend, recur, layer, lean=True)
+                x = block(x, rotation, attend, recur, choose, layer, lean=True)
         return rms_norm(x, self.norm, self.config)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -135,10 +144,10 @@ class Transformer(nn.Module):
         cos, sin = rotary(positions, c.rotary_dim, c.rope_theta, c.scaling)
         return cos.to(dtype), sin.to(dtype)
 
-    def packed(self, ids: Tensor, trees: Trees, recompute: bool = False) -> Tensor:
+    def packed(self, ids: Tensor, trees: Trees, recompute: bool = False, choose: Choose = keep_choice) -> Tensor:
         """Hidden states [N, H] of packed rows ids [N]."""
         attend, recur = tree_attention(trees, ids.device), tree_recurrence(trees)
-        return self(ids, trees.positions(ids.device), attend, recompute, recur)
+        return self(ids, trees.positions(ids.device), attend, recompute, recur, choose)
 
     def hidden(self, ids: Tensor, recompute: bool = False) -> Tensor:
         """Hidden states [B, T, H] of a batch ids [B, T], causal, padded on the right with any id."""

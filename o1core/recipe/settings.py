@@ -378,6 +378,9 @@ class OptimiserSettings(Settings):
     lora_targets: str = setting("all", "the projections that get adapters", choices=tuple(LORA_TARGETS))
     lora_experts: bool = setting(False, "adapters for the experts of a mixture too")
     train_router: bool = setting(False, "train what chooses the experts of a mixture too")
+    replay_router: bool = setting(
+        False, "compute a completion by the experts that sampled it, not by those chosen anew"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,7 +62,9 @@ def rounds_table(log: Sequence[Mapping[str, Any]]) -> Table | None:
     rounds = [line for _, line in sorted(first.items()) if all(is_number(line.get(name)) for name, _ in OF_A_ROUND)]
     if not rounds:
         return None
+    routed = all(is_number(line.get("routed_alike")) for line in rounds)
     columns = [Column("round", label=True), *(Column(head) for _, head in OF_A_ROUND)]
+    columns += [Column("routed alike")] if routed else []
     rows = [
         [
             Cell(f"{line['round'] + 1:g}"),
@@ -70,10 +72,15 @@ def rounds_table(log: Sequence[Mapping[str, Any]]) -> Table | None:
             Cell(f"{line['round_mean_tokens']:.1f}"),
             Cell(f"{line['reference_mean']:.2g}"),
             Cell(f"{line['reference_max']:.2g}"),
+            *([Cell(percent(line["routed_alike"]))] if routed else []),
         ]
         for line in rounds
     ]
     note = "Gap: the difference between the trainer’s and the sampler’s log-prob of a sampled token, in nats. "
+    if routed:
+        note += (
+            "Routed alike: tokens and layers whose experts the trainer chooses as the sampler did, in the first step. "
+        )
     return Table(
         "Rounds", columns, rows, note + "Where it is large, the policy that sampled is not the one that was trained."
     )

@@ -248,9 +248,11 @@ class Engine:
     def _take(self, rows: list[Row], read: Read) -> list[Row]:
         """Give the rows of a step the tokens that it sampled. Returns those that ended; what came after an end is dropped."""
         taken = [row for row in rows if row.open]
-        for row, token, logprob in zip(rows, *read()):
+        ids, logprobs, routes = read()
+        of_rows = [None] * len(rows) if routes is None else routes.unbind()
+        for row, token, logprob, route in zip(rows, ids, logprobs, of_rows):
             if row.open:
-                row.append(token, logprob, self.eos)
+                row.append(token, logprob, route, self.eos)
         return [row for row in taken if not row.open]
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..distributed import ALONE, Team, share_tokens
 from ..model import Attend, DeltaState, ModelConfig, Recur, Transformer
 from .prefill import prefill
+from .routes import empty_routes, noted
 from .row import Read, Row
 from .row_bits import ATTENTION_ROWS, BatchSizes, Product, attention_sizes, cancelling
 from .sampling import SamplingParams, sample, uniforms
@@ -210,18 +211,22 @@ class LaneDecoder:
         feed = torch.tensor([[row.token for row in rows], [row.length for row in rows]], device=device)
         ids: list[int] = []
         logprobs: list[float] = []
-        first = 0
+        routes: list[Tensor] = []
+        config, first = self.model.config, 0
         for size in self.batches.cut(len(rows)):
             last = min(first + size, len(rows))
             tokens, positions = F.pad(feed[:, first:last], (0, first + size - last))
-            mix = self.cache.decode_attention(first, last), self.cache.decode_recurrence(first, first + size)
-            hidden = self.model(tokens, positions, mix[0], recur=mix[1])
+            attend, recur = self.cache.decode_attention(first, last), self.cache.decode_recurrence(first, first + size)
+            of_batch = empty_routes(config, size, device)
+            hidden = self.model(tokens, positions, attend, recur=recur, choose=noted(of_batch, config))
             found = sample(self.head(hidden)[: last - first], u[first:last], self.params)
             share_tokens(found[0], self.team)
             ids += found[0].tolist()
             logprobs += found[1].tolist()
+            if of_batch is not None:
+                routes.append(of_batch[: last - first].cpu())
             first = last
-        return lambda: (ids, logprobs)
+        return lambda: (ids, logprobs, torch.cat(routes) if routes else None)
 
 
 class LanePart:

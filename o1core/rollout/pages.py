@@ -40,6 +40,7 @@ from ..kernels import PAGE_TOKENS, SPLIT_TOKENS, paged_attention, refused_heads,
 from ..model import Attend, DeltaState, ModelConfig, Transformer, rotate, stays_on_device
 from .memory import to_device
 from .prefill import prefill
+from .routes import empty_routes, noted
 from .row import Read, Row
 from .row_bits import BatchSizes, Product
 from .sampling import NOT_FINITE, SamplingParams, device_uniforms, sample
@@ -243,11 +244,10 @@ class PagedCache:
                 newest = next(r for r in reversed(self._pages) if not r.restarted)
                 newest.restarted = self._crowded = True
                 restarted.append(newest)
-                self.returning.pop(newest, None)
                 self.pool.give_back(self._pages[newest])
                 self._pages[newest] = []
                 if self.states.index:
-                    newest.ids, newest.logprobs = [], []
+                    newest.ids, newest.logprobs, newest.routes = [], [], []
             if not row.restarted:
                 page = self.pool.take()
                 self.table[places[row], len(self._pages[row])] = page
@@ -300,6 +300,7 @@ class PagedCache:
         before = len(self._pages)
         for row in [row for row in self._pages if not is_live(row)]:
             self.pool.give_back(self._pages.pop(row))
+            self.returning.pop(row, None)
             self.states.drop(row)
         for i in reversed(range(len(self._rows))):
             if self._rows[i] not in self._pages:
@@ -357,6 +358,7 @@ class PageDecoder:
             self.tokens, self.ids = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
             self.lengths, self.flags = (torch.zeros(rows, dtype=torch.int32, device=device) for _ in range(2))
             self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+            self.routes = empty_routes(config, rows, device)
         self.graphs = Captured(self.sent[5]) if captures else None
 
     def assumptions(self, params: SamplingParams) -> tuple[object, ...]:
@@ -443,7 +445,8 @@ class PageDecoder:
         part = slice(first, first + rows)
         attend = self.cache.decode_attention(self.model, self.table[part], self.lengths[part], splits * SPLIT_TOKENS)
         recur = self.cache.states.recur(self.sent[5, part])
-        logits = self.head(self.model(self.tokens[part], None, attend, recur=recur))
+        choose = noted(None if self.routes is None else self.routes[part], self.model.config)
+        logits = self.head(self.model(self.tokens[part], None, attend, recur=recur, choose=choose))
         u = device_uniforms(self.sent[0, part], self.sent[2, part])
         if self.triton:
             p = self.params
@@ -457,20 +460,21 @@ class PageDecoder:
     def _results(self, count: int) -> Read:
         """A copy of the results on its way to the host, and what waits for it."""
         on_gpu = self.ids.device.type == "cuda"
-        copies = [torch.empty(count, dtype=t.dtype, pin_memory=on_gpu) for t in (self.ids, self.logprobs, self.flags)]
-        for copy, source in zip(copies, (self.ids, self.logprobs, self.flags)):
+        sources = [self.ids, self.logprobs, self.flags] + ([] if self.routes is None else [self.routes])
+        copies = [torch.empty(count, *t.shape[1:], dtype=t.dtype, pin_memory=on_gpu) for t in sources]
+        for copy, source in zip(copies, sources):
             copy.copy_(source[:count], non_blocking=on_gpu)
         done = torch.cuda.Event() if on_gpu else None
         if done is not None:
             done.record()
 
-        def read() -> tuple[list[int], list[float]]:
+        def read() -> tuple[list[int], list[float], Tensor | None]:
             if done is not None:
                 done.synchronize()
-            ids, logprobs, flags = (copy.tolist() for copy in copies)
+            ids, logprobs, flags = (copy.tolist() for copy in copies[:3])
             if any(flags):
                 raise UserError(NOT_FINITE)
-            return ids, logprobs
+            return ids, logprobs, copies[3] if len(copies) > 3 else None
 
         return read
 

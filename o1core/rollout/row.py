@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from ..types import Completion
 
-Read = Callable[[], tuple[list[int], list[float]]]  # waits for a decode step; returns its ids and log-probs, one a row
+# Waits for a decode step; returns ids and log-probs, one a row, and each row's experts (types.Completion), if there are any.
+Read = Callable[[], tuple[list[int], list[float], Tensor | None]]
 
 
 @dataclass(eq=False)
@@ -26,6 +30,7 @@ class Row:
     steps: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    routes: list[Tensor] = field(default_factory=list)
     finish_reason: str | None = None
     restarted: bool = False
 
@@ -34,10 +39,12 @@ class Row:
         self.length += 1
         self.steps += 1
 
-    def append(self, token: int, logprob: float, eos: frozenset[int]) -> None:
+    def append(self, token: int, logprob: float, route: Tensor | None, eos: frozenset[int]) -> None:
         """Take the token that was sampled; finish_reason says afterwards whether it was the last."""
         self.ids.append(token)
         self.logprobs.append(logprob)
+        if route is not None:
+            self.routes.append(route)
         self.token = token
         if token in eos:
             self.finish_reason = "stop"
@@ -48,7 +55,7 @@ class Row:
         """The row that goes on from the tokens that were read. prompt: its ids."""
         tokens, steps = prompt + self.ids, len(self.ids)
         counts = len(tokens) - 1, tokens[-1], self.limit, steps
-        return Row(self.prompt, self.sample, self.key, *counts, list(self.ids), list(self.logprobs))
+        return Row(self.prompt, self.sample, self.key, *counts, list(self.ids), list(self.logprobs), list(self.routes))
 
     @property
     def open(self) -> bool:
@@ -57,4 +64,5 @@ class Row:
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None
-        return Completion(self.ids, self.logprobs, self.finish_reason)
+        routes = torch.stack(self.routes) if self.routes else None
+        return Completion(self.ids, self.logprobs, self.finish_reason, routes)

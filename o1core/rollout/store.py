@@ -1,12 +1,12 @@
 """Rollouts on disk, exactly as they were sampled: safetensors for the tokens, JSON lines for what a person would grep.
 
-A folder holds shards. A shard is shard-DIGEST.safetensors (prompt ids, completion ids, log-probs) and shard-DIGEST.jsonl
-(a line per completion). DIGEST is the SHA-256 of both, which is checked when they are read: no shard overwrites another,
-and what is damaged is named. Each file is written under a temporary name and renamed, the lines last: a shard is there
-when its lines are. A kill at any moment loses at most the shard in flight. sampled.json says with which settings, and
-after how many optimiser steps, so that a folder is never filled up by another policy than began it. Left out on purpose:
-the text, which the ids give back. Shards of the first versions are numbered (shard-00000) and hold no checksum, and their
-folders have no sampled.json; they are read as they are.
+A folder holds shards. A shard is shard-DIGEST.safetensors (prompt ids, completion ids, log-probs, of a mixture the experts)
+and shard-DIGEST.jsonl (a line per completion). DIGEST is the SHA-256 of both, which is checked when they are read: no shard
+overwrites another, and what is damaged is named. Each file is written under a temporary name and renamed, the lines last: a
+shard is there when its lines are. A kill at any moment loses at most the shard in flight. sampled.json says with which
+settings, and after how many optimiser steps, so that a folder is never filled up by another policy than began it. Left out on
+purpose: the text, which the ids give back. Shards of the first versions are numbered (shard-00000) and hold no checksum, and
+their folders have no sampled.json; they are read as they are.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from ..types import Group, Sample
 HOW_TO_FIX = "delete the shard's two files and rerun the same command, which samples its problems again"
 HOW_TO_FIX_FOLDER = "restore it, or name another folder"
 NUMBERED = re.compile(r"shard-\d{5,}")
+ROUTES = (torch.uint8, torch.int16)  # of experts (types.Completion)
 DTYPES = {"prompt_ids": torch.int32, "ids": torch.int32, "logprobs": torch.float32}
 
 Tokens = Annotated[int, Within(1, 10**9)]
@@ -50,6 +51,7 @@ class Line:
     answer: str | None
     correct: bool
     budget: int | None = field(default=None, metadata=OMIT_NONE)
+    routed: Count | None = field(default=None, metadata=OMIT_NONE)  # tokens whose experts are known
 
 
 class RolloutFolder:
@@ -116,13 +118,14 @@ def write_shard(folder: Path, groups: Iterable[Group]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     groups = list(groups)
     samples = [s for g in groups for s in g.samples]
-    tensors = safetensors.torch.save(
-        {
-            "prompt_ids": torch.cat([g.prompt for g in groups]),
-            "ids": torch.cat([s.ids for s in samples]),
-            "logprobs": torch.cat([s.logprobs for s in samples]),
-        }
-    )
+    parts = {
+        "prompt_ids": torch.cat([g.prompt for g in groups]),
+        "ids": torch.cat([s.ids for s in samples]),
+        "logprobs": torch.cat([s.logprobs for s in samples]),
+    }
+    if routes := [s.routes for s in samples if s.routes is not None]:
+        parts["routes"] = torch.cat(routes)
+    tensors = safetensors.torch.save(parts)
     lines = "".join(
         json.dumps(to_json(line_of(group, k, sample))) + "\n"
         for group in groups
@@ -135,7 +138,15 @@ def write_shard(folder: Path, groups: Iterable[Group]) -> None:
 
 def line_of(group: Group, k: int, s: Sample) -> Line:
     return Line(
-        group.problem, k, len(group.prompt), s.length, s.finish_reason, s.answer, s.correct, budget=group.budget
+        group.problem,
+        k,
+        len(group.prompt),
+        s.length,
+        s.finish_reason,
+        s.answer,
+        s.correct,
+        group.budget,
+        None if s.routes is None else len(s.routes),
     )
 
 
@@ -202,6 +213,12 @@ def groups_of(lines: list[Line], tensors: dict[str, Tensor], path: Path) -> list
         name in tensors and tensors[name].dtype == DTYPES[name] and tensors[name].shape == (sum(sizes),)
         for name, sizes in wanted.items()
     )
+    routed = [line.routed for run in runs for line in run]
+    if any(n is not None for n in routed):
+        routes = tensors.get("routes")
+        fits = fits and routes is not None and routes.ndim == 3 and routes.dtype in ROUTES
+        fits = fits and routes is not None and len(routes) == sum(n or 0 for n in routed)
+        fits = fits and all(n is None or n <= length for n, length in zip(routed, wanted["ids"]))
     same = [
         [(line.problem, line.prompt_tokens, line.budget, line.sample) for line in run]
         == [(run[0].problem, run[0].prompt_tokens, run[0].budget, k) for k in range(len(run))]
@@ -210,12 +227,20 @@ def groups_of(lines: list[Line], tensors: dict[str, Tensor], path: Path) -> list
     if not (fits and all(same)):
         raise UserError(f"{path}: its lines do not fit the tensors beside it; {HOW_TO_FIX}")
     parts = {name: iter(tensors[name].split(sizes)) for name, sizes in wanted.items()}
+    of_experts = iter(tensors["routes"].split([n for n in routed if n is not None]) if "routes" in tensors else ())
     return [
         Group(
             run[0].problem,
             next(parts["prompt_ids"]),
             tuple(
-                Sample(next(parts["ids"]), next(parts["logprobs"]), line.finish_reason, line.answer, line.correct)
+                Sample(
+                    next(parts["ids"]),
+                    next(parts["logprobs"]),
+                    line.finish_reason,
+                    line.answer,
+                    line.correct,
+                    None if line.routed is None else next(of_experts),
+                )
                 for line in run
             ),
             run[0].budget,

@@ -146,7 +146,8 @@ def open_job(
         raise UserError("--data: a problem file is needed with --model")
     of, sources = recipe.optimiser, sources or Sources()
     try_reward(recipe.reward)
-    check_trained(read_config(model or EMBEDDED), of.lora_rank, of.train_last_layers)  # before anything is sampled
+    # Before anything is sampled.
+    check_trained(read_config(model or EMBEDDED), of.lora_rank, of.train_last_layers, of.replay_router)
     selection, evaluation = recipe.selection, recipe.evaluation
     if data is None:
         train = generated("train", selection.problems, selection, recipe.seed)

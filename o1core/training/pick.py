@@ -219,4 +219,5 @@ def try_reward(settings: RewardSettings) -> None:
 def example_of(group: Group, k: int, weight: float, earned: float) -> Example:
     """Sample k of a group as an example."""
     s = group.samples[k]
-    return Example(group.problem, group.prompt, s.ids, s.logprobs, weight, s.finish_reason == "length", earned)
+    cut = s.finish_reason == "length"
+    return Example(group.problem, group.prompt, s.ids, s.logprobs, weight, cut, earned, routes=s.routes)

@@ -32,7 +32,7 @@ from ..distributed import (
 )
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
-from ..model import Transformer, Trees, adapted
+from ..model import Choose, Routes, Transformer, Trees, adapted, check_trained, keep_choice
 from ..recipe import MOST_MICRO_TOKENS, ExecutionSettings, ObjectiveSettings, OptimiserSettings
 from ..rollout import FreedMemory
 from ..types import Example
@@ -61,10 +61,29 @@ class MicroBatch:
     targets: Tensor
     cu_seqlens: Tensor
 
-    def hidden(self, model: Transformer, recompute: bool = False) -> Tensor:
+    def hidden(self, model: Transformer, recompute: bool = False, choose: Choose = keep_choice) -> Tensor:
         """Hidden states [M, H] at the places."""
         # An embedding, because its gradient adds up a row that is taken several times in the same order each time.
-        return F.embedding(self.places, model.packed(self.ids, self.trees, recompute))
+        return F.embedding(self.places, model.packed(self.ids, self.trees, recompute, choose))
+
+    def routes(self, examples: list[Example], model: Transformer, replay: bool) -> Routes | None:
+        """The experts that sampled the examples which were packed; None where there are none. Raises UserError where they are
+        to be replayed and are not there."""
+        experts = model.config.experts
+        if experts is None:
+            return None
+        sampled = torch.full((len(self.ids), len(experts.layers), experts.chosen), -1, dtype=torch.int16)
+        for e, places in zip(examples, self.places.cpu().split(self.cu_seqlens.diff().tolist())):
+            if e.routes is None and replay:
+                raise UserError(
+                    f"--replay-router: the rollouts of problem {e.problem} do not say which experts computed them (an older "
+                    "version sampled them); delete the round's folder and run the same command again"
+                )
+            if e.routes is not None:
+                # A token's experts were noted when the one after it was sampled. The prompt's last token is shared.
+                known = min(len(e.routes), len(e.ids) - 1)
+                sampled[places[len(places) - known :]] = e.routes[len(e.routes) - known :].to(torch.int16)
+        return Routes(sampled.to(self.ids.device), experts.layers, replay)
 
 
 def pack(examples: list[Example], device: torch.device) -> MicroBatch:
@@ -166,10 +185,13 @@ def micro_batches_of_this_rank(examples: list[Example], budget: int, unit_size: 
 
 
 @torch.no_grad()
-def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], micro_tokens: int) -> list[Tensor]:
+def reference_logprobs(
+    model: Transformer, vocab: int, examples: list[Example], micro_tokens: int, replay: bool = False
+) -> list[Tensor]:
     """float32 log-probs [L] of each example under the model as it is now, by the trainer's own forward.
 
-    vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: packed rows of a forward pass.
+    vocab: ids at or above it have probability 0, as in the sampler. micro_tokens: packed rows of a forward pass. replay: by the
+    experts that sampled.
     Each rank computes its share, and all get all.
     """
     device = model.embed.device
@@ -177,7 +199,8 @@ def reference_logprobs(model: Transformer, vocab: int, examples: list[Example], 
     batches, real = micro_batches_of_this_rank(examples, micro_tokens)
     for b, chosen in enumerate(tqdm(batches, desc="reference log-probs", unit="batch")):
         batch = pack([examples[i] for i in chosen], device)
-        hidden = batch.hidden(model)
+        routes = batch.routes([examples[i] for i in chosen], model, True) if replay else None
+        hidden = batch.hidden(model, choose=routes or keep_choice)
         if b >= real:
             continue
         logp = linear_logprob(hidden, model.lm_head, batch.targets, vocab_size=vocab).cpu()
@@ -238,7 +261,8 @@ class Updater:
         UserError where the model has fewer layers than are trained, or the objective trains nothing."""
         self.model, self.vocab = model, vocab
         self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
-        self.grad_clip, self.execution = optimiser.grad_clip, execution
+        self.grad_clip, self.execution, self.replay = optimiser.grad_clip, execution, optimiser.replay_router
+        check_trained(model.config, optimiser.lora_rank, optimiser.train_last_layers, self.replay)
         self.micro_tokens = execution.micro_tokens or MOST_MICRO_TOKENS
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
         select_trained(model, optimiser.train_last_layers, optimiser.train_router)
@@ -259,7 +283,8 @@ class Updater:
 
     def step(self, examples: list[Example], lr: float) -> dict[str, float]:
         """One optimiser step on a batch of examples with their reference log-probs. Returns the objective's metrics from
-        before the step: loss, ratio_mean, ratio_max, clip_fraction, approx_kl (nats a token) and grad_norm.
+        before the step: loss, ratio_mean, ratio_max, clip_fraction, approx_kl (nats a token) and grad_norm; and of a mixture
+        of experts routed_alike, the share of tokens and layers whose experts are those that sampled.
 
         Raises UserError, with the weights as they were, where the loss or the gradient is not finite, a training state
         could not be written, or the batch holds part of a unit.
@@ -335,10 +360,12 @@ class Updater:
         batches, real = micro_batches_of_this_rank(examples, self.micro_tokens, objective.unit_size)
         sums = torch.zeros(6, dtype=torch.float64, device=device)
         metrics = SurrogateMetrics(sums, torch.zeros((), device=device))
+        alike = torch.zeros(2, dtype=torch.float64, device=device)
         for b, chosen in enumerate(batches):
             batch = pack([examples[i] for i in chosen], device)
+            routes = batch.routes([examples[i] for i in chosen], self.model, self.replay)
             inputs = LossInputs(
-                batch.hidden(self.model, recompute=self.execution.checkpointing),
+                batch.hidden(self.model, self.execution.checkpointing, routes or keep_choice),
                 self.model.lm_head,
                 batch.targets,
                 torch.cat([reference_of(examples[i]) for i in chosen]).to(device),
@@ -351,10 +378,14 @@ class Updater:
             loss, of_batch = objective.loss(inputs, units)
             if b < real:
                 metrics = metrics.merge(of_batch)
+                alike += 0 if routes is None else routes.counts
             else:
                 loss = loss * 0
             loss.backward()
         found = SurrogateMetrics(total(metrics.sums), largest(metrics.ratio_max.double())).finalize()
+        if self.model.config.experts is not None:
+            same, compared = total(alike).tolist()
+            found |= {"routed_alike": same / compared} if compared else {}
         if masks is not None:
             found["masked_tokens"] = float(sum(int((~mask).sum()) for mask in masks))
         return found

@@ -404,6 +404,8 @@ def test_prune_of_a_hybrid_with_experts(made, problems, tmp_path):
     flags += " --lr 1e-3 --warmup 0 --batch 3 --eval-problems 1 --slots 4 --device cpu"
     run = tmp_path / "run"
     assert main(["prune", "--model", str(folder), "--data", str(problems), *flags.split(), "--out", str(run)]) == 0
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    assert line["routed_alike"] == 1.0 and line["reference_max"] < 1e-3
     before, after = (load_file(place / "model.safetensors") for place in (folder, run / "pruned"))
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}

@@ -62,6 +62,8 @@ def test_rounds_say_how_far_the_sampler_is_from_the_trainer():
         "2                       75.0 %        100.0   1.5e-06        3e-05",
     ]
     assert rounds_table([]) is None
+    mixture = rounds_table([line | {"routed_alike": 0.984}, later | {"routed_alike": 1.0}])
+    assert [row[-1].text for row in mixture.rows] == ["98.4 %", "100.0 %"] and "Routed alike" in mixture.note
 
 
 def test_markdown_says_what_changed():

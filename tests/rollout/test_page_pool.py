@@ -57,7 +57,7 @@ class Steps:
             self.write(self.cache._pages[row], row.length, row.token)
             row.launched()
             self.drawn += 1
-            row.append(self.drawn, 0.0, frozenset())
+            row.append(self.drawn, 0.0, None, frozenset())
         for prefix, part in self.cache.take_behind(most):
             for at in part:
                 self.write(prefix.pages, at, prefix.tokens[at])

@@ -1,5 +1,6 @@
 """Rollouts on disk: what goes in comes out, a kill in between loses one shard, and damage is named."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -25,6 +26,23 @@ def same(a: Group, b: Group) -> bool:
     fields = [(s.ids.tolist(), s.logprobs.tolist(), s.finish_reason, s.answer, s.correct) for s in a.samples]
     others = [(s.ids.tolist(), s.logprobs.tolist(), s.finish_reason, s.answer, s.correct) for s in b.samples]
     return (a.problem, a.prompt.tolist(), a.budget, fields) == (b.problem, b.prompt.tolist(), b.budget, others)
+
+
+def test_experts_come_back_beside_the_tokens_that_they_computed(tmp_path):
+    """Of the last tokens of a completion, of all, and of none; lines and tensors that do not fit are refused."""
+    plain = group("a", [5, 3, 4])
+    kept = (torch.randint(0, 200, (4, 2, 3), dtype=torch.uint8), torch.zeros(3, 2, 3, dtype=torch.uint8), None)
+    samples = tuple(dataclasses.replace(s, routes=routes) for s, routes in zip(plain.samples, kept))
+    write_shard(tmp_path, [dataclasses.replace(plain, samples=samples)])
+    (back,) = read_groups(tmp_path)
+    assert [s.routes is None for s in back.samples] == [False, False, True]
+    assert all(torch.equal(s.routes, routes) for s, routes in zip(back.samples, kept) if routes is not None)
+    lines = number(shards(tmp_path)[0], 0)  # a shard without a checksum
+    for wrong in ('"routed": 3', '"routed": 9'):
+        lines.write_text(lines.read_text().replace('"routed": 4', wrong))
+        with pytest.raises(UserError, match="its lines do not fit the tensors beside it"):
+            read_groups(tmp_path)
+        lines.write_text(lines.read_text().replace(wrong, '"routed": 4'))
 
 
 def shards(folder: Path) -> list[Path]:
