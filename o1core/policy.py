@@ -42,7 +42,7 @@ from .model import (
     merged_weights,
     read_config,
 )
-from .recipe import MOST_MICRO_TOKENS, OptimiserSettings, Recipe
+from .recipe import OptimiserSettings, Recipe, most_micro_tokens
 from .records import to_json
 from .rollout import (
     Engine,
@@ -82,16 +82,17 @@ class Policy:
     longest: int
     truncated: Literal["wrong", "keep"] = "wrong"
     grader: str | None = None
-    micro_tokens: int = MOST_MICRO_TOKENS  # of a forward pass for reference log-probs
     reference_by: str = "trainer"  # or "sampler": whose they are
     replay_router: bool = False  # whether they are computed by the experts that sampled
     trained: Transformer = field(init=False)
+    micro_tokens: int = field(init=False)  # of a forward pass for reference log-probs
     steps: int = field(default=0, init=False)  # how often a Trainer has changed the weights
     # What a trainer wraps around sampling, so that the model samples with the trained weights.
     sampling: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
 
     def __post_init__(self) -> None:
         self.trained = self.model
+        self.micro_tokens = most_micro_tokens(self.model.embed.is_cuda)
 
     def sample(
         self,

@@ -3,8 +3,6 @@
 from .methods import METHODS
 from .recipe import MAY_CHANGE, SHIPPED, SPECS, Recipe, Spec, read_recipe
 from .settings import (
-    MOST_MICRO_TOKENS,
-    MOST_ON_CPU,
     EvaluationSettings,
     ExecutionSettings,
     ObjectiveSettings,
@@ -14,14 +12,13 @@ from .settings import (
     SamplingSettings,
     SelectionSettings,
     flag,
+    most_micro_tokens,
     parse_percentiles,
 )
 
 __all__ = [
     "MAY_CHANGE",
     "METHODS",
-    "MOST_MICRO_TOKENS",
-    "MOST_ON_CPU",
     "SHIPPED",
     "SPECS",
     "EvaluationSettings",
@@ -35,6 +32,7 @@ __all__ = [
     "SelectionSettings",
     "Spec",
     "flag",
+    "most_micro_tokens",
     "parse_percentiles",
     "read_recipe",
 ]

@@ -31,6 +31,11 @@ NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 TAKEN = ("messages", "add_generation_prompt")  # what every chat template is given
 
 
+def most_micro_tokens(on_gpu: bool) -> int:
+    """Packed rows of a micro-batch, at most, where nothing says how many."""
+    return MOST_MICRO_TOKENS if on_gpu else MOST_ON_CPU
+
+
 def reward_names() -> Iterable[str]:
     """Those of our rewards. Imported when a value is checked, because they need torch."""
     from ..rewards import REWARDS

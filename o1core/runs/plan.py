@@ -17,7 +17,7 @@ from ..choices import Offload
 from ..distributed import ALONE, Team, gather, neighbours, processes
 from ..errors import UserError
 from ..model import ModelConfig
-from ..recipe import MOST_MICRO_TOKENS, MOST_ON_CPU, flag
+from ..recipe import flag, most_micro_tokens
 from ..report import Cell, Column, Table
 from ..rollout import MOST_SLOTS, fit_cache, free_memory
 from ..training import check_installed
@@ -110,7 +110,8 @@ def plan_run(config: ModelConfig, workload: Workload, machine: Machine, slots: i
         slots = max(1, bisect(most, without + room, key=lambda n: sample_phase(config, workload, machine, n).total))
     asked = workload.recipe.execution.micro_tokens
     least = workload.packed(1, workload.pair)
-    largest = MOST_MICRO_TOKENS if machine.cuda else max(MOST_ON_CPU, least)
+    largest = most_micro_tokens(machine.cuda)
+    largest = largest if machine.cuda else max(largest, least)
     for micro_tokens in [asked] if asked else halves(largest, least):
         phases = footprint(config, workload, machine, slots, micro_tokens, pages)
         if max(phase.total for phase in phases[1:] or phases) <= machine.memory / (1 if machine.cuda else FRAGMENTS):

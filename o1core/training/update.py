@@ -33,7 +33,7 @@ from ..distributed import (
 from ..errors import UserError
 from ..kernels import SurrogateMetrics, linear_logprob
 from ..model import Choose, Routes, Transformer, Trees, adapted, check_trained, keep_choice
-from ..recipe import MOST_MICRO_TOKENS, ExecutionSettings, ObjectiveSettings, OptimiserSettings
+from ..recipe import ExecutionSettings, ObjectiveSettings, OptimiserSettings, most_micro_tokens
 from ..rollout import FreedMemory
 from ..types import Example
 from .objectives import LossInputs, Objective, objective_of, reference_of
@@ -263,7 +263,7 @@ class Updater:
         self.objective = objective_of(objective) if isinstance(objective, ObjectiveSettings) else objective
         self.grad_clip, self.execution, self.replay = optimiser.grad_clip, execution, optimiser.replay_router
         check_trained(model.config, optimiser.lora_rank, optimiser.train_last_layers, self.replay)
-        self.micro_tokens = execution.micro_tokens or MOST_MICRO_TOKENS
+        self.micro_tokens = execution.micro_tokens or most_micro_tokens(model.embed.is_cuda)
         assert bool(optimiser.lora_rank) == bool(adapted(model)), "give the model its adapters first"
         select_trained(model, optimiser.train_last_layers, optimiser.train_router)
         # name: (the weight that computes, the fp32 weight that is trained; one and the same for fp32)
