@@ -420,7 +420,7 @@ def reference(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) 
     tokens, predicted = w.micro_batch(machine.ranks, micro_tokens, w.examples)
     parts = {"activations": tokens * passing(c), "loss scratch": scratch_of_head(c, predicted, machine)}
     if machine.ranks > 1:
-        parts["whole units"] = whole_units(c, trained_vocab=0)[1]
+        parts["whole units"] = whole_units(c, 0, frozen=True)[1]
     return parts
 
 
@@ -444,7 +444,7 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     parts["activations"] += last
     parts["loss scratch"] = scratch_of_head(c, predicted, machine)
     if machine.ranks > 1:
-        in_backward, *at_ends = whole_units(c, counts.trained_vocab)
+        in_backward, *at_ends = whole_units(c, counts.trained_vocab, bool(counts.adapters))
         moments = [parts | {"whole units": in_backward}, *({"whole units": size} for size in at_ends)]
         parts = max(moments, key=lambda found: sum(found.values()))
     else:
@@ -467,17 +467,17 @@ def teacher(c: ModelConfig, counts: Counts, tokens: int) -> int:
     return size * (tokens * c.hidden_size + head) + (4 * head if size < 4 else 0)
 
 
-def whole_units(c: ModelConfig, trained_vocab: int) -> tuple[int, int, int]:
+def whole_units(c: ModelConfig, trained_vocab: int, frozen: bool) -> tuple[int, int, int]:
     """Bytes that are whole at once under FSDP, as torch's simulation shows them, at three moments of an update.
 
     In the backward pass: the embedding and the head with the head's gradient, one layer that computes, the next one
     gathered ahead, the gradients of the one before in fp32 on their way to their shards, and the first gradient of this
-    one (down's). At the start, both copied out of the buffer that they are gathered in, and the first layer too. At the
-    end, both with their gradients in fp32.
+    one (down's); none of a layer that is frozen, beside adapters. At the start, both copied out of the buffer that they are
+    gathered in, and the first layer too. At the end, both with their gradients in fp32.
     """
     vocab, size = vocabulary(c), c.dtype.itemsize
     first = {name: count for name, count in sizes(c).items() if layer_of(name) == 0}
     layer, down = sum(first.values()), max(count for name, count in first.items() if name.endswith("down.weight"))
     head = c.vocab_size * c.hidden_size if trained_vocab else 0
-    in_backward = size * (vocab + head + 2 * layer + down) + 4 * layer
+    in_backward = size * (vocab + head + 2 * layer) + (0 if frozen else size * down + 4 * layer)
     return in_backward, 2 * size * (vocab + layer), size * vocab + 4 * trained_vocab
