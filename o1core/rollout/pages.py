@@ -386,11 +386,13 @@ class PageDecoder:
         return self.cache.add(row, (prompt + row.ids)[:-1])
 
     def look_ahead(self, prompts: Iterable[tuple[int, list[int]]]) -> None:
-        """Begin with prompts until a batch of tokens waits, where rows have pages to spare."""
+        """Begin with a batch of tokens of the prompts after the first, computed or not, where rows have pages to spare."""
+        begun, first = 0, True
         for index, prompt in prompts:
-            enough = self.by_itself or self.cache.behind >= self.batches.base
+            enough = self.by_itself or begun >= self.batches.base
             if enough or self.cache.begin(index, prompt[:-1], ahead=True) is None:
                 return
+            begun, first = begun + (0 if first else len(prompt)), False
 
     @torch.inference_mode()
     def launch(self, rows: list[Row]) -> Read:

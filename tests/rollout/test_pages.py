@@ -90,6 +90,8 @@ class Counted(PageDecoder):
 
     def _send(self, rows, behind):
         self.steps.append((len(rows), sum(len(part) for _, part in behind)))
+        begun = [len(prompt.tokens) for prompt in self.cache.prompts.values()]
+        assert sum(begun) <= self.batches.base + 3 * max(begun, default=0), "a batch, whole prompts, and the last one"
         return super()._send(rows, behind)
 
 
