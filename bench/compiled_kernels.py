@@ -37,7 +37,8 @@ from .pretended_gpu import Build, pretended_gpu
 from .roofline import print_roofline
 
 TARGETS = (80, 86, 89, 90, 100)
-PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention", "delta_walk")
+DELTA = ("delta_walk", "delta_solve", "delta_solve_backward", "delta_read", "delta_read_backward")
+PRODUCTS = ("partial_sums", "partial_sums_tma", "logit_gradient", "paged_attention", *DELTA)
 # Kernels that stream matrices, whose loads must be wide or asynchronous. The others read a few numbers a row.
 ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
 STREAMS = (*PRODUCTS, *ELEMENTWISE, "delta_step", "kept_gradient", "gather_forward", "gather_backward")
@@ -155,7 +156,11 @@ TITLES = {
     "swiglu": "SwiGLU",
     "swiglu_backward": "its gradient",
     "delta_step": "delta rule, a decode step",
+    "delta_solve": "its system within a chunk",
+    "delta_solve_backward": "gradient of its system",
     "delta_walk": "its walk over chunks",
+    "delta_read": "its outputs of a chunk",
+    "delta_read_backward": "gradient of its outputs",
     "sample": "sampling without a filter",
     "sample_candidates": "sampling with a filter",
     "sample_row": "the same of a flat row",

@@ -117,7 +117,7 @@ def elementwise(dtype: torch.dtype, rows: int, width: int, ffn: int, heads: int,
 
 
 def delta(dtype: torch.dtype, rows: int, key_heads: int, value_heads: int) -> None:
-    """The delta rule: a decode step of a layer's product and the bf16 convolution, states float32; and the walk over as many
+    """The delta rule: a decode step of a layer's product and the bf16 convolution, states float32; and chunks of as many
     tokens, forward and backward."""
     channels, wide = (2 * key_heads + value_heads) * 128, torch.promote_types(dtype, torch.float32)
     mixed = meta(rows, channels + value_heads * 130, dtype=dtype)[:, :channels]
@@ -126,10 +126,12 @@ def delta(dtype: torch.dtype, rows: int, key_heads: int, value_heads: int) -> No
     kernel, places = meta(channels, 4, dtype=dtype), meta(rows, dtype=torch.int64)
     kernels.delta_step(mixed, decay, beta, kernel, tails, memories, places)
     shape = (2, -(-rows // 64), value_heads)
-    values, keys, kept = (meta(*shape, 64, 128, dtype=wide, grad=True) for _ in range(3))
+    q, k, v = (meta(*shape[:2], 64, value_heads, 128, dtype=wide, grad=True) for _ in range(3))
+    total, of_beta = (meta(*shape, 64, dtype=wide, grad=True) for _ in range(2))
     fade, memory = meta(*shape, dtype=wide, grad=True), meta(2, value_heads, 128, 128, dtype=wide, grad=True)
-    found = kernels.delta_walk(values, keys, kept, fade, memory)
-    torch.autograd.grad(found, (values, keys, kept, fade, memory), [torch.empty_like(o) for o in found])
+    corrections, memories, end = kernels.delta_walk(*kernels.delta_solve(k, v, total, of_beta), fade, memory)
+    found = kernels.delta_read(q, k, total, corrections, memories), end
+    torch.autograd.grad(found, (q, k, v, total, of_beta, fade, memory), [torch.empty_like(o) for o in found])
 
 
 def sampling(dtype: torch.dtype, rows: int, ids: int) -> None:

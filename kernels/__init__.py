@@ -19,7 +19,7 @@ from torch import Tensor
 from . import autograd, checks, torch_loss
 from .autograd import ClippedSurrogate, GatherLogprob, LinearLogprob
 from .decode import paged_attention, refused_heads, runs_triton, sample_tokens, write_pages
-from .delta import delta_step, delta_walk
+from .delta import delta_read, delta_solve, delta_step, delta_walk
 from .dispatch import primitives
 from .elementwise import rms_norm, rotate, swiglu
 from .linear_kl import LinearKL
@@ -31,6 +31,8 @@ __all__ = [
     "SPLIT_TOKENS",
     "SurrogateMetrics",
     "clipped_surrogate",
+    "delta_read",
+    "delta_solve",
     "delta_step",
     "delta_walk",
     "gather_logprob",

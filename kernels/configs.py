@@ -104,6 +104,11 @@ DELTA_WALK = {
     4: Launch({"BLOCK_V": 16, "BLOCK_T": 32}, 4, 1, "tf32x3"),
     8: Launch({"BLOCK_V": 16, "BLOCK_T": 32}, 8, 1, "ieee"),
 }
+# Within a chunk: BLOCK columns of K or V at a time, of BLOCK_T tokens where tokens are summed over.
+DELTA_CHUNK = {
+    4: Launch({"BLOCK": 16, "BLOCK_T": 32}, 4, 1, "tf32x3"),
+    8: Launch({"BLOCK": 16, "BLOCK_T": 32}, 8, 1, "ieee"),
+}
 SWIGLU = {"gpu": Launch({"BLOCK": 1024}, 4, 1), "interpreter": Launch({"BLOCK": 64}, 1, 1)}
 # A program of RMSNorm works on so many numbers at a time: several narrow rows (the heads of Qwen3) or one wide one.
 NORM_NUMBERS = {"gpu": 4096, "interpreter": 64}
@@ -178,6 +183,13 @@ def delta_walk(device: torch.device, dtype: torch.dtype, size: int, tokens: int)
     target(device)
     launch = _with_keys(DELTA_WALK[dtype.itemsize], size)
     return launch._replace(constants=launch.constants | {"BLOCK_T": min(launch.constants["BLOCK_T"], tokens & -tokens)})
+
+
+def delta_chunk(device: torch.device, dtype: torch.dtype, tokens: int) -> Launch:
+    """For chunks of so many tokens."""
+    target(device)
+    launch = DELTA_CHUNK[dtype.itemsize]
+    return launch._replace(constants=launch.constants | {"BLOCK_T": min(launch.constants["BLOCK_T"], tokens)})
 
 
 def _with_keys(launch: Launch, size: int) -> Launch:

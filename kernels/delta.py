@@ -1,19 +1,27 @@
-"""The gated delta rule (arXiv 2412.06464): a step of decoding, and the walk over chunks in training and prefill.
+"""The gated delta rule (arXiv 2412.06464): a step of decoding, and chunks of tokens in training and prefill.
 
 A head's memory M [K, V] maps keys to values. A token lets it fade, corrects what it holds for the token's key, and reads it:
 
     M <- exp(g) M;   M <- M + beta k (v - k^T M)^T;   o = M^T q / sqrt(K)
 
 Decoding reads and writes every row's memory once a step and does little else with it, so that all else is in one kernel with
-it. Chunks of 64 tokens turn the rest into products (o1core.model.delta_rule), all but a walk from chunk to chunk,
+it. Training and prefill take 64 tokens at a time (arXiv 2406.06484, section 3, with the decays of 2412.06464), in three
+kernels. Token i's correction u_i = beta_i (v_i - k_i^T M_i) depends on those before it: M_i is the memory M at the chunk's
+start, faded, and what tokens j < i have added. That is a triangular system,
+
+    (1 + L) D = beta (V - exp(G) K M),     L_ij = beta_i exp(G_i - G_j) k_i k_j for j < i,
+
+G the sum of decays since the start. It is solved for every chunk at once (delta_solve), which leaves a walk from chunk to
+chunk (delta_walk),
 
     D_n = U_n - W_n M_n,     M_{n+1} = f_n M_n + Y_n^T D_n
 
 of which a program does one head and a few columns of V: they do not need each other. Its gradient is the same walk backwards,
-with W and Y changing places, and products of what both have left. Everything is float32 (float64 where the memory is).
+with W and Y changing places, and products of what both have left. Then the outputs of all chunks at once (delta_read).
+Everything is float32 (float64 where the memory is).
 
-Left out on purpose: a chunk's other products in the same kernel, which would save the reads of what they made; and sequences
-behind each other, with their borders: those of about a length stand side by side, and padding has beta 0.
+Left out on purpose: all three in one kernel, which would do a head's chunks one after the other; and sequences behind each
+other, with their borders: those of about a length stand side by side, and padding has beta 0. No GPU has run these kernels.
 """
 
 from typing import Any
@@ -88,6 +96,75 @@ def delta_walk(
         same_device(name, tensor, values.device)
     found: tuple[Tensor, Tensor, Tensor] = DeltaWalk.apply(values, keys, kept, fade, memory, primitives(values.device))
     return found
+
+
+def delta_solve(k: Tensor, v: Tensor, total: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U [B, N, H, C, V], W and Y [B, N, H, C, K] of N chunks of C tokens: what delta_walk takes.
+
+    k [B, N, C, H, K]; v [B, N, C, H, V]; total, the sum of a chunk's decays up to each token and with its own, and beta
+    [B, N, H, C]; all float32 or all float64. Differentiable in all. Raises ValueError naming the wrong argument.
+    """
+    batch, chunks, tokens, heads, _ = k.shape
+    by_head = (batch, chunks, heads, tokens)
+    shapes = ((batch, chunks, tokens, heads, v.shape[-1]), by_head, by_head)
+    alike("k", k, v=(v, shapes[0]), total=(total, shapes[1]), beta=(beta, shapes[2]))
+    found: tuple[Tensor, Tensor, Tensor] = DeltaSolve.apply(k, v, total, beta, primitives(k.device))
+    return found
+
+
+def delta_read(q: Tensor, k: Tensor, total: Tensor, corrections: Tensor, memories: Tensor) -> Tensor:
+    """The outputs [B, N, C, H, V] of N chunks of C tokens: what each finds in the memory of its chunk's start, and in what the
+    tokens up to it have written.
+
+    q, k [B, N, C, H, K]; total as of delta_solve; corrections D [B, N, H, C, V] and memories M [B, N, H, K, V] of delta_walk;
+    all float32 or all float64. Differentiable in all. Raises ValueError naming the wrong argument.
+    """
+    batch, chunks, tokens, heads, size = q.shape
+    by_head, width = (batch, chunks, heads, tokens), corrections.shape[-1]
+    of_memories = (batch, chunks, heads, size, width)
+    rest = {"corrections": (corrections, (*by_head, width)), "memories": (memories, of_memories)}
+    alike("q", q, k=(k, q.shape), total=(total, by_head), **rest)
+    found: Tensor = DeltaRead.apply(q, k, total, corrections, memories, primitives(q.device))
+    return found
+
+
+def alike(first: str, of: Tensor, **others: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises ValueError where a tensor has not its shape, or not the first one's dtype and device."""
+    require(of.dtype in WIDE, f"{first}: dtype {of.dtype}, expected float32 or float64")
+    for name, (tensor, expected) in others.items():
+        require(tensor.shape == expected, f"{name}: shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+        require(tensor.dtype == of.dtype, f"{name}: dtype {tensor.dtype}, expected {of.dtype} like {first}")
+        same_device(name, tensor, of.device)
+
+
+class DeltaSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor, total: Tensor, beta: Tensor, run: Primitives) -> Any:
+        values, keys, kept, inverse = run.delta_solve(k, v, total, beta)
+        ctx.save_for_backward(k, v, total, beta, values, keys, inverse)
+        ctx.run = run
+        return values, keys, kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_values: Tensor, d_keys: Tensor, d_kept: Tensor) -> Any:
+        return *ctx.run.delta_solve_backward(*ctx.saved_tensors, d_values, d_keys, d_kept), None
+
+
+class DeltaRead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, total: Tensor, corrections: Tensor, memories: Tensor, run: Primitives
+    ) -> Any:
+        out, scores = run.delta_read(q, k, total, corrections, memories)
+        ctx.save_for_backward(q, k, total, corrections, memories, scores)
+        ctx.run = run
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        return *ctx.run.delta_read_backward(*ctx.saved_tensors, d_out), None
 
 
 class DeltaWalk(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Which primitives run: Triton on a GPU, torch elsewhere, unless O1CORE_KERNELS=torch|triton says otherwise.
 
-A backend is sixteen functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
+A backend is twenty functions and one budget: tensors in and tensors out, no autograd and no checks. Triton is imported
 only when it is chosen: it costs time at start and does not exist everywhere. The files are not named after the ops,
 because importing a submodule `linear_logprob` would replace the function of that name in the package. The tuples: numbers.py.
 
@@ -35,6 +35,7 @@ float32 (float64), any value a row, any stride. Rows of d_weight from vocab_size
     swiglu_backward(gate_up, grad) -> d_gate_up
     delta_step: as in delta.py, of arguments that were checked
     delta_walk(added, read, written, fade, memory, more or None) -> as torch_delta.walk
+    delta_solve, delta_solve_backward, delta_read, delta_read_backward -> as torch_delta's
 
 A masked token's logp and ref_logp may be anything, NaN included. The clip compares the ratio strictly: at 1 +- eps
 exactly the gradient is kept. The log-ratio of a unit is clamped to +-20, with zero gradient outside and the gradient
@@ -71,6 +72,10 @@ class Primitives(NamedTuple):
     swiglu_backward: Callable
     delta_step: Callable
     delta_walk: Callable
+    delta_solve: Callable
+    delta_solve_backward: Callable
+    delta_read: Callable
+    delta_read_backward: Callable
 
 
 TORCH = Primitives(
@@ -91,12 +96,24 @@ TORCH = Primitives(
     torch_elementwise.swiglu_backward,
     torch_delta.step,
     torch_delta.walk,
+    torch_delta.solve,
+    torch_delta.solve_backward,
+    torch_delta.read,
+    torch_delta.read_backward,
 )
 
 
 @cache
 def triton_primitives() -> Primitives:
-    from . import triton_decode, triton_delta, triton_elementwise, triton_gather, triton_linear, triton_surrogate
+    from . import (
+        triton_chunk,
+        triton_decode,
+        triton_delta,
+        triton_elementwise,
+        triton_gather,
+        triton_linear,
+        triton_surrogate,
+    )
 
     return Primitives(
         triton_linear.forward,
@@ -116,6 +133,10 @@ def triton_primitives() -> Primitives:
         triton_elementwise.swiglu_backward,
         triton_delta.step,
         triton_delta.walk,
+        triton_chunk.solve,
+        triton_chunk.solve_backward,
+        triton_chunk.read,
+        triton_chunk.read_backward,
     )
 
 

@@ -1,4 +1,8 @@
-"""The gated delta rule in torch: its decode step, number by number, and its walk over chunks."""
+"""The gated delta rule in torch: its decode step, number by number, its walk over chunks, and what is done within a chunk.
+
+Of chunks: q, k [B, N, C, H, K], v [B, N, C, H, V]; total G, the sums of a chunk's decays up to each token, and beta
+[B, N, H, C]; all else with heads before tokens.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -63,3 +67,73 @@ def walk(
         if more is not None:
             memory += more[:, n]
     return corrections, memories, memory
+
+
+def fading(total: Tensor) -> Tensor:
+    """exp(G_i - G_j) for j <= i, and 0 where exp of a positive difference could overflow: [B, N, H, C, C]."""
+    later = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu(1)
+    return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
+
+
+def solve(k: Tensor, v: Tensor, total: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """U = T beta V, W = T beta exp(G) K and Y = exp(G_C - G) K, and T = (1 + L)^-1, L_ij = beta_i exp(G_i - G_j) k_i k_j for
+    j < i."""
+    k, v, beta = k.transpose(2, 3), v.transpose(2, 3), beta[..., None]
+    system = (k @ k.mT * fading(total) * beta).tril(-1)
+    one = torch.eye(system.shape[-1], dtype=k.dtype, device=k.device)
+    inverse = torch.linalg.solve_triangular(system, one, upper=False, unitriangular=True)
+    faded, kept = total.exp()[..., None], (total[..., -1:] - total).exp()[..., None]
+    return inverse @ (v * beta), inverse @ (k * (beta * faded)), k * kept, inverse
+
+
+def solve_backward(
+    k: Tensor,
+    v: Tensor,
+    total: Tensor,
+    beta: Tensor,
+    values: Tensor,
+    keys: Tensor,
+    inverse: Tensor,
+    d_values: Tensor,
+    d_keys: Tensor,
+    d_kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d_k, d_v, d_total, d_beta."""
+    k, v, b = k.transpose(2, 3), v.transpose(2, 3), beta[..., None]
+    faded = total.exp()
+    of_v, of_k = inverse.mT @ d_values, inverse.mT @ d_keys  # of beta V and of beta exp(G) K
+    of_system = -((of_v @ values.mT + of_k @ keys.mT) * fading(total)).tril(-1)
+    of_beta = of_system * (k @ k.mT)
+    of_total = of_beta * b
+    of_system = of_system * b
+    of_weight = (of_k * k).sum(-1)
+    of_kept = d_kept * (total[..., -1:] - total).exp()[..., None]
+    d_k = (of_system + of_system.mT) @ k + of_k * (b * faded[..., None]) + of_kept
+    of_rest = (of_kept * k).sum(-1)
+    d_total = of_total.sum(-1) - of_total.sum(-2) + beta * faded * of_weight - of_rest
+    d_total[..., -1] += of_rest.sum(-1)
+    d_beta = (of_v * v).sum(-1) + of_beta.sum(-1) + faded * of_weight
+    return d_k.transpose(2, 3), (of_v * b).transpose(2, 3), d_total, d_beta
+
+
+def read(q: Tensor, k: Tensor, total: Tensor, corrections: Tensor, memories: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(G) Q M + P D [B, N, C, H, V], and P_ij = exp(G_i - G_j) q_i k_j for j <= i."""
+    q, k = q.transpose(2, 3), k.transpose(2, 3)
+    scores = q @ k.mT * fading(total)
+    found = (q * total.exp()[..., None]) @ memories + scores @ corrections
+    return found.transpose(2, 3), scores
+
+
+def read_backward(
+    q: Tensor, k: Tensor, total: Tensor, corrections: Tensor, memories: Tensor, scores: Tensor, d_out: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """d_q, d_k, d_total, d_corrections, d_memories."""
+    q, k, d_out = q.transpose(2, 3), k.transpose(2, 3), d_out.transpose(2, 3)
+    faded = total.exp()[..., None]
+    of_scores = d_out @ corrections.mT
+    of_total = of_scores * scores
+    of_scores = of_scores * fading(total)
+    of_q = d_out @ memories.mT * faded
+    d_total = of_total.sum(-1) - of_total.sum(-2) + (of_q * q).sum(-1)
+    d_q, d_k = (of_q + of_scores @ k).transpose(2, 3), (of_scores.mT @ q).transpose(2, 3)
+    return d_q, d_k, d_total, scores.mT @ d_out, (q * faded).mT @ d_out

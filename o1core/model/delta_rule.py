@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import delta_walk
+from ..kernels import delta_read, delta_solve, delta_walk
 from ..kernels.torch_delta import split_heads
 from .config import DeltaConfig, ModelConfig
 from .elementwise import at_least_float32, silu
@@ -155,31 +155,14 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """The rule over q, k [B, T, Hv, K], v [B, T, Hv, V], decay and beta [B, T, Hv] from memory [B, Hv, K, V], `chunk` tokens at
-    a time (arXiv 2406.06484, section 3, with the decays of 2412.06464): outputs [B, T, Hv, V] and the last memory.
-
-    Within a chunk, token i's correction u_i depends on those before it: u_i = beta_i (v_i - k_i^T S_i), where S_i is the
-    memory M at the chunk's start, faded, and what tokens j < i have added. That is a triangular system, (1 + L) U = beta V -
-    beta K' M with L_ij = beta_i exp(G_i - G_j) k_i k_j for j < i, G the sum of decays since the start and K' the keys faded
-    by exp(G). It is solved for all chunks at once, and so are the outputs; only the walk between them goes from chunk to
-    chunk (kernels.delta_walk).
-    """
+    a time (kernels/delta.py): outputs [B, T, Hv, V] and the last memory."""
     length, padding = q.shape[1], -q.shape[1] % chunk
     # Tokens of padding have beta 0 and do not fade: they change neither the memory nor an output before them.
     q, k, v, decay, beta = (
-        F.pad(part, (0, 0) * (part.ndim - 2) + (0, padding)).unflatten(1, (-1, chunk)).transpose(2, 3)
+        F.pad(part, (0, 0) * (part.ndim - 2) + (0, padding)).unflatten(1, (-1, chunk))
         for part in (q, k, v, decay, beta)
-    )  # [B, chunks, Hv, chunk, ...]
-    total = decay.cumsum(-1)
-    # exp of a positive difference could overflow, so what is above the diagonal is masked before.
-    later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
-    fading = (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
-    faded = total.exp()[..., None]
-    weighted = k * beta[..., None]
-    system = (weighted @ k.mT * fading).tril(-1)
-    right = torch.cat((v * beta[..., None], weighted * faded), dim=-1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    values, keys = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
-    kept = k * (total[..., -1:] - total).exp()[..., None]
+    )  # [B, chunks, chunk, Hv, ...]
+    total, beta = decay.transpose(2, 3).cumsum(-1), beta.transpose(2, 3)
+    values, keys, kept = delta_solve(k, v, total, beta)
     corrections, memories, end = delta_walk(values, keys, kept, total[..., -1].exp(), memory)
-    found = (q * faded) @ memories + (q @ k.mT * fading) @ corrections
-    return found.transpose(2, 3).flatten(1, 2)[:, :length], end
+    return delta_read(q, k, total, corrections, memories).flatten(1, 2)[:, :length], end

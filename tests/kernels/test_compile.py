@@ -18,8 +18,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 HEAD_PRODUCTS = ("partial_sums", "logit_gradient")
-PRODUCTS = (*HEAD_PRODUCTS, "paged_attention", "delta_walk")
-STATES = ("delta_step", "delta_walk")
+CHUNKS = ("delta_walk", "delta_solve", "delta_solve_backward", "delta_read", "delta_read_backward")
+PRODUCTS = (*HEAD_PRODUCTS, "paged_attention", *CHUNKS)
+STATES = ("delta_step", *CHUNKS)
 ELEMENTWISE = ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")
 MATRIX_READERS = (
     *ELEMENTWISE,

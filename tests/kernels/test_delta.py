@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from o1core.kernels import delta_step, delta_walk
+from o1core.kernels import delta_read, delta_solve, delta_step, delta_walk
+from o1core.kernels.torch_delta import recurrent_step
+from o1core.model.delta_rule import chunked
 from tests.kernels import interpreter
 from tests.kernels.triton_cases import DEVICE, leaf, needs_interpreter, normal
 
@@ -162,11 +164,145 @@ def test_a_walk_by_gradcheck(backend):
     assert torch.autograd.gradcheck(delta_walk, inputs, fast_mode=True)
 
 
+def chunk_inputs(sizes: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What delta_solve and delta_read take, by name; keys that are like each other."""
+    batch, chunks, heads, tokens, size, width = sizes
+    q, k = (normal(batch, chunks, tokens, heads, size, seed=seed) for seed in (1, 2))
+    k = k + 2 * normal(size, seed=3)
+    drawn = {
+        "q": q / q.norm(dim=-1, keepdim=True),
+        "k": k / k.norm(dim=-1, keepdim=True),
+        "v": normal(batch, chunks, tokens, heads, width, seed=4),
+        "total": (-(normal(batch, chunks, heads, tokens, seed=5).abs() ** 3)).cumsum(-1),
+        "beta": normal(batch, chunks, heads, tokens, seed=6).sigmoid(),
+        "corrections": normal(batch, chunks, heads, tokens, width, seed=7),
+        "memories": normal(batch, chunks, heads, size, width, seed=8),
+    }
+    return {name: t.to(dtype) for name, t in drawn.items()}
+
+
+def solve_by_hand(k, v, total, beta):
+    """Token after token: what each corrects depends on what those before it have."""
+    k, v = k.transpose(2, 3), v.transpose(2, 3)
+    values, keys = [], []
+    for i in range(k.shape[3]):
+        before = (total[..., i : i + 1] - total[..., :i]).exp() * (k[..., :i, :] @ k[..., i, :, None])[..., 0]
+        for found, own in ((values, v[..., i, :]), (keys, k[..., i, :] * total[..., i, None].exp())):
+            known = sum((before[..., j, None] * found[j] for j in range(i)), start=torch.zeros_like(own))
+            found.append(beta[..., i, None] * (own - known))
+    return torch.stack(values, 3), torch.stack(keys, 3), k * (total[..., -1:] - total).exp()[..., None]
+
+
+def read_by_hand(q, k, total, corrections, memories):
+    q, k, found = q.transpose(2, 3), k.transpose(2, 3), []
+    for i in range(q.shape[3]):
+        upto = (total[..., i : i + 1] - total[..., : i + 1]).exp() * (k[..., : i + 1, :] @ q[..., i, :, None])[..., 0]
+        of_memory = (q[..., i, None, :] * total[..., i, None, None].exp()) @ memories
+        found.append((of_memory + upto[..., None, :] @ corrections[..., : i + 1, :])[..., 0, :])
+    return (torch.stack(found, 2),)
+
+
+CHUNKS = {
+    "16 tokens": (1, 1, 1, 16, 16, 16),
+    "32 tokens of odd sizes": (2, 1, 2, 32, 24, 37),
+    "64 tokens": (1, 2, 1, 64, 16, 40),
+}
+OPS = {
+    "solve": (delta_solve, solve_by_hand, ("k", "v", "total", "beta")),
+    "read": (lambda *given: (delta_read(*given),), read_by_hand, ("q", "k", "total", "corrections", "memories")),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
+def test_a_chunk_and_its_gradients_are_those_of_autograd_in_float64(backend, op, sizes, dtype, bound):
+    mine, by_hand, names = OPS[op]
+    inputs = [chunk_inputs(sizes, dtype)[name] for name in names]
+    found, exact = gradients(mine, inputs), gradients(by_hand, [t.double() for t in inputs])
+    for one, truth in zip((*found[0], *found[1]), (*exact[0], *exact[1])):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), truth, rtol=0, atol=bound * truth.abs().max().item())
+
+
+def rule_inputs(batch: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+    q, k, v = (normal(batch, length, 2, size, seed=size) for size in (16, 17, 9))
+    k = k[..., :16]
+    decay, beta = -3 * normal(batch, length, 2, seed=5).abs() ** 3, normal(batch, length, 2, seed=6).sigmoid()
+    return [t.to(dtype) for t in (q, k / k.norm(dim=-1, keepdim=True), v, decay, beta, normal(batch, 2, 16, 9, seed=7))]
+
+
+def rule_by_hand(q, k, v, decay, beta, memory):
+    outputs = []
+    for t in range(q.shape[1]):
+        out, memory = recurrent_step(q[:, t], k[:, t], v[:, t], decay[:, t], beta[:, t], memory)
+        outputs.append(out)
+    return torch.stack(outputs, 1), memory
+
+
+LENGTHS = [1, 63, 64, 65, 129]
+
+
 @needs_interpreter
-def test_a_sequence_of_a_walk_has_the_same_bits_alone(on_triton):
-    inputs = walk_inputs((3, 2, 2, 16, 16, 16), torch.float32)
-    together, alone = delta_walk(*inputs), delta_walk(*(t[1:2] for t in inputs))
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_rule_in_chunks_is_the_recurrence_in_float64_with_its_gradient(on_triton, length):
+    inputs = rule_inputs(1, length, torch.float64)
+    found, exact = gradients(chunked, inputs), gradients(rule_by_hand, inputs)
+    for one, truth in zip((*found[0], *found[1]), (*exact[0], *exact[1])):
+        torch.testing.assert_close(one, truth, rtol=0, atol=1e-12 * truth.abs().max().item())
+
+
+@needs_interpreter
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_rule_in_float32_is_as_exact_as_in_torch(on_triton, monkeypatch, length):
+    """Both lose most in differences of two sums of decays."""
+    inputs = rule_inputs(1, length, torch.float32)
+    exact = gradients(rule_by_hand, [t.double() for t in inputs])
+    found = gradients(chunked, inputs)
+    monkeypatch.setenv("O1CORE_KERNELS", "torch")
+    twin = gradients(chunked, inputs)
+    for one, other, truth in zip(*((*of[0], *of[1]) for of in (found, twin, exact))):
+        error, allowed = ((t - truth).abs().max().item() for t in (one, other))
+        assert error <= 1.5 * allowed + 3e-7 * truth.abs().max().item()
+
+
+@needs_interpreter
+def test_a_strong_decay_makes_neither_infinities_nor_nans(on_triton):
+    inputs = [t.double() for t in rule_inputs(1, 70, torch.float32)]
+    inputs[3] = torch.full_like(inputs[3], -60.0)
+    found, exact = gradients(chunked, inputs), gradients(rule_by_hand, inputs)
+    for one, truth in zip((*found[0], *found[1]), (*exact[0], *exact[1])):
+        torch.testing.assert_close(one, truth)
+
+
+@needs_interpreter
+def test_a_sequence_beside_others_has_the_same_bits_alone(on_triton):
+    inputs = rule_inputs(3, 70, torch.float32)
+    together, alone = chunked(*inputs), chunked(*(t[1:2] for t in inputs))
     assert all(torch.equal(one[0], many[1]) for one, many in zip(alone, together))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("op", OPS)
+def test_what_a_program_has_stored_is_read_behind_a_barrier_alone(on_triton, op):
+    """Another thread may have stored it. One program a pass."""
+    given = chunk_inputs((1, 1, 1, 64, 16, 16), torch.float32)
+    with interpreter.accesses() as forward:
+        found = OPS[op][0](*(given[name].requires_grad_() for name in OPS[op][2]))
+    with interpreter.accesses() as backward:
+        torch.autograd.backward(found, [torch.ones_like(o) for o in found])
+    for seen in (forward, backward):
+        open_stores, behind, again = set(), set(), 0
+        for access in seen:
+            at = set(access.addresses.tolist())
+            if access.kind == "store":
+                open_stores |= at
+            elif access.kind == "load":
+                assert not open_stores & at
+                again += len(behind & at)
+            else:
+                behind, open_stores = behind | open_stores, set()
+        assert again > 0
 
 
 def test_no_rows_and_no_chunks(backend):
