@@ -14,13 +14,13 @@ are its state, the `tail`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from ..kernels import delta_read, delta_solve, delta_walk
 from ..kernels.torch_delta import split_heads
@@ -148,7 +148,47 @@ def run_sequence(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | No
 
 def rerun(inputs: DeltaInputs, state: DeltaState, lengths: list[int] | None) -> tuple[Tensor, DeltaState]:
     """run_sequence, whose steps a backward pass makes again: they take 20 times the inputs' memory, and a fifth of its time."""
-    return checkpoint(run_sequence, inputs, state, lengths, use_reentrant=False, preserve_rng_state=False)
+    out, *after = Rerun.apply(*inputs[:4], *state, inputs.config, lengths)
+    return out, DeltaState(*after)
+
+
+class Rerun(torch.autograd.Function):
+    """torch's checkpoint would hold on to its arguments, also inside the checkpoint of a whole block, which is to keep none of
+    them; what a Function saves is let go there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mixed: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        kernel: Tensor,
+        tail: Tensor,
+        memory: Tensor,
+        config: DeltaConfig,
+        lengths: list[int] | None,
+    ) -> Any:
+        ctx.save_for_backward(mixed, decay, beta, kernel, tail, memory)
+        ctx.config, ctx.lengths = config, lengths
+        ctx.set_materialize_grads(False)  # the states after sequences that nothing follows
+        inputs = DeltaInputs(mixed, decay, beta, kernel, config)
+        out, state = run_sequence(inputs, DeltaState(tail, memory), lengths)
+        return out, *state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        needed = ctx.needs_input_grad[:6]
+        leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed)]
+        with torch.enable_grad():
+            mixed, decay, beta, kernel, tail, memory = leaves
+            inputs = DeltaInputs(mixed, decay, beta, kernel, ctx.config)
+            out, state = run_sequence(inputs, DeltaState(tail, memory), ctx.lengths)
+        pairs = [(made, grad) for made, grad in zip((out, *state), gradients) if grad is not None]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        made, given = zip(*pairs)
+        found = iter(torch.autograd.grad(made, wanted, given, allow_unused=True))
+        return *(next(found) if need else None for need in needed), None, None
 
 
 def chunked(

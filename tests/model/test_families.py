@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ import o1core.model
 from o1core import Engine, SamplingParams
 from o1core.cli import main
 from o1core.errors import UserError
-from o1core.model import Trees, adapted, add_adapters, draw_adapters, merged_weights, read_config, save_checkpoint
+from o1core.model import (
+    Trees,
+    adapted,
+    add_adapters,
+    delta_rule,
+    draw_adapters,
+    merged_weights,
+    read_config,
+    save_checkpoint,
+)
 
 MIXTURE = {"moe_intermediate_size": 24, "num_experts": 7, "num_experts_per_tok": 3}
 QWEN3_MOE = MIXTURE | {"num_hidden_layers": 3, "norm_topk_prob": True}
@@ -173,6 +183,24 @@ def test_save_is_load_to_the_bit(made, name, tmp_path):
 
 
 TREES = Trees((70, 1, 3, 64), ((65, 1, 3), (63, 129)))
+
+
+def test_a_checkpointed_block_keeps_nothing_of_its_delta_rule(made, monkeypatch):
+    """Not even what the rule is made of, which the rule alone keeps."""
+    alive, run = [], delta_rule.run_sequence
+
+    def noted(inputs, *rest):
+        alive.append(weakref.ref(inputs.mixed))
+        return run(inputs, *rest)
+
+    monkeypatch.setattr(delta_rule, "run_sequence", noted)
+    model = o1core.model.load(made("hybrid")[0], torch.float32)[0]
+    for recompute, kept in ((True, False), (False, True)):
+        alive.clear()
+        hidden = model.packed(ids_of(TREES.rows), TREES, recompute)
+        assert alive and all((mixed() is not None) == kept for mixed in alive)
+        hidden.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["hybrid with experts"])
