@@ -7,8 +7,10 @@ from statistics import mean
 
 import pytest
 
+from bench.controls import Found, table
 from o1core.files import read_json
 from o1core.metrics import over_seeds
+from o1core.records import from_json
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -105,3 +107,11 @@ def test_the_chart_is_drawn_from_the_result_file(tmp_path):
     script = runpy.run_path(str(ROOT / "bench" / "tiny_o1.py"))
     script["draw"](SIX, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_table_of_controls_is_that_of_its_result_file():
+    page = (ROOT / "bench" / "results" / "qwen_gsm8k.md").read_text()
+    held = read_json(ROOT / "bench" / "results" / "qwen_controls.json")
+    assert held.pop("problems") == 300
+    rows = {name: from_json(Found, row, name) for name, row in held.items()}
+    assert table(rows) in page
