@@ -400,13 +400,18 @@ def kept_by_layer(c: ModelConfig, layer: int, cuda: bool) -> int:
         mixer = size * (q + 2 * kv + q + kv + q) + 4 * c.num_heads  # the last: a row's log-sum-exps
         if c.family.hybrid:  # a gate for each number of the output, and norms of q and k
             mixer += size * 3 * q + (q + kv) * (size if cuda else 4 if size == 4 else 8)
-    return norms + mixer + size * (4 if sparse else 2) * mlp_width(c, layer)
+    return norms + mixer + kept_by_mlp(c, layer)
+
+
+def kept_by_mlp(c: ModelConfig, layer: int) -> int:
+    """Bytes a row of it: two tensors of its width, four of experts'."""
+    return c.dtype.itemsize * (4 if layer in c.sparse_layers else 2) * mlp_width(c, layer)
 
 
 def made_again(c: ModelConfig) -> int:
-    """Bytes a token of the delta rule's steps, in fp32, while their gradients are made: 30 tensors of the heads' width."""
+    """Bytes a token of the delta rule's steps, in fp32, while their gradients are made: 28 tensors of the heads' width."""
     d = c.delta
-    return 0 if d is None else 4 * 30 * d.value_heads * max(d.key_dim, d.value_dim)
+    return 0 if d is None else 4 * 28 * d.value_heads * max(d.key_dim, d.value_dim)
 
 
 def scratch_of_head(c: ModelConfig, predicted: int, machine: Machine) -> int:
@@ -433,13 +438,21 @@ def update(c: ModelConfig, w: Workload, machine: Machine, micro_tokens: int) -> 
     # Gradients inside a layer's MLP, with what is made again there. On a CPU its matrix products hold copies, and pieces of
     # the heap that were freed wait for a use; with adapters 12 were measured on AVX512, where 5 were alive.
     wide = 2.7 if machine.cuda else 10 if counts.adapters else 7
-    on_the_way = max(int(tokens * size * wide * widest_mlp(c)), tokens * made_again(c))
+    in_mlp = int(tokens * size * wide * widest_mlp(c))
+    in_delta = max(
+        (tokens * (made_again(c) - kept_by_mlp(c, layer)) for layer in c.delta_layers), default=0
+    )  # it is over
     if w.recipe.execution.checkpointing:
         inputs = tokens * size * c.hidden_size * len(layers)
-        made = tokens * size * (2 * c.hidden_size + widest_mlp(c))  # norms and SwiGLU of the layer that is run again
-        parts = {"checkpoints": inputs, "activations": max(of_layers) + made + on_the_way}
+        # Norms and SwiGLU of the layer that is run again; experts keep theirs.
+        made = (
+            tokens
+            * size
+            * (2 * c.hidden_size + max((c.ffn_size for i in layers if i not in c.sparse_layers), default=0))
+        )
+        parts = {"checkpoints": inputs, "activations": max(of_layers) + max(made + in_mlp, in_delta)}
     else:
-        parts = {"activations": sum(of_layers) + on_the_way}
+        parts = {"activations": sum(of_layers) + max(in_mlp, in_delta)}
     last = tokens * size * 2 * c.hidden_size  # the last norm's input, and its gradient
     parts["activations"] += last
     parts["loss scratch"] = scratch_of_head(c, predicted, machine)
