@@ -37,6 +37,7 @@ from ..errors import UserError
 T = TypeVar("T")
 
 LOOK_EVERY = 1.0  # seconds, for ranks that have died
+LAST_LOOK = 5.0  # seconds that the end of looking may take, where the store is gone
 GRACE = 30.0  # seconds beyond --timeout after which NCCL's own watchdog aborts, so that a rank can be named before
 WHY_DEAD = "killed, or out of memory"
 RERUN = "rerun the same command to continue"
@@ -129,7 +130,7 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
     _world.store.set(f"process/{rank()}", whereabouts())
     if not is_lead():
         silence()
-    watch_others(_world, deaf=_world.device.type == "cuda")
+    end_watch = watch_others(_world, deaf=_world.device.type == "cuda")
     try:
         yield _world.device
     except UserError as error:
@@ -147,6 +148,7 @@ def opened(device: torch.device, timeout: float = PATIENCE) -> Iterator[torch.de
             with contextlib.suppress(RuntimeError):
                 _world.store.set(f"left/{_world.rank}", "")
         _world = None
+        end_watch()
         dist.destroy_process_group()
 
 
@@ -192,7 +194,7 @@ def patience(device: torch.device, timeout: float) -> timedelta:
     return timedelta(seconds=timeout + (GRACE if device.type == "cuda" else 0))
 
 
-def watch_others(world: World, deaf: bool) -> None:
+def watch_others(world: World, deaf: bool) -> Callable[[], None]:
     """In a thread, say once a second that this rank lives, where its main thread stands and how many collectives it has
     entered. Where the main thread is deaf, also look after the others, and end this process with one line where one of them
     is gone or does not come.
@@ -201,6 +203,8 @@ def watch_others(world: World, deaf: bool) -> None:
     until NCCL's own watchdog ends the process with a trace that names nobody. A rank is gone when its process is, or when on
     another machine its thread has been still for --timeout seconds; who left by itself has said so. It does not come when it
     has entered fewer collectives than this rank, and neither has entered another one for --timeout seconds.
+
+    Returns what ends the thread: where the interpreter ends before it, in a call of the store, C++ aborts the process.
     """
     others = [r for r in range(world.size) if r != world.rank]
     start = time.monotonic()
@@ -237,7 +241,7 @@ def watch_others(world: World, deaf: bool) -> None:
         main = threading.main_thread().ident
         assert main is not None
         with contextlib.suppress(RuntimeError):  # the store is gone, and torchrun with it
-            while _world is world:
+            while _world is world and not ended.is_set():
                 here = place(traceback.walk_stack(sys._current_frames()[main]))
                 world.store.set(f"at/{world.rank}", json.dumps({"place": here, "entered": entered(world)}))
                 world.store.add(f"pulse/{world.rank}", 1)
@@ -247,9 +251,16 @@ def watch_others(world: World, deaf: bool) -> None:
                     if not found and (absent := late()):
                         tell_and_end(absent, never_came(world, absent, here))
                     seen = found
-                time.sleep(LOOK_EVERY)
+                ended.wait(LOOK_EVERY)
 
-    threading.Thread(target=watch, name="watching", daemon=True).start()
+    def end() -> None:
+        ended.set()
+        thread.join(LAST_LOOK)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=watch, name="watching", daemon=True)
+    thread.start()
+    return end
 
 
 def entered(world: World) -> Counter[str]:

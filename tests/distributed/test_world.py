@@ -3,7 +3,10 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from o1core.distributed.world import rank, watch_others
 from o1core.distributed.world import world as open_world
 from o1core.errors import UserError
 from tests.distributed.worlds import run_world
+
+ROOT = Path(__file__).parents[2]
 
 
 def agree() -> list:
@@ -116,6 +121,27 @@ def test_a_thread_tells_of_a_dead_rank_where_the_main_thread_cannot(tmp_path):
     line = "o1core: error: rank 1 died (killed, or out of memory); rerun the same command to continue\n"
     assert (tmp_path / "errors-0").read_text() == line
     assert run_world(wait_where_nothing_is_heard, 2, False, str(tmp_path / "none")) == ["was left alone", "left"]
+
+
+ENDING = """
+import threading
+from datetime import timedelta
+from types import SimpleNamespace
+from torch.distributed import TCPStore
+from o1core.distributed import world
+store = TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(seconds=5))
+one = SimpleNamespace(rank=0, size=1, store=store, timeout=5.0, mesh=None)
+world._world, world.LOOK_EVERY, world.entered = one, 0.0, lambda world: {}
+end = world.watch_others(one, deaf=False)
+threading.Event().wait(0.2)
+end()
+"""
+
+
+def test_the_thread_has_ended_before_the_interpreter_does():
+    """It is in a call of the store all the time here; left alone, C++ would end the process with SIGABRT then."""
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 @pytest.mark.parametrize(
