@@ -31,6 +31,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from o1core.distributed.sharding import shard
 from o1core.distributed.world import World
+from o1core.errors import UserError
 from o1core.model import ModelConfig, Transformer, adapted, experts, lora, read_config
 from o1core.policy import select
 from o1core.recipe import OptimiserSettings, Recipe
@@ -174,7 +175,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for cards in args.cards:
         name, ranks, *last = cards.split(":")
-        config, settings = read_config(CONFIGS / name), trained_of(last[0] if last else "")
+        try:
+            config, settings = read_config(CONFIGS / name), trained_of(last[0] if last else "")
+        except (ValueError, UserError) as error:
+            ap.error(f"--cards {cards}: {error}")
         for tokens in args.tokens:
             start = time.perf_counter()
             found = simulated(config, int(ranks), settings, tokens)
